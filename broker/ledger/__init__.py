@@ -1,0 +1,1 @@
+"""What must survive a broker: mailboxes, result records, the tag index, the device registry, blobs."""

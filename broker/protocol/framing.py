@@ -1,0 +1,58 @@
+"""Messages to frames and back.
+
+The first frame is the message itself (msgpack); the others are payload, which only its last receiver looks into.
+`decode` gives a message or `ProtocolError`, and nothing else, whatever the bytes: see tests/broker/protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from broker.protocol import messages as m
+from broker.protocol.errors import MessageTooLarge, ProtocolError
+
+__all__ = ["HEADER_LIMIT", "MESSAGE_LIMIT", "command_digest", "decode", "encode", "size_of"]
+
+HEADER_LIMIT = 1 << 20
+"""The largest first frame, in bytes."""
+
+MESSAGE_LIMIT = 4 << 20
+"""The largest message by default, all frames, in bytes. What is larger moves as a blob, in chunks."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[m.Message] = msgspec.msgpack.Decoder(m.Message)
+
+
+def encode(message: m.Message) -> bytes:
+    """The first frame of ``message``."""
+    return _encoder.encode(message)
+
+
+def decode(header: bytes | memoryview) -> m.Message:
+    """The message whose first frame is ``header``. Raises `ProtocolError` for anything that is not one."""
+    if len(header) > HEADER_LIMIT:
+        raise MessageTooLarge(len(header), HEADER_LIMIT)
+    try:
+        return _decoder.decode(header)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"expected a message of protocol {m.PROTOCOL_VERSION[0]}, got another shape: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"expected msgpack, got {len(header)} bytes that are not: {error}") from None
+
+
+def command_digest(command: m.Command, frames: Sequence[m.Frame] = ()) -> bytes:
+    """16 bytes that tell this command from any other with the same id: BLAKE2b-128 of its encoding, then of each frame
+    with its length in front (8 bytes, little-endian)."""
+    digest = hashlib.blake2b(_encoder.encode(command), digest_size=16)
+    for frame in frames:
+        digest.update(len(frame).to_bytes(8, "little"))
+        digest.update(frame)
+    return digest.digest()
+
+
+def size_of(frames: Sequence[m.Frame]) -> int:
+    """The bytes of all frames."""
+    return sum(map(len, frames))

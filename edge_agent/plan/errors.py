@@ -1,0 +1,77 @@
+"""What can be wrong with a plan, wherever it is checked.
+
+::
+
+    PlanError
+    ├── PlanMalformed      the bytes are not a plan of this format
+    ├── UnknownOp          an op that the registry does not have
+    ├── PlanTypeError      arity, dtype or shape that does not fit, inside the plan
+    ├── ArgumentMismatch   an argument of a call that the plan's signature does not take
+    └── ConditionFailed    sizes for which the plan was not made
+"""
+
+from __future__ import annotations
+
+from broker.protocol.errors import EdgePlanError
+
+__all__ = ["ArgumentMismatch", "ConditionFailed", "PlanError", "PlanMalformed", "PlanTypeError", "UnknownOp"]
+
+
+class PlanError(EdgePlanError):
+    """A plan, or a call of one, is not what it should be."""
+
+
+class PlanMalformed(PlanError):
+    """The bytes are not a plan of this format, are cut, or do not have the digest that names them."""
+
+
+class UnknownOp(PlanError):
+    """The plan has an op outside the registry."""
+
+    def __init__(self, op: str, index: int | None = None) -> None:
+        self.op = op
+        self.index = index
+        super().__init__(op, index)
+
+    def __str__(self) -> str:
+        where = "" if self.index is None else f" (op {self.index} of the plan)"
+        return f"expected an op of the registry, got {self.op!r}{where}"
+
+
+class PlanTypeError(PlanError):
+    """Inside the plan, an op gets what it does not take: wrong arity, dtype or shape, or a value not yet bound."""
+
+    def __init__(self, reason: str, *, op: str = "", index: int | None = None) -> None:
+        self.reason = reason
+        self.op = op
+        self.index = index
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return self.reason if self.index is None else f"op {self.index} of the plan, {self.op}: {self.reason}"
+
+
+class ArgumentMismatch(PlanError, TypeError):
+    """A call's argument does not fit the plan's signature."""
+
+    def __init__(self, argument: str, expected: str, got: str) -> None:
+        self.argument = argument
+        self.expected = expected
+        self.got = got
+        super().__init__(argument, expected, got)
+
+    def __str__(self) -> str:
+        return f"{self.argument}: expected {self.expected}, got {self.got}"
+
+
+class ConditionFailed(PlanError, ValueError):
+    """The sizes of the arguments are outside what the plan was made for. ``sizes`` maps each symbol to its value."""
+
+    def __init__(self, condition: str, sizes: dict[str, int]) -> None:
+        self.condition = condition
+        self.sizes = dict(sizes)
+        super().__init__(condition, sizes)
+
+    def __str__(self) -> str:
+        got = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
+        return f"expected sizes with {self.condition}, got {got}"

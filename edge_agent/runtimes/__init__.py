@@ -1,0 +1,1 @@
+"""Runtimes: a checked plan to a callable."""

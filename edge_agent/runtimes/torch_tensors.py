@@ -1,0 +1,42 @@
+"""Between torch tensors and tensor frames, equal to the bit. See `broker.protocol.tensors` for the frame."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from broker.protocol.errors import TensorRefused
+from broker.protocol.tensors import DTYPES, encode_array, inspect
+
+__all__ = ["DTYPE_NAMES", "TORCH_DTYPES", "decode_tensor", "encode_tensor"]
+
+TORCH_DTYPES: dict[str, torch.dtype] = {name: cast(torch.dtype, getattr(torch, name)) for name in DTYPES}
+"""dtype name to torch dtype."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+"""torch dtype to dtype name."""
+
+
+def encode_tensor(tensor: torch.Tensor) -> bytes:
+    """The frame of a dense tensor on any device, of any strides. Gradients are left behind.
+
+    Raises `TensorRefused` for sparse and quantised tensors, and for a dtype outside the allow-list.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise TensorRefused(f"expected a dense tensor, got {tensor.layout} of {tensor.dtype}")
+    if tensor.dtype not in DTYPE_NAMES:
+        raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {tensor.dtype}")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if plain.dtype is torch.bfloat16:
+        return encode_array(plain.view(torch.uint16).numpy(), bfloat16_bits=True)
+    return encode_array(plain.numpy())
+
+
+def decode_tensor(frame: bytes | memoryview) -> torch.Tensor:
+    """A tensor of its own, writable, with the frame's dtype, shape and bits. Raises `TensorRefused`."""
+    header = inspect(frame)
+    dtype = TORCH_DTYPES[header.dtype]
+    if header.nbytes == 0:
+        return torch.empty(header.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(header.data), dtype=dtype).reshape(header.shape)
