@@ -1,0 +1,620 @@
+"""What can go wrong on the coordinator's side, and what comes back from devices.
+
+::
+
+    EdgePlanError
+    ├── PlanNotBuilt (RuntimeError)         sent, or run, before `build`
+    ├── PlanStale                           the module has changed since `build`: build it again
+    ├── ProtectedName (AttributeError)      an attribute that a plan needs for itself was set
+    ├── PlanBuildError                      the function can't become a plan; `where` is the line
+    │   ├── ArgumentNotSupported            an example argument that can't travel, or doesn't fit args_shape
+    │   ├── OutputNotSupported              a result that is neither a tensor nor a number nor a nest of them
+    │   ├── DataDependentBranch             an `if` or `while` on what a tensor holds
+    │   ├── DataDependentSize               a shape, or a Python number, made of what a tensor holds
+    │   ├── DimPinned                       a dim declared dynamic for which the code works at one size only
+    │   ├── PythonRandomness                random, numpy.random, os.urandom, time, uuid, ...
+    │   ├── RandomOpNotSupported            torch.rand, dropout in train mode, ...
+    │   ├── MutatedInput                    an argument written to in place
+    │   ├── MutatedState                    a buffer, parameter or outer tensor written to in place
+    │   ├── NumpyInPlan                     numpy, or another library that needs the values themselves
+    │   ├── OpNotSupported (UnknownOp)      an op that the registry doesn't have
+    │   └── ResultDiffers                   the plan gives something else than the function does
+    ├── PointerError (TypeError)            a pointer used as if it were its value
+    ├── ForeignPointer                      a pointer of another fleet
+    ├── ResultTimeout (TimeoutError)        nothing came in time; the invocation goes on
+    ├── FleetClosed                         the fleet was closed
+    ├── SessionTakenOver                    a newer incarnation of this named session has connected
+    ├── LedgerLost                          the broker has lost its ledger, and the command can't be sent again
+    └── RemoteError                         a failure that the broker or a device reports, by its code
+        ├── ExecutionFailed                 an op of the plan failed: device, plan, op, source line, message
+        ├── ArgumentFailed                  an argument ended without a value
+        ├── InvocationCancelled, DeadlineExpired
+        ├── ResultReleased, ResultLost, UnknownResult, UnknownDevice
+        ├── TagNotFound, TagAmbiguous, PlanNotFound
+        ├── IdConflict, StoreFull, WorkerDied, QueueFull, NotAllowed
+        └── Remote...                       what a device's own check refused: also an `ArgumentMismatch`, a `ConditionFailed`,
+                                            an `UnknownOp`, a `PlanMalformed`, a `PlanTypeError`, a `TensorRefused`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from broker.protocol.errors import EdgePlanError, TensorRefused
+from broker.protocol.messages import Failure
+from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, PlanMalformed, PlanTypeError, UnknownOp
+
+__all__ = [
+    "ArgumentFailed",
+    "ArgumentNotSupported",
+    "DataDependentBranch",
+    "DataDependentSize",
+    "DeadlineExpired",
+    "DimPinned",
+    "ExecutionFailed",
+    "FleetClosed",
+    "ForeignPointer",
+    "IdConflict",
+    "InvocationCancelled",
+    "LedgerLost",
+    "MutatedInput",
+    "MutatedState",
+    "NotAllowed",
+    "NumpyInPlan",
+    "OpNotSupported",
+    "OutputNotSupported",
+    "PlanBuildError",
+    "PlanNotBuilt",
+    "PlanNotFound",
+    "PlanStale",
+    "PointerError",
+    "ProtectedName",
+    "PythonRandomness",
+    "QueueFull",
+    "RandomOpNotSupported",
+    "RemoteArgumentMismatch",
+    "RemoteConditionFailed",
+    "RemoteError",
+    "RemotePlanMalformed",
+    "RemotePlanTypeError",
+    "RemoteTensorRefused",
+    "RemoteUnknownOp",
+    "ResultDiffers",
+    "ResultLost",
+    "ResultReleased",
+    "ResultTimeout",
+    "SessionTakenOver",
+    "SourceLine",
+    "StoreFull",
+    "TagAmbiguous",
+    "TagNotFound",
+    "UnknownDevice",
+    "UnknownResult",
+    "WorkerDied",
+    "error_from_failure",
+]
+
+
+class SourceLine(NamedTuple):
+    """A place in the user's code. ``text`` is the line itself, stripped."""
+
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.text}"
+
+
+# ------------------------------------------------------------------------------------------------- plans
+
+
+class PlanNotBuilt(EdgePlanError, RuntimeError):
+    """The plan has no graph yet: call `Plan.build` with example arguments first."""
+
+    def __init__(self, plan: str = "", action: str = "being sent to a worker") -> None:
+        self.plan = plan
+        self.action = action
+        super().__init__(plan, action)
+
+    def __str__(self) -> str:
+        return f"A plan needs to be built before {self.action}."
+
+
+class PlanStale(EdgePlanError):
+    """The module is not the one that was built: its mode or its parameters' names, shapes or dtypes differ.
+
+    ``changes`` says what. Build it again, then send it.
+    """
+
+    def __init__(self, plan: str, changes: Sequence[str]) -> None:
+        self.plan = plan
+        self.changes = tuple(changes)
+        super().__init__(plan, self.changes)
+
+    def __str__(self) -> str:
+        return f"{self.plan} has changed since it was built, build it again: {'; '.join(self.changes)}"
+
+
+class ProtectedName(EdgePlanError, AttributeError):
+    """A plan needs this attribute for itself."""
+
+    def __init__(self, plan: str, attribute: str) -> None:
+        self.plan = plan
+        self.attribute = attribute
+        super().__init__(plan, attribute)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.plan} can't have an attribute {self.attribute!r} of its own: a plan uses that name; choose another"
+        )
+
+
+class PlanBuildError(EdgePlanError):
+    """The function can't become a plan. ``where`` is the line of the user's code, if it is known."""
+
+    def __init__(self, reason: str, *, where: SourceLine | None = None) -> None:
+        self.reason = reason
+        self.where = where
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return self.reason if self.where is None else f"{self.reason}\n    {self.where}"
+
+
+class ArgumentNotSupported(PlanBuildError):
+    """An example argument is of a type that can't travel, or does not fit ``args_shape`` or ``args_dtype``."""
+
+    def __init__(self, argument: str, expected: str, got: str) -> None:
+        self.argument = argument
+        self.expected = expected
+        self.got = got
+        super().__init__(f"{argument}: expected {expected}, got {got}")
+
+
+class OutputNotSupported(PlanBuildError):
+    """A result of the function is not something that a plan can return."""
+
+    def __init__(self, output: str, got: str, *, where: SourceLine | None = None) -> None:
+        self.output = output
+        self.got = got
+        super().__init__(f"{output}: expected tensors and numbers in lists, tuples and dicts, got {got}", where=where)
+
+
+class DataDependentBranch(PlanBuildError):
+    """Python decides by what a tensor holds; a plan has no Python on the device."""
+
+    def __init__(self, *, where: SourceLine | None = None) -> None:
+        super().__init__(
+            "this line branches on what a tensor holds, which is not known when the plan is built: "
+            "write it with torch.cond(condition, if_true, if_false, operands), or with torch.where",
+            where=where,
+        )
+
+
+class DataDependentSize(PlanBuildError):
+    """A shape, or a number that Python sees, would be made of what a tensor holds."""
+
+    def __init__(self, op: str = "", *, where: SourceLine | None = None) -> None:
+        self.op = op
+        by = f" ({op})" if op else ""
+        super().__init__(
+            f"this line makes a size or a Python number of what a tensor holds{by}, which is not known when the plan is "
+            "built: keep it a tensor, or give the size a bound that the shapes fix (torch.where in place of a mask)",
+            where=where,
+        )
+
+
+class DimPinned(PlanBuildError):
+    """A dim declared dynamic works at one size only. ``argument`` and ``dim`` name it, ``size`` is that one."""
+
+    def __init__(
+        self, argument: str, dim: int | None, size: int | None, *, hint: str = "", where: SourceLine | None = None
+    ) -> None:
+        self.argument = argument
+        self.dim = dim
+        self.size = size
+        self.hint = hint
+        what = "a dim" if dim is None else f"dim {dim}"
+        at = "" if size is None else f" at the size {size}"
+        reason = f"{what} of {argument} was declared dynamic, but this code is right only{at or ' at one size'}"
+        super().__init__(f"{reason}: {hint}" if hint else reason, where=where)
+
+
+class PythonRandomness(PlanBuildError):
+    """Python's own randomness or clock: its value would be frozen into the plan. ``function`` is what was called."""
+
+    def __init__(self, function: str, *, where: SourceLine | None = None) -> None:
+        self.function = function
+        super().__init__(
+            f"{function} gives another value at each call, and a plan would freeze the one it gave at build: "
+            "make it an argument of the plan",
+            where=where,
+        )
+
+
+class RandomOpNotSupported(PlanBuildError):
+    """A random torch op; plans get a generator of their own in a later version."""
+
+    def __init__(self, op: str, *, where: SourceLine | None = None) -> None:
+        self.op = op
+        super().__init__(
+            f"{op} draws random numbers, which plans can't do yet: make them an argument of the plan, "
+            "or call eval() on the module if this is dropout",
+            where=where,
+        )
+
+
+class MutatedInput(PlanBuildError):
+    """The function writes to one of its arguments; a device's tensors are never changed by a plan."""
+
+    def __init__(self, argument: str, *, where: SourceLine | None = None) -> None:
+        self.argument = argument
+        super().__init__(
+            f"{argument} is written to in place, and a plan doesn't change its arguments: work on {argument}.clone() "
+            "and return it",
+            where=where,
+        )
+
+
+class MutatedState(PlanBuildError):
+    """The function writes to a buffer, a parameter or a tensor from outside, which stays behind on the coordinator."""
+
+    def __init__(self, name: str, *, where: SourceLine | None = None) -> None:
+        self.name = name
+        super().__init__(
+            f"{name} is written to in place, and a plan doesn't change what it carries: "
+            "return the new value, or call eval() on the module if this is batch norm",
+            where=where,
+        )
+
+
+class NumpyInPlan(PlanBuildError):
+    """The function needs the values themselves while it is traced: numpy, ``tolist``, a print of a tensor."""
+
+    def __init__(self, function: str, *, where: SourceLine | None = None) -> None:
+        self.function = function
+        super().__init__(
+            f"{function} needs a tensor's values, which are not known when the plan is built: use torch's functions instead",
+            where=where,
+        )
+
+
+class OpNotSupported(PlanBuildError, UnknownOp):
+    """An op that no device's registry has."""
+
+    def __init__(self, op: str, *, where: SourceLine | None = None) -> None:
+        PlanBuildError.__init__(self, f"{op} is not an op that plans can carry", where=where)
+        self.op = op
+        self.index = None
+
+    __str__ = PlanBuildError.__str__
+
+
+class ResultDiffers(PlanBuildError):
+    """Run side by side, the plan and the function differ. ``output`` names the result, ``sizes`` the sizes tried."""
+
+    def __init__(
+        self, output: str, difference: str, sizes: Mapping[str, int], *, where: SourceLine | None = None
+    ) -> None:
+        self.output = output
+        self.difference = difference
+        self.sizes = dict(sizes)
+        at = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "the example"
+        super().__init__(
+            f"the captured plan is not right: at {at}, its {output} differs from the function's: {difference}",
+            where=where,
+        )
+
+
+# ------------------------------------------------------------------------------------------------- pointers and fleet
+
+
+class PointerError(EdgePlanError, TypeError):
+    """A pointer was used as if it were its value. ``id`` names the result, as 32 hex digits."""
+
+    def __init__(self, operation: str, id: str) -> None:
+        self.operation = operation
+        self.id = id
+        super().__init__(operation, id)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operation} needs a value, and this is a pointer to one: fetch it with .get(), "
+            f"or keep its id, {self.id}, for fleet.pointer(id)"
+        )
+
+
+class ForeignPointer(EdgePlanError):
+    """A pointer, device or plan pointer of another fleet."""
+
+    def __init__(self, what: str, argument: str = "") -> None:
+        self.what = what
+        self.argument = argument
+        super().__init__(what, argument)
+
+    def __str__(self) -> str:
+        where = f"{self.argument}: " if self.argument else ""
+        return f"{where}expected something of this fleet, got {self.what} of another"
+
+
+class ResultTimeout(EdgePlanError, TimeoutError):
+    """No result in time. The invocation goes on, and the pointer stays good."""
+
+    def __init__(self, id: str, timeout: float, device: str = "") -> None:
+        self.id = id
+        self.timeout = timeout
+        self.device = device
+        super().__init__(id, timeout, device)
+
+    def __str__(self) -> str:
+        of = f" from {self.device}" if self.device else ""
+        return f"no result {self.id}{of} within {self.timeout:g} s; it may still come: ask again"
+
+
+class FleetClosed(EdgePlanError):
+    """The fleet was closed: nothing can be sent or waited for any more."""
+
+    def __str__(self) -> str:
+        return "this fleet was closed: connect again"
+
+
+class SessionTakenOver(EdgePlanError):
+    """A newer incarnation of this named session has connected, and this one may not speak any more."""
+
+    def __init__(self, session: str = "", reason: str = "") -> None:
+        self.session = session
+        self.reason = reason
+        super().__init__(session, reason)
+
+    def __str__(self) -> str:
+        return f"session {self.session!r} was taken over by a newer process of that name"
+
+
+class LedgerLost(EdgePlanError):
+    """The broker came back with a new ledger, and what this id names can't be sent again."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(id)
+
+    def __str__(self) -> str:
+        return f"the broker lost its ledger, and with it result {self.id}, whose command can't be sent again"
+
+
+# ------------------------------------------------------------------------------------------------- failures from afar
+
+
+class RemoteError(EdgePlanError):
+    """A failure that the broker or a device has reported.
+
+    ``code``, ``message`` and ``details`` are as reported; ``device`` and ``id`` (32 hex digits) say where and of what; empty: not known.
+    """
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        self.failure = failure
+        self.code = failure.code
+        self.message = failure.message
+        self.details = dict(failure.details)
+        self.device = device or str(failure.details.get("device") or "")
+        self.id = id
+        self.source = "" if source is None else str(source)
+        Exception.__init__(self, failure.code, failure.message)
+
+    def _text(self, key: str) -> str:
+        value = self.details.get(key)
+        return "" if value is None else str(value)
+
+    def __str__(self) -> str:
+        of = f" of {self.id}" if self.id else ""
+        where = f"{self.device}{of}: " if self.device else f"result{of}: " if of else ""
+        return f"{where}{self.message or self.code}"
+
+
+class ExecutionFailed(RemoteError):
+    """An op of the plan failed on the device.
+
+    ``plan`` (64 hex digits), ``op`` and ``op_index`` name it, ``error`` is the type of the original error, ``message`` its text, and
+    ``source`` the user's line, ``file:line: text``, where the coordinator knows it.
+    """
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        super().__init__(failure, device=device, id=id, source=source)
+        self.plan = self._text("plan")
+        self.op = self._text("op")
+        index = self.details.get("op_index")
+        self.op_index = int(index) if isinstance(index, int) else None
+        self.error = self._text("error")
+
+    def __str__(self) -> str:
+        at = "" if self.op_index is None else f" at op {self.op_index}"
+        op = f" ({self.op})" if self.op else ""
+        kind = f"{self.error}: " if self.error else ""
+        line = f"\n    {self.source}" if self.source else ""
+        return f"plan {self.plan[:8]} failed on {self.device or 'a device'}{at}{op}: {kind}{self.message}{line}"
+
+
+class ArgumentFailed(RemoteError):
+    """An argument of the command ended without a value: ``argument`` is its id, ``argument_code`` and ``argument_message`` say why."""
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        super().__init__(failure, device=device, id=id, source=source)
+        self.argument = self._text("argument")
+        self.argument_code = self._text("code")
+        self.argument_message = self._text("message")
+
+    def __str__(self) -> str:
+        if not self.argument:
+            return super().__str__()
+        why = ": ".join(part for part in (self.argument_code, self.argument_message) if part)
+        return f"argument {self.argument} ended without a value" + (f" ({why})" if why else "")
+
+
+class InvocationCancelled(RemoteError):
+    """The invocation was cancelled before it ended."""
+
+
+class DeadlineExpired(RemoteError):
+    """The invocation's deadline passed before it ended."""
+
+
+class ResultReleased(RemoteError):
+    """The result was released, and its value is gone."""
+
+
+class ResultLost(RemoteError):
+    """The device has lost the value."""
+
+
+class UnknownResult(RemoteError, LookupError):
+    """Nobody knows a result of this id."""
+
+
+class UnknownDevice(RemoteError, LookupError):
+    """The broker has never met a device of this name."""
+
+
+class TagNotFound(RemoteError, LookupError):
+    """No tensor on the device carries all the tags of an argument."""
+
+
+class TagAmbiguous(RemoteError, LookupError):
+    """More than one tensor on the device carries all the tags of an argument."""
+
+
+class PlanNotFound(RemoteError, LookupError):
+    """The broker does not have the plan, or not all of it."""
+
+
+class IdConflict(RemoteError):
+    """The id names another command already."""
+
+
+class StoreFull(RemoteError):
+    """The device, or the broker, has no room left."""
+
+
+class WorkerDied(RemoteError):
+    """The device's worker process died while it ran this command, more than once."""
+
+
+class QueueFull(RemoteError):
+    """The device's mailbox is full."""
+
+
+class NotAllowed(RemoteError):
+    """A policy forbids it."""
+
+
+class RemoteArgumentMismatch(RemoteError, ArgumentMismatch):
+    """A device's check refused an argument."""
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        RemoteError.__init__(self, failure, device=device, id=id, source=source)
+        self.argument, self.expected, self.got = self._text("argument"), self._text("expected"), self._text("got")
+
+    __str__ = RemoteError.__str__
+
+
+class RemoteConditionFailed(RemoteError, ConditionFailed):
+    """A device's check refused the sizes of the arguments."""
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        RemoteError.__init__(self, failure, device=device, id=id, source=source)
+        self.condition = self._text("condition")
+        self.sizes = {}
+
+    __str__ = RemoteError.__str__
+
+
+class RemoteUnknownOp(RemoteError, UnknownOp):
+    """A device's registry does not have an op of the plan."""
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        RemoteError.__init__(self, failure, device=device, id=id, source=source)
+        self.op = self._text("op")
+        index = self.details.get("op_index")
+        self.index = index if isinstance(index, int) else None
+
+    __str__ = RemoteError.__str__
+
+
+class RemotePlanTypeError(RemoteError, PlanTypeError):
+    """A device's check refused the plan."""
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        RemoteError.__init__(self, failure, device=device, id=id, source=source)
+        self.reason = failure.message
+        self.op = self._text("op")
+        index = self.details.get("op_index")
+        self.index = index if isinstance(index, int) else None
+
+    __str__ = RemoteError.__str__
+
+
+class RemotePlanMalformed(RemoteError, PlanMalformed):
+    """A device got bytes that are not the plan they should be."""
+
+    __str__ = RemoteError.__str__
+
+
+class RemoteTensorRefused(RemoteError, TensorRefused):
+    """A device got a tensor that the codec does not take."""
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        RemoteError.__init__(self, failure, device=device, id=id, source=source)
+        self.reason = failure.message
+
+    __str__ = RemoteError.__str__
+
+
+_BY_CODE: dict[str, type[RemoteError]] = {
+    kind.__name__: kind
+    for kind in (
+        ExecutionFailed,
+        ArgumentFailed,
+        InvocationCancelled,
+        DeadlineExpired,
+        ResultReleased,
+        ResultLost,
+        UnknownResult,
+        UnknownDevice,
+        TagNotFound,
+        TagAmbiguous,
+        PlanNotFound,
+        IdConflict,
+        StoreFull,
+        WorkerDied,
+        QueueFull,
+        NotAllowed,
+    )
+} | {
+    "ArgumentMismatch": RemoteArgumentMismatch,
+    "ConditionFailed": RemoteConditionFailed,
+    "UnknownOp": RemoteUnknownOp,
+    "PlanTypeError": RemotePlanTypeError,
+    "PlanMalformed": RemotePlanMalformed,
+    "TensorRefused": RemoteTensorRefused,
+}
+
+
+def error_from_failure(
+    failure: Failure,
+    *,
+    device: str = "",
+    id: str | bytes = "",
+    source_table: Sequence[tuple[str, int, str] | None] | None = None,
+) -> RemoteError:
+    """The error to raise for a failure: of the class that its code names, or a plain `RemoteError` that keeps the code.
+
+    ``device`` and ``id`` say where and of which result; ``source_table`` is the plan's (see `coordinator.plan.Plan.source_table`), from
+    which ``source`` is found by the failing op's index.
+    """
+    index = failure.details.get("op_index")
+    source = None
+    if source_table is not None and isinstance(index, int) and 0 <= index < len(source_table):
+        entry = source_table[index]
+        source = None if entry is None else SourceLine(*entry)
+    kind = _BY_CODE.get(failure.code, RemoteError)
+    return kind(failure, device=device, id=id.hex() if isinstance(id, bytes) else id, source=source)
