@@ -7,14 +7,23 @@
     ├── UnknownOp          an op that the registry does not have
     ├── PlanTypeError      arity, dtype or shape that does not fit, inside the plan
     ├── ArgumentMismatch   an argument of a call that the plan's signature does not take
-    └── ConditionFailed    sizes for which the plan was not made
+    ├── ConditionFailed    sizes for which the plan was not made
+    └── OpFailed           an op of a checked plan that failed while it ran
 """
 
 from __future__ import annotations
 
 from broker.protocol.errors import EdgePlanError
 
-__all__ = ["ArgumentMismatch", "ConditionFailed", "PlanError", "PlanMalformed", "PlanTypeError", "UnknownOp"]
+__all__ = [
+    "ArgumentMismatch",
+    "ConditionFailed",
+    "OpFailed",
+    "PlanError",
+    "PlanMalformed",
+    "PlanTypeError",
+    "UnknownOp",
+]
 
 
 class PlanError(EdgePlanError):
@@ -75,3 +84,17 @@ class ConditionFailed(PlanError, ValueError):
     def __str__(self) -> str:
         got = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
         return f"expected sizes with {self.condition}, got {got}"
+
+
+class OpFailed(PlanError):
+    """An op failed while the plan ran. ``error_type`` is the name of the class that the runtime raised, ``message`` what it said."""
+
+    def __init__(self, op: str, op_index: int, error_type: str, message: str) -> None:
+        self.op = op
+        self.op_index = op_index
+        self.error_type = error_type
+        self.message = message
+        super().__init__(op, op_index, error_type, message)
+
+    def __str__(self) -> str:
+        return f"op {self.op_index} of the plan, {self.op}, failed with {self.error_type}: {self.message}"
