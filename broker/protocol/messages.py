@@ -725,10 +725,11 @@ class Stored(_Tagged, frozen=True, kw_only=True, tag=99):
 
 
 class NoBlob(_Tagged, frozen=True, kw_only=True, tag=100):
-    """The blob cannot be had, or was refused: ``reason``."""
+    """The blob cannot be had, or was refused: ``reason``. With ``retry_ms`` it may be asked or offered again after so long."""
 
     digest: Digest
     reason: str = ""
+    retry_ms: Natural = 0
 
 
 Message: TypeAlias = (
