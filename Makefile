@@ -1,0 +1,73 @@
+# Everything runs in .venv, which `make setup` makes; nothing is installed outside it. Only Python 3.11+ and make are needed.
+
+# The first Python on PATH that is new enough; `make PYTHON=...` names another.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STAMP := .venv/set-up
+# `make setup PIP_OPTIONS=...` passes options to every pip install, such as an index with the CPU build of torch.
+PIP_OPTIONS ?=
+# Tests that measure nothing run side by side, on as many processes as there are cores.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest
+LINT_IMPORTS := $(BIN)/lint-imports --no-logo
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test bench long sim lint types check format docs constraints clean
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+
+setup: $(STAMP) ## Make .venv with all that a developer needs (minutes at the first time, nothing afterwards)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "edgeplan needs Python 3.11 or later on PATH; or say make PYTHON=..." >&2; exit 1; }
+	@echo "Setting up .venv with $$($(PYTHON) --version): takes some minutes, most of them for torch"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install $(PIP_OPTIONS) --constraint constraints.txt hatchling
+	@$(PIP) install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[torch,onnx,docs,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run a broker and three devices on this machine, and plans on them
+	@$(BIN)/edgeplan demo
+
+check: lint types ## All that needs no test run: style, types, imports
+
+lint: $(STAMP) ## Check style, format and the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(LINT_IMPORTS)
+
+types: $(STAMP) ## Check types
+	$(BIN)/mypy
+
+test: check ## Check everything, and run every test but the long ones
+	$(PYTEST) -m "not long and not alone" --numprocesses=$(WORKERS) --dist=worksteal
+	$(PYTEST) -m "alone and not long"
+
+long: $(STAMP) ## Run the tests that take minutes
+	$(PYTEST) -m long
+
+bench: $(STAMP) ## Measure latency and throughput beside a raw pyzmq relay
+	@$(BIN)/python -m tests.benchmarks
+
+sim: $(STAMP) ## Replay one seed of the simulation: make sim SEED=123
+	@$(BIN)/python -m tests.simulation $(SEED)
+
+docs: $(STAMP) ## Build the documentation into docs/_build; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+format: $(STAMP) ## Format the code, and fix what can be fixed by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(STAMP) ## Write what is installed in .venv into constraints.txt
+	@{ sed -n '/^#/p;/^[^#]/q' constraints.txt; \
+	   $(BIN)/python -m pip freeze --all --exclude edgeplan --exclude pip | sed 's/ @ .*//; s/+[a-z0-9.]*$$//' | sort -f; } > .venv/constraints.txt
+	@cp .venv/constraints.txt constraints.txt
+
+clean: ## Remove .venv and everything else that was made
+	rm -rf .venv docs/_build build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
