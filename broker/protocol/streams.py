@@ -88,6 +88,10 @@ class Outbox(Generic[T]):
         """All items still kept, with their numbers."""
         return list(enumerate(self._items, self._base))
 
+    def item(self, n: int) -> T | None:
+        """The item of number ``n``, if it is still kept."""
+        return self._items[n - self._base] if self._base <= n <= self.last else None
+
     def due(self, now: float) -> list[tuple[int, T]]:
         """What to send now: new items within the window, and, when patience has run out, all again from the first."""
         if now < self._held_until:
