@@ -1,0 +1,440 @@
+"""A coordinator's session with the broker, as a pure state machine.
+
+`SessionCore.handle` takes what happened (a message, a lost connection, a call of the user) and returns what to do
+about it; it has no socket, no clock, no thread. `coordinator.driver` executes its instructions; tests and the
+simulation do so under a virtual clock.
+
+What it promises: every command that `SubmitCommand` brought is sent until the broker has accepted it, and again if the
+broker comes back with another ledger, until all its results have ended; every result ends once, with a value or a
+failure; every request is answered, or fails when the session ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
+from broker.protocol.ids import ResultIds
+from broker.protocol.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Busy,
+    Cancelled,
+    DeviceList,
+    Event,
+    Expired,
+    Failure,
+    Found,
+    Frame,
+    Goodbye,
+    Heartbeat,
+    HeartbeatSeen,
+    Lacking,
+    LogValue,
+    Notify,
+    OpenSession,
+    RefusalCode,
+    Refused,
+    Rejected,
+    ResultFailed,
+    ResultReady,
+    ResultStatus,
+    Seen,
+    SessionOpened,
+    SetLogLevel,
+    Stats,
+    StatusReport,
+    Stranger,
+    TagsChanged,
+    Values,
+)
+from broker.protocol.streams import Inbox, Verdict
+from coordinator.core_commands import Commands
+from coordinator.core_events import (
+    Ask,
+    Close,
+    GiveUp,
+    Reconnect,
+    ResultEnded,
+    SendPlan,
+    SessionEnded,
+    SessionReady,
+    StreamLevel,
+    SubmitCommand,
+    Uploaded,
+    UploadFailed,
+    Watch,
+)
+from coordinator.core_requests import Requests, failure_of
+from coordinator.core_results import Result
+from coordinator.core_tables import Link, LinkInput, LinkMachine, ResultInput
+
+__all__ = ["SessionConfig", "SessionCore"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """How a session behaves; times in seconds."""
+
+    session: str = ""
+    """The session's name; empty: it has none, and nobody takes it up again."""
+    window: int = 1024
+    """How many commands may be under way without an acknowledgement."""
+    patience: float = 5.0
+    """After how long without an acknowledgement commands are sent again."""
+    open_patience: float = 2.0
+    """After how long without an answer the session introduces itself again."""
+    request_patience: float = 5.0
+    """After how long without an answer a request is sent again."""
+    silence: float = 4.0
+    """After how many heartbeat intervals without a word the connection is taken for dead."""
+    max_unaccepted: int = 100_000
+    """How many commands may wait for the broker before `SessionCore.full` says so."""
+
+
+_FOR_NOW = frozenset({RefusalCode.FULL.value})
+_FOR_GOOD = frozenset(code.value for code in RefusalCode) - _FOR_NOW
+_BEFORE_OPEN = (Link.OPENING, Link.WAITING)
+
+
+class SessionCore:
+    """The session. ``incarnation``: 8 random bytes, new at every start of a process."""
+
+    def __init__(self, config: SessionConfig, *, incarnation: bytes) -> None:
+        self.config = config
+        self.incarnation = incarnation
+        self.failure: Failure | None = None
+        self._log_level = 100
+        self._link = LinkMachine()
+        self._results: dict[bytes, Result] = {}
+        self._commands = Commands(self._results, window=config.window, patience=config.patience)
+        self._requests = Requests(patience=config.request_patience)
+        self._ids = ResultIds(lambda _: incarnation)
+        self._inbox = Inbox()
+        self._seen = 0  # the last notification that we have acknowledged on this connection
+        self._opened_once = False
+        self._heartbeat = 0.0
+        self._heartbeat_at = math.inf
+        self._silent_at = math.inf
+        self._retry_at = math.inf
+        self._messages: dict[type, Callable[[Any, Received, float, list[object]], None]] = {
+            Notify: self._on_notify,
+            Accepted: self._on_accepted,
+            SessionOpened: self._on_opened,
+            Busy: self._on_busy,
+            Lacking: self._on_lacking,
+            Rejected: self._on_rejected,
+            Refused: self._on_refused,
+            Stranger: self._on_stranger,
+            HeartbeatSeen: self._on_heartbeat_seen,
+            SetLogLevel: self._on_log_level,
+            Found: self._on_answer,
+            StatusReport: self._on_answer,
+            DeviceList: self._on_answer,
+            Stats: self._on_answer,
+            Values: self._on_answer,
+        }
+        self._events: dict[type, Callable[[Any, float, list[object]], None]] = {
+            SubmitCommand: self._on_submit,
+            Received: self._on_received,
+            BatchEnded: self._on_batch_ended,
+            Tick: self._on_tick,
+            LinkUp: self._on_link_up,
+            LinkDown: self._on_link_down,
+            SendPlan: lambda event, _now, out: self._commands.send_plan(event.plan, out),
+            Ask: self._on_ask,
+            GiveUp: lambda event, _now, _out: self._requests.give_up(event.r),
+            Watch: self._on_watch,
+            Uploaded: self._on_uploaded,
+            UploadFailed: self._on_upload_failed,
+            Close: self._on_close,
+        }
+
+    # --------------------------------------------------------------------------------------------- for driver and face
+
+    @property
+    def link(self) -> Link:
+        """How the session stands with the broker."""
+        return self._link.state
+
+    @property
+    def unaccepted(self) -> int:
+        """How many commands the broker has not accepted."""
+        return len(self._commands)
+
+    @property
+    def full(self) -> bool:
+        """Whether as many commands wait for the broker as may."""
+        return len(self._commands) >= self.config.max_unaccepted
+
+    @property
+    def pending(self) -> int:
+        """How many results have not ended."""
+        return len(self._results)
+
+    @property
+    def log_level(self) -> int:
+        """From which level on somebody wants `Log` instructions; the driver sets it."""
+        return self._log_level
+
+    @log_level.setter
+    def log_level(self, level: int) -> None:
+        self._log_level = level
+        self._commands.log_level = level
+
+    def take_ids(self, count: int) -> bytes:
+        """The first of ``count`` new result ids."""
+        return self._ids.take(count)
+
+    def take_request(self) -> int:
+        """The number of a new request."""
+        return self._requests.take()
+
+    def result(self, id: bytes) -> Result | None:
+        """The result whose first id is ``id``, if it has not ended."""
+        return self._results.get(id) or self._requests.watched(id)
+
+    def handle(self, event: object, now: float) -> list[object]:
+        """What to do about ``event``, in this order. ``now`` is in seconds, on a clock that never runs backwards.
+
+        Raises `MessageTooLarge` for a `SubmitCommand` that no broker would take; then nothing has happened.
+        """
+        out: list[object] = []
+        self._events[type(event)](event, now, out)
+        if self._link.state is Link.OPEN:
+            self._commands.due(now, out)
+            self._requests.due(now, out)
+        return out
+
+    def next_timer(self) -> float | None:
+        """When to call `handle` with a `Tick`, if nothing else happens before."""
+        earliest = min(self._retry_at, self._silent_at)
+        if self._link.state is Link.OPEN:
+            for due in (self._heartbeat_at, self._commands.next_due(), self._requests.next_due()):
+                if due is not None and due < earliest:
+                    earliest = due
+        return None if earliest == math.inf else earliest
+
+    # --------------------------------------------------------------------------------------------- from the face
+
+    def _on_submit(self, event: SubmitCommand, _now: float, out: list[object]) -> None:
+        for result, k in event.released:
+            result.release(k)
+        results = self._commands.submit(event, out)
+        if self.failure is not None:
+            for result in results:
+                self._commands.end(result, ResultInput.FAILED, out, failure=self.failure)
+
+    def _on_ask(self, event: Ask, _now: float, out: list[object]) -> None:
+        self._requests.ask(event.request)
+        if self.failure is not None:
+            self._requests.fail_everything(self.failure, out)
+
+    def _on_watch(self, event: Watch, now: float, _out: list[object]) -> None:
+        if self.result(event.id) is None:
+            self._requests.watch(Result(event.id, device=""), now)
+
+    def _on_uploaded(self, event: Uploaded, _now: float, _out: list[object]) -> None:
+        if event.ledger == self._commands.ledger:  # else it went to a ledger that is gone, and was asked for again
+            self._commands.uploaded(event.key, event.digest)
+
+    def _on_upload_failed(self, event: UploadFailed, _now: float, out: list[object]) -> None:
+        if event.ledger == self._commands.ledger:
+            fields = {"code": event.failure.code, "reason": event.failure.message}
+            out.append(Log(level=30, event="upload_failed", fields=fields))
+            self._commands.upload_failed(event.key, event.failure, out)
+
+    def _on_close(self, _event: Close, _now: float, out: list[object]) -> None:
+        if self._link.go(LinkInput.CLOSE) is Link.OPEN:
+            out.append(Send(message=Goodbye()))
+        if self.failure is None:
+            self._end_session(Failure(code="FleetClosed", message="the fleet was closed"), out)
+
+    # --------------------------------------------------------------------------------------------- from the driver
+
+    def _on_link_up(self, _event: LinkUp, now: float, out: list[object]) -> None:
+        self._link.go(LinkInput.UP)
+        if self._link.state is Link.OPENING:
+            self._introduce(now, out)
+
+    def _on_link_down(self, _event: LinkDown, _now: float, _out: list[object]) -> None:
+        self._link.go(LinkInput.LOST)
+        self._link_lost()
+
+    def _on_tick(self, _event: Tick, now: float, out: list[object]) -> None:
+        if now >= self._silent_at and self._link.takes(LinkInput.SILENT):
+            self._link.go(LinkInput.SILENT)
+            self._link_lost()
+            out += [Log(level=30, event="broker_silent"), Reconnect()]
+        if now >= self._retry_at and self._link.takes(LinkInput.RETRY):
+            self._link.go(LinkInput.RETRY)
+            self._introduce(now, out)
+        if now >= self._heartbeat_at and self._link.state is Link.OPEN:
+            self._heartbeat_at = now + self._heartbeat
+            out.append(Send(message=Heartbeat()))
+
+    def _introduce(self, now: float, out: list[object]) -> None:
+        self._retry_at = now + self.config.open_patience
+        hello = OpenSession(
+            version=PROTOCOL_VERSION, incarnation=self.incarnation, session=self.config.session, seen=self._inbox.taken
+        )
+        out.append(Send(message=hello))
+
+    def _link_lost(self) -> None:
+        self._retry_at = self._silent_at = math.inf
+        self._commands.link_lost()
+        self._requests.rewind()
+
+    def _on_batch_ended(self, _event: BatchEnded, _now: float, out: list[object]) -> None:
+        if self._inbox.taken != self._seen and self._link.state is Link.OPEN:
+            self._seen = self._inbox.taken
+            out.append(Send(message=Seen(n=self._seen)))
+
+    # --------------------------------------------------------------------------------------------- from the broker
+
+    def _on_received(self, event: Received, now: float, out: list[object]) -> None:
+        if self._silent_at != math.inf:
+            self._silent_at = now + self.config.silence * self._heartbeat
+        message = event.message
+        take = self._messages.get(type(message))
+        if take is None:
+            out.append(Log(level=10, event="message_unexpected", fields={"type": type(message).__name__}))
+            return
+        take(message, event, now, out)
+
+    def _on_opened(self, message: SessionOpened, _event: Received, now: float, out: list[object]) -> None:
+        if not self._link.takes(LinkInput.OPENED):
+            return
+        again = self._link.go(LinkInput.OPENED) is Link.OPEN
+        self._retry_at = math.inf
+        self._beat(message.heartbeat_ms, now)
+        self._seen = -1  # say again what we have seen: the last time may have been lost
+        if not again:
+            fields: dict[str, LogValue] = {"ledger": message.ledger.hex(), "first": not self._opened_once}
+            out.append(Log(level=20, event="session_opened", fields=fields))
+        self._opened_once = True
+        self._commands.opened(message.ledger, message.accepted, message.max_message, now, out)
+        self._requests.rewind()
+        out += [SessionReady(message), StreamLevel(message.log_level)]
+
+    def _beat(self, heartbeat_ms: int, now: float) -> None:
+        self._heartbeat = max(heartbeat_ms, 100) / 1000
+        self._heartbeat_at = now + self._heartbeat
+        self._silent_at = now + self.config.silence * self._heartbeat
+
+    def _on_heartbeat_seen(self, message: HeartbeatSeen, _event: Received, now: float, _out: list[object]) -> None:
+        if self._link.state is Link.OPEN:
+            self._beat(message.heartbeat_ms, now)
+
+    def _on_stranger(self, _message: Stranger, _event: Received, now: float, out: list[object]) -> None:
+        if self._link.takes(LinkInput.STRANGER):
+            self._link.go(LinkInput.STRANGER)
+            self._link_lost()
+            self._introduce(now, out)
+
+    def _on_refused(self, message: Refused, _event: Received, now: float, out: list[object]) -> None:
+        out.append(Log(level=30, event="refused", fields={"code": message.code, "reason": message.reason}))
+        if message.code in _FOR_NOW and self._opened_once:
+            if self._link.takes(LinkInput.REFUSED_FOR_NOW):
+                self._link.go(LinkInput.REFUSED_FOR_NOW)
+                self._link_lost()
+                self._retry_at = now + self.config.open_patience
+        elif self._link.takes(LinkInput.REFUSED) and (message.code in _FOR_GOOD or self._link.state in _BEFORE_OPEN):
+            # Once open, any other code is about one message, and its sender hears of it by no acknowledgement.
+            self._link.go(LinkInput.REFUSED)
+            self._link_lost()
+            details: dict[str, LogValue] = {"refusal": message.code, "session": self.config.session}
+            self._end_session(Failure(code="ConnectionRefused", message=message.reason, details=details), out)
+
+    def _end_session(self, failure: Failure, out: list[object]) -> None:
+        self.failure = failure
+        self._retry_at = self._silent_at = math.inf
+        for watched in self._requests.watched_ids():
+            self._end_watched(watched, ResultInput.FAILED, out, failure=failure)
+        self._commands.fail_everything(failure, out)
+        self._requests.fail_everything(failure, out)
+        out.append(SessionEnded(failure))
+
+    def _on_accepted(self, message: Accepted, _event: Received, now: float, out: list[object]) -> None:
+        self._commands.accepted(message.n, now, out)
+
+    def _on_busy(self, message: Busy, _event: Received, now: float, out: list[object]) -> None:
+        out.append(Log(level=20, event="broker_busy", fields={"retry_ms": message.retry_ms, "reason": message.reason}))
+        self._commands.busy(message, now)
+
+    def _on_lacking(self, message: Lacking, _event: Received, _now: float, out: list[object]) -> None:
+        out.append(Log(level=20, event="broker_lacks_blobs", fields={"count": len(message.digests)}))
+        self._commands.lacking(message, out)
+
+    def _on_rejected(self, message: Rejected, _event: Received, _now: float, out: list[object]) -> None:
+        self._commands.rejected(message, out)
+
+    def _on_notify(self, message: Notify, event: Received, _now: float, out: list[object]) -> None:
+        verdict = self._inbox.offer(message.n)
+        if verdict is Verdict.NEXT:
+            self._on_event(message.event, event.frames, out)
+        elif verdict is Verdict.DUPLICATE:
+            self._seen = -1  # our last Seen was lost: say it again
+
+    def _on_event(self, event: Event, frames: tuple[Frame, ...], out: list[object]) -> None:
+        if isinstance(event, TagsChanged):
+            return
+        result = self._results.get(event.id)
+        if result is None:
+            return  # it has ended here already
+        if event.digest != result.digest:
+            failure = Failure(code="IdConflict", message="the id names another command already")
+            self._commands.end(result, ResultInput.FAILED, out, failure=failure)
+        elif isinstance(event, ResultReady):
+            self._on_ready(event, result, frames, out)
+        else:
+            self._commands.end(result, ResultInput.FAILED, out, failure=_failure_of_event(event))
+        if self._log_level <= 10:
+            fields = {"result": event.id.hex(), "device": result.device}
+            out.append(Log(level=10, event="result_received", fields=fields))
+
+    def _on_ready(self, event: ResultReady, result: Result, frames: tuple[Frame, ...], out: list[object]) -> None:
+        count = len(frames) if event.inline else len(event.infos)
+        if count != result.outputs:
+            message = f"expected {result.outputs} results, and the device announced {count}"
+            failure = Failure(code="ExecutionFailed", message=message)
+            self._commands.end(result, ResultInput.FAILED, out, failure=failure)
+        elif event.inline:
+            self._commands.end(result, ResultInput.READY_INLINE, out, frames=frames)
+        else:
+            self._commands.end(result, ResultInput.READY_REMOTE, out, infos=event.infos)
+
+    def _on_log_level(self, message: SetLogLevel, _event: Received, _now: float, out: list[object]) -> None:
+        out.append(StreamLevel(message.level))
+
+    def _on_answer(self, message: Any, event: Received, now: float, out: list[object]) -> None:
+        entries = self._requests.answer(message.r, message, event.frames, out)
+        if entries is None:
+            return
+        for entry in entries:
+            failure = failure_of(entry)
+            if failure is not None:
+                self._end_watched(entry.id, ResultInput.FAILED, out, failure=failure)
+            elif entry.status is ResultStatus.DONE:
+                infos = [] if entry.info is None else [entry.info]
+                self._end_watched(entry.id, ResultInput.READY_REMOTE, out, device=entry.device, infos=infos)
+        self._requests.ask_later(now)
+
+    def _end_watched(self, id: bytes, step: ResultInput, out: list[object], *, device: str = "", **how: Any) -> None:
+        result = self._requests.watched(id)
+        if result is not None:
+            self._requests.unwatch(id)
+            result.device = device or result.device
+            result.end(step, **how)
+            out.append(ResultEnded(id))
+
+
+def _failure_of_event(event: ResultFailed | Cancelled | Expired) -> Failure:
+    if isinstance(event, ResultFailed):
+        return event.failure
+    if isinstance(event, Cancelled):
+        return Failure(code="InvocationCancelled", message="the invocation was cancelled")
+    return Failure(code="DeadlineExpired", message="the invocation's deadline has passed")

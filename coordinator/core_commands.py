@@ -1,0 +1,430 @@
+"""The session's outgoing commands: from the user's call to the broker's acknowledgement, and again after a lost ledger.
+
+A command goes through up to four stations::
+
+    parked     it names a blob that is still being uploaded, or a command that is parked: nobody else waits for it
+    numbered   in the outbox: sent, and kept until the broker has accepted it
+    accepted   in the broker's ledger; kept until all its results have ended, since a new ledger may need it again
+    gone
+
+A command that can do nothing any more (rejected, or its blob is gone) keeps its number, with a command without effect
+in its place: the broker takes only the next number, so a number that was given out must be used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from broker.protocol.effects import Log, Send
+from broker.protocol.errors import MessageTooLarge
+from broker.protocol.framing import HEADER_LIMIT, MESSAGE_LIMIT, command_digest, size_of
+from broker.protocol.ids import nth
+from broker.protocol.messages import (
+    INLINE_TENSORS_BYTES,
+    Busy,
+    Cancel,
+    Command,
+    Failure,
+    Frame,
+    Invoke,
+    Lacking,
+    Put,
+    Rejected,
+    Release,
+    StorePlan,
+    Submit,
+)
+from broker.protocol.streams import Outbox
+from coordinator.core_events import PlanParts, ResultEnded, SubmitCommand, Upload, UploadEnded
+from coordinator.core_results import Result
+from coordinator.core_tables import ResultInput
+
+__all__ = ["Commands", "Outgoing"]
+
+_encode = msgspec.msgpack.Encoder().encode
+_NOTHING = Release(ids=[])
+_LACKING_LIMIT = 5
+"""How often the broker may say that it lacks what was uploaded, before the command is given up."""
+
+
+class Outgoing:
+    """A command on its way."""
+
+    __slots__ = (
+        "accepted",
+        "command",
+        "devices",
+        "digest",
+        "frames",
+        "lacked",
+        "missing",
+        "open",
+        "plan",
+        "results",
+        "upload",
+    )
+
+    def __init__(self, devices: tuple[str, ...], command: Command, frames: tuple[Frame, ...] = ()) -> None:
+        self.devices = devices
+        self.command = command
+        self.frames = frames
+        self.digest = b""
+        self.plan: PlanParts | None = None  # what an Invoke runs, and a StorePlan stores
+        self.upload: bytes | None = None
+        self.results: list[Result] = []
+        self.open = 0  # how many of the results have not ended
+        self.accepted = False
+        self.missing: set[bytes] = set()  # keys of uploads that must end first
+        self.lacked = 0
+
+    def names(self) -> Iterable[bytes]:
+        """What others may refer to: the ids that it makes, the plan that it stores."""
+        if isinstance(self.command, StorePlan):
+            return (self.command.plan,)
+        return [output for result in self.results for output in result.ids]
+
+    def refers_to(self, names: set[bytes]) -> bool:
+        """Whether it can't do its work before a command that makes one of ``names``."""
+        command = self.command
+        if isinstance(command, Invoke):
+            return (
+                command.plan in names
+                or any(type(argument) is bytes and argument in names for argument in command.args)
+                or any(ids[at : at + 16] in names for ids in command.each.values() for at in range(0, len(ids), 16))
+            )
+        # A release acts after all earlier commands, and a cancel finds its invocation only once that has arrived.
+        return isinstance(command, Release | Cancel)
+
+    def empty(self) -> None:
+        """Do nothing any more, under the same number."""
+        self.devices, self.command, self.frames, self.digest = (), _NOTHING, (), b""
+        self.plan = self.upload = None
+
+
+class Commands:
+    """All commands that have not come to their end. ``results`` is the core's table of results that have not ended."""
+
+    def __init__(self, results: dict[bytes, Result], *, window: int, patience: float) -> None:
+        self.ledger = b""
+        self.max_message = MESSAGE_LIMIT
+        self.log_level = math.inf
+        self._results = results
+        self._window = window
+        self._patience = patience
+        self._outbox: Outbox[Outgoing] = Outbox(window=window, patience=patience)
+        self._kept: dict[Outgoing, None] = {}  # in the order of submission
+        self._parked: list[Outgoing] = []
+        self._parked_names: set[bytes] = set()
+        # Plans that this ledger has, or that are on their way to it, before anything that runs them.
+        self._stored: set[bytes] = set()
+        self._uploaded: set[bytes] = set()  # keys of what this ledger has
+        self._lacking: set[bytes] = set()  # keys that the first command of the outbox waits for
+        self._refused_plans: dict[bytes, Failure] = {}
+
+    def __len__(self) -> int:
+        """How many commands the broker has not accepted."""
+        return len(self._outbox) + len(self._parked)
+
+    # --------------------------------------------------------------------------------------------- from the user
+
+    def submit(self, event: SubmitCommand, out: list[object]) -> list[Result]:
+        """Take a command; its results, one a device. Raises `MessageTooLarge`; then nothing has happened."""
+        command, devices = event.command, event.devices
+        outgoing = Outgoing(devices, command, event.frames)
+        self._check_size(outgoing)
+        outgoing.plan = event.plan
+        if event.upload is None:
+            outgoing.digest = command_digest(command, event.frames)
+        else:
+            outgoing.upload = event.upload
+            outgoing.missing.add(event.upload)
+        kind = type(command)
+        if kind is Invoke or kind is Put:
+            outputs, plan = (command.outputs, command.plan) if kind is Invoke else (1, b"")  # type: ignore[union-attr]  # told by kind
+            first: bytes = command.id  # type: ignore[union-attr]
+            for k, device in enumerate(devices):
+                result = Result(nth(first, k * outputs), device=device, outputs=outputs, plan=plan, command=outgoing)
+                result.digest = outgoing.digest
+                self._results[result.id] = result
+                outgoing.results.append(result)
+            outgoing.open = len(devices)
+            if self.log_level <= 10:
+                fields = {"result": first.hex(), "devices": ",".join(devices)}
+                out.append(Log(level=10, event="invocation_submitted", fields=fields))
+        self._kept[outgoing] = None
+        self._admit(outgoing, out)
+        return outgoing.results
+
+    def send_plan(self, plan: PlanParts, out: list[object]) -> None:
+        """See that this ledger has, or gets, the plan."""
+        if plan.plan not in self._stored:
+            self._store(plan, out)
+
+    def _check_size(self, outgoing: Outgoing) -> None:
+        # The digest's encoding and this one are two; together they take a microsecond, and nothing too large is ever
+        # queued.
+        header = len(_encode(outgoing.command)) + 32
+        if len(outgoing.devices) > 1:
+            header += sum(map(len, outgoing.devices)) + 3 * len(outgoing.devices)
+        if header > HEADER_LIMIT:
+            raise MessageTooLarge(header, HEADER_LIMIT)
+        if header + size_of(outgoing.frames) > self.max_message:
+            raise MessageTooLarge(header + size_of(outgoing.frames), self.max_message)
+
+    # --------------------------------------------------------------------------------------------- parked or numbered
+
+    def _admit(self, outgoing: Outgoing, out: list[object]) -> None:
+        plan = outgoing.plan
+        if plan is not None and plan.plan not in self._stored:
+            self._store(plan, out)
+        if outgoing.missing or (self._parked and outgoing.refers_to(self._parked_names)):
+            self._parked.append(outgoing)
+            self._parked_names.update(outgoing.names())
+            self._ask_for(outgoing, outgoing.missing, out)
+        else:
+            self._outbox.push(outgoing)
+
+    def _store(self, plan: PlanParts, out: list[object]) -> None:
+        self._stored.add(plan.plan)
+        self._refused_plans.pop(plan.plan, None)
+        absent = [digest for digest in plan.blobs if digest not in self._uploaded]
+        attached: list[bytes] = []
+        room = INLINE_TENSORS_BYTES
+        for digest in sorted(absent, key=lambda digest: len(plan.blobs[digest])):
+            room -= len(plan.blobs[digest])
+            if room < 0:
+                break
+            attached.append(digest)
+        beside = set(plan.beside.values())
+        command = StorePlan(
+            plan=plan.plan,
+            parts=[digest for digest in plan.blobs if digest != plan.plan and digest not in beside],
+            attached=attached,
+            beside=dict(plan.beside),
+        )
+        outgoing = Outgoing((), command, tuple(plan.blobs[digest] for digest in attached))
+        outgoing.plan = plan
+        outgoing.missing = set(absent).difference(attached)
+        self._uploaded.update(attached)
+        self._kept[outgoing] = None
+        self._admit(outgoing, out)
+
+    def _ask_for(self, outgoing: Outgoing, keys: Iterable[bytes], out: list[object]) -> None:
+        if not self.ledger:
+            return  # nobody to upload to yet: `start_over` asks
+        for key in keys:
+            content = outgoing.plan.blobs[key] if outgoing.plan is not None else None
+            out.append(Upload(key=key, ledger=self.ledger, content=content))
+
+    def _unpark(self) -> None:
+        """Number what waits for nothing any more, in order."""
+        still: list[Outgoing] = []
+        names: set[bytes] = set()
+        for outgoing in self._parked:
+            if outgoing.missing or (still and outgoing.refers_to(names)):
+                still.append(outgoing)
+                names.update(outgoing.names())
+            else:
+                self._outbox.push(outgoing)
+        self._parked, self._parked_names = still, names
+
+    def uploaded(self, key: bytes, digest: bytes) -> None:
+        """The ledger has now what ``key`` names."""
+        self._uploaded.add(key)
+        for outgoing in self._parked:
+            if key not in outgoing.missing:
+                continue
+            outgoing.missing.discard(key)
+            if isinstance(outgoing.command, Put) and outgoing.command.blob != digest:
+                outgoing.command = msgspec.structs.replace(outgoing.command, blob=digest)
+                outgoing.digest = command_digest(outgoing.command)
+                for result in outgoing.results:
+                    result.digest = outgoing.digest
+        self._unpark()
+        if key in self._lacking:
+            self._lacking.discard(key)
+            if not self._lacking:
+                self._outbox.unacknowledged()[0][1].lacked += 1
+                self._outbox.rewind()
+
+    def upload_failed(self, key: bytes, failure: Failure, out: list[object]) -> None:
+        """What needs the blob that ``key`` names ends with ``failure``, and what needs that, with ArgumentFailed."""
+        for outgoing in [outgoing for outgoing in self._parked if key in outgoing.missing]:
+            self._fail_parked(outgoing, failure, out)
+        self._unpark()
+        if key in self._lacking:
+            (_, first), *_ = self._outbox.unacknowledged()
+            self._lacking.clear()
+            self._give_up(first, failure, out)
+            self._outbox.rewind()
+
+    def _fail_parked(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
+        self._parked.remove(outgoing)
+        names = set(outgoing.names())
+        self._end_all(outgoing, failure, out)
+        self._drop(outgoing, out)
+        if isinstance(outgoing.command, StorePlan):
+            self._stored.discard(outgoing.command.plan)
+            self._uploaded.difference_update(outgoing.command.attached)
+            following = failure
+        else:
+            details: dict[str, str | int | float | bool | None] = {"code": failure.code, "message": failure.message}
+            details["argument"] = min(names).hex() if names else ""
+            following = Failure(code="ArgumentFailed", message=failure.message, details=details)
+        for other in list(self._parked):
+            if isinstance(other.command, Invoke) and other in self._kept and other.refers_to(names):
+                self._fail_parked(other, following, out)
+
+    # --------------------------------------------------------------------------------------------- from the broker
+
+    def opened(self, ledger: bytes, accepted: int, max_message: int, now: float, out: list[object]) -> None:
+        """The broker has taken ``accepted`` commands of this session: go on from there, or start over where that is
+        not our past.
+        """
+        self.max_message = max_message
+        if ledger != self.ledger or not self._outbox.acknowledged <= accepted <= self._outbox.last:
+            if self.ledger:
+                out.append(Log(level=30, event="ledger_changed", fields={"unended": len(self._kept)}))
+            self.ledger = ledger
+            self._start_over(accepted, out)
+            return
+        self.accepted(accepted, now, out)
+        self._lacking.clear()
+        self._outbox.rewind()
+        for outgoing in self._parked:
+            self._ask_for(outgoing, outgoing.missing, out)
+
+    def _start_over(self, accepted: int, out: list[object]) -> None:
+        """A ledger that knows nothing of us: what has not ended goes again, with the plans that it needs, numbered
+        anew.
+        """
+        kept = list(self._kept)
+        self._kept.clear()
+        self._stored.clear()
+        self._uploaded.clear()
+        self._lacking.clear()
+        self._parked, self._parked_names = [], set()
+        self._outbox = Outbox(window=self._window, patience=self._patience, first=accepted + 1)
+        for outgoing in kept:
+            if isinstance(outgoing.command, StorePlan):
+                # Goes again before whatever runs the plan. One that nobody runs yet must go too: its owner may wait
+                # for nothing else.
+                if outgoing.plan is not None and outgoing.plan.plan not in self._stored:
+                    self._store(outgoing.plan, out)
+            elif outgoing.open or not (outgoing.results or outgoing.accepted or outgoing.command is _NOTHING):
+                outgoing.accepted = False
+                outgoing.lacked = 0
+                outgoing.missing = set() if outgoing.upload is None else {outgoing.upload}
+                self._kept[outgoing] = None
+                self._admit(outgoing, out)
+
+    def accepted(self, n: int, now: float, out: list[object]) -> None:
+        """All up to number ``n`` are in the ledger."""
+        for outgoing in self._outbox.acknowledge(n, now):
+            outgoing.accepted = True
+            if not outgoing.open:
+                self._drop(outgoing, out)
+
+    def busy(self, message: Busy, now: float) -> None:
+        """The broker takes nothing for a while."""
+        if message.n > self._outbox.acknowledged:
+            self._outbox.hold(now + message.retry_ms / 1000)
+
+    def lacking(self, message: Lacking, out: list[object]) -> None:
+        """Upload what the broker named, then go on from that command."""
+        outgoing = self._outbox.item(message.n)
+        if outgoing is None or self._lacking:
+            return  # an old one; or said again, while the upload is under way
+        known: set[bytes] = set()
+        if outgoing.upload is not None:
+            known = {outgoing.upload}
+        elif outgoing.plan is not None:
+            known = {digest for digest in message.digests if digest in outgoing.plan.blobs}
+            if isinstance(outgoing.command, Invoke) and outgoing.plan.plan in known:
+                # The plan itself was dropped: whatever it consists of may be gone as well.
+                known = set(outgoing.plan.blobs)
+        if not known or outgoing.lacked >= _LACKING_LIMIT:
+            names = ", ".join(digest.hex()[:12] for digest in message.digests)
+            failure = Failure(code="LedgerLost", message=f"the broker lacks {names}, which can't be sent again")
+            self._give_up(outgoing, failure, out)
+            self._outbox.rewind()
+            return
+        self._lacking = known
+        self._uploaded.difference_update(known)
+        self._outbox.hold(math.inf)
+        self._ask_for(outgoing, known, out)
+
+    def rejected(self, message: Rejected, out: list[object]) -> None:
+        """Command ``message.n`` is taken and does nothing."""
+        outgoing = self._outbox.item(message.n)
+        if outgoing is None:
+            return
+        failure = message.failure
+        command = outgoing.command
+        if isinstance(command, StorePlan):
+            self._stored.discard(command.plan)
+            self._refused_plans[command.plan] = failure
+        elif isinstance(command, Invoke) and failure.code == "PlanNotFound":
+            failure = self._refused_plans.get(command.plan, failure)
+        out.append(Log(level=30, event="command_rejected", fields={"code": failure.code, "reason": failure.message}))
+        self._give_up(outgoing, failure, out)
+
+    def link_lost(self) -> None:
+        """What was sent and not acknowledged may be lost."""
+        self._lacking.clear()
+        self._outbox.rewind()
+
+    def due(self, now: float, out: list[object]) -> None:
+        """Send what may be sent now."""
+        if self._lacking:
+            return
+        for n, outgoing in self._outbox.due(now):
+            message = Submit(n=n, devices=list(outgoing.devices), command=outgoing.command)
+            out.append(Send(message=message, frames=outgoing.frames))
+
+    def next_due(self) -> float | None:
+        """When `due` may next send something by the passing of time alone."""
+        return None if self._lacking else self._outbox.next_due()
+
+    # --------------------------------------------------------------------------------------------- the end
+
+    def end(self, result: Result, step: ResultInput, out: list[object], **how: Any) -> None:
+        """One device's part of a command has ended."""
+        outgoing = result.command
+        result.end(step, **how)
+        del self._results[result.id]
+        out.append(ResultEnded(result.id))
+        if outgoing is not None:
+            outgoing.open -= 1
+            if not outgoing.open and outgoing.accepted:
+                self._drop(outgoing, out)
+
+    def fail_everything(self, failure: Failure, out: list[object]) -> None:
+        """The session is over."""
+        for result in list(self._results.values()):
+            self.end(result, ResultInput.FAILED, out, failure=failure)
+        for outgoing in list(self._kept):
+            self._drop(outgoing, out)
+        self._parked, self._parked_names = [], set()
+        self._outbox = Outbox(window=self._window, patience=self._patience)
+
+    def _end_all(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
+        for result in outgoing.results:
+            if not result.ended:
+                self.end(result, ResultInput.FAILED, out, failure=failure)
+
+    def _give_up(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
+        """End the results of a numbered command, and let its number carry nothing."""
+        self._end_all(outgoing, failure, out)
+        if outgoing.upload is not None:
+            out.append(UploadEnded(outgoing.upload))
+        outgoing.empty()
+
+    def _drop(self, outgoing: Outgoing, out: list[object]) -> None:
+        del self._kept[outgoing]
+        if outgoing.upload is not None:
+            out.append(UploadEnded(outgoing.upload))
