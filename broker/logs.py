@@ -61,9 +61,10 @@ Record = dict[str, LogValue]
 
 
 class StreamSink:
-    """Hands a logger's records of ``level`` and above to ``send``; with level 0 nobody follows, and nothing is handed on.
+    """Hands a logger's records of ``level`` and above to ``send``; at level 0 nobody follows, and none is handed on.
 
-    ``send`` is called on the thread that logs, so it should only append. ``level`` may be set at any time (`SetLogLevel`).
+    ``send`` is called on the thread that logs, so it should only append. ``level`` may be set at any time
+    (`SetLogLevel`).
     """
 
     __slots__ = ("level", "send")
@@ -185,8 +186,8 @@ _RESERVED: Final = frozenset({"timestamp", "level", "event", "component"})
 def configure(*, level: int = INFO, json: bool | None = None, stream: TextIO | None = None) -> None:
     """Say what this process writes of its own events: from ``level`` on, to ``stream`` (None: stderr).
 
-    ``json``: True for JSON lines, False for text, None for text on a terminal and JSON lines elsewhere. Text is coloured on a
-    terminal, unless NO_COLOR is set. May be called again; it holds for loggers made before, too.
+    ``json``: True for JSON lines, False for text, None for text on a terminal and JSON lines elsewhere. Text is
+    coloured on a terminal, unless NO_COLOR is set. May be called again; it holds for loggers made before, too.
     """
     _lines.configure(level, _renderer(json, stream or sys.stderr), stream)
 

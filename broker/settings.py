@@ -1,7 +1,7 @@
 """What the command line programs have in common: settings, their sources, exit codes, and how a program ends.
 
-Each setting has a flag, an environment variable (``EDGEPLAN_`` and the flag's name) and a key in a TOML file (the flag's name,
-with ``-`` or ``_``), in that order of strength::
+Each setting has a flag, an environment variable (``EDGEPLAN_`` and the flag's name) and a key in a TOML file (the
+flag's name, with ``-`` or ``_``), in that order of strength::
 
     @click.group()
     @version_option
@@ -165,7 +165,7 @@ insecure_option = setting(
 
 
 def log_options(function: Function) -> Function:
-    """Adds ``--log-level`` and ``--log-format`` and configures `broker.logs` by them. The command gets no argument for them."""
+    """Adds ``--log-level`` and ``--log-format`` and configures `broker.logs` by them; the command does not get them."""
 
     @functools.wraps(function)
     def configured(*args: Any, log_level: str, log_format: str, **kwargs: Any) -> Any:
@@ -231,10 +231,10 @@ def is_local(endpoint: str) -> bool:
 
 
 def check_insecure(endpoint: str, *, insecure: bool) -> None:
-    """Refuse to use ``endpoint`` without encryption unless it is local; warn (``encryption_missing``) if nobody said ``insecure``.
+    """Refuse to use ``endpoint`` without encryption unless it is local; warn if nobody said ``insecure``.
 
-    There are no keys yet, so nothing but a local address may be used at all. Raises `InsecureEndpoint`, also for what is no
-    endpoint.
+    There are no keys yet, so nothing but a local address may be used at all. Raises `InsecureEndpoint`, also for what
+    is no endpoint. The warning is the event ``encryption_missing``.
     """
     scheme, separator, address = endpoint.partition("://")
     if not separator or not address or scheme not in {"tcp", "ipc", "inproc"}:
@@ -244,7 +244,9 @@ def check_insecure(endpoint: str, *, insecure: bool) -> None:
             logs.get_logger("settings").warning("encryption_missing", endpoint=endpoint)
         return
     if insecure:
-        raise InsecureEndpoint(endpoint, f"--insecure is for loopback addresses only, and {endpoint} can be reached from elsewhere")
+        raise InsecureEndpoint(
+            endpoint, f"--insecure is for loopback addresses only, and {endpoint} can be reached from elsewhere"
+        )
     raise InsecureEndpoint(
         endpoint,
         f"{endpoint} can be reached from elsewhere and needs encryption; keys are not built yet in this version, "
@@ -258,8 +260,8 @@ def check_insecure(endpoint: str, *, insecure: bool) -> None:
 def run_program(command: click.Command, name: str) -> NoReturn:
     """Run a click command as the program ``name``, and exit with an `ExitCode`.
 
-    SIGTERM and ctrl-C arrive as KeyboardInterrupt, unless the command sets handlers of its own, and end the program with `ExitCode.OK`.
-    Errors of edgeplan become one sentence on stderr; a bug of ours keeps its traceback.
+    SIGTERM and ctrl-C arrive as KeyboardInterrupt, unless the command sets handlers of its own, and end the program
+    with `ExitCode.OK`. Errors of edgeplan become one sentence on stderr; a bug of ours keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

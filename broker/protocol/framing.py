@@ -38,14 +38,16 @@ def decode(header: bytes | memoryview) -> m.Message:
     try:
         return _decoder.decode(header)
     except msgspec.ValidationError as error:
-        raise ProtocolError(f"expected a message of protocol {m.PROTOCOL_VERSION[0]}, got another shape: {error}") from None
+        major = m.PROTOCOL_VERSION[0]
+        raise ProtocolError(f"expected a message of protocol {major}, got another shape: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"expected msgpack, got {len(header)} bytes that are not: {error}") from None
 
 
 def command_digest(command: m.Command, frames: Sequence[m.Frame] = ()) -> bytes:
     """16 bytes that tell this command from any other with the same id: BLAKE2b-128 of its encoding, then of each frame
-    with its length in front (8 bytes, little-endian)."""
+    with its length in front (8 bytes, little-endian).
+    """
     digest = hashlib.blake2b(_encoder.encode(command), digest_size=16)
     for frame in frames:
         digest.update(len(frame).to_bytes(8, "little"))

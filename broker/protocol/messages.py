@@ -263,7 +263,7 @@ class Counters(_Part, frozen=True, kw_only=True):
 
 
 class Outcome(_Part, frozen=True, kw_only=True):
-    """What one fetched id gave: exactly one of ``failure``, ``blob``, or, with neither, the next frame of the message."""
+    """What one fetched id gave: one of ``failure`` and ``blob``, or, with neither, the next frame of the message."""
 
     id: ResultId
     failure: Failure | None = None
@@ -408,7 +408,7 @@ class Register(_Tagged, frozen=True, kw_only=True, tag=32):
 class Registered(_Tagged, frozen=True, kw_only=True, tag=33):
     """The broker knows the device now. ``first`` is the number of the next `Deliver`; limits in bytes.
 
-    ``blobs`` is the endpoint of the blob channel; a host of ``*`` or ``0.0.0.0`` in it means the host of this connection.
+    ``blobs`` is the endpoint of the blob channel; a host of ``*`` or ``0.0.0.0`` in it means this connection's host.
     """
 
     version: Version
@@ -434,8 +434,8 @@ class OpenSession(_Tagged, frozen=True, kw_only=True, tag=34):
 class SessionOpened(_Tagged, frozen=True, kw_only=True, tag=35):
     """The broker knows the session now, and has taken its commands up to ``accepted``; limits in bytes.
 
-    ``blobs`` is the endpoint of the blob channel, ``logs`` the one on which logs and notifications are published; a host
-    of ``*`` or ``0.0.0.0`` in them means the host of this connection; empty: there is none.
+    ``blobs`` is the endpoint of the blob channel, ``logs`` the one on which logs and notifications are published; a
+    host of ``*`` or ``0.0.0.0`` in them means this connection's host; empty: there is none.
     """
 
     version: Version
@@ -449,7 +449,7 @@ class SessionOpened(_Tagged, frozen=True, kw_only=True, tag=35):
 
 
 class OpenBlobChannel(_Tagged, frozen=True, kw_only=True, tag=36):
-    """A peer opens a connection for blobs. ``role`` is ``device`` or ``session``; ``name`` a device id or incarnation."""
+    """A peer opens a connection for blobs. ``role``: ``device`` or ``session``; ``name``: device id or incarnation."""
 
     version: Version
     role: str
@@ -685,7 +685,8 @@ class NeedBlobs(_Tagged, frozen=True, kw_only=True, tag=92):
 
 class Blobs(_Tagged, frozen=True, kw_only=True, tag=93):
     """Blobs that the device lacks: the small ones as frames, in the order of ``attached``; ``pull`` maps the large ones
-    to their sizes, to be had on the blob channel; ``none`` are not known."""
+    to their sizes, to be had on the blob channel; ``none`` are not known.
+    """
 
     attached: list[Digest] = []
     pull: dict[Digest, Natural] = {}
@@ -725,7 +726,7 @@ class Stored(_Tagged, frozen=True, kw_only=True, tag=99):
 
 
 class NoBlob(_Tagged, frozen=True, kw_only=True, tag=100):
-    """The blob cannot be had, or was refused: ``reason``. With ``retry_ms`` it may be asked or offered again after so long."""
+    """The blob cannot be had, or was refused: ``reason``. With ``retry_ms``, ask or offer again after so long."""
 
     digest: Digest
     reason: str = ""

@@ -51,8 +51,9 @@ class Inbox:
 class Outbox(Generic[T]):
     """The sending end: numbers items from 1, keeps them until acknowledged, and limits how many are under way.
 
-    ``window``: how many unacknowledged items may be under way at once. ``patience``: after how many seconds without
-    an acknowledgement the sender goes back to the first unacknowledged item; doubled at each fruitless time, up to 32 times.
+    ``window``: how many unacknowledged items may be under way at once. ``patience``: after how many seconds without an
+    acknowledgement the sender goes back to the first unacknowledged item; doubled at each fruitless time, up to 32
+    times.
     """
 
     def __init__(self, *, window: int = 1024, patience: float = 5.0, first: int = 1) -> None:

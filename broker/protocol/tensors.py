@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from broker.protocol.errors import TensorRefused
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DTYPES", "MAX_DIMS", "TensorHeader", "decode_array", "encode_array", "inspect", "nbytes_of"]
+__all__ = ["DTYPES", "MAX_DIMS", "MAX_EXTENT", "TensorHeader", "decode_array", "encode_array", "inspect", "nbytes_of"]
 
 DTYPES: dict[str, tuple[str, int]] = {
     "bool": ("|b1", 1),
@@ -49,6 +50,9 @@ DTYPES: dict[str, tuple[str, int]] = {
 
 MAX_DIMS = 32
 """The most dims that a tensor may have."""
+
+MAX_EXTENT = (1 << 63) - 1
+"""The most bytes that a tensor may have, or would have if its dims of 0 were 1."""
 
 _BY_TYPE = {type_string: name for name, (type_string, _) in DTYPES.items() if name != "bfloat16"}
 _KEYS = frozenset({b"nd", b"type", b"kind", b"shape", b"data"})
@@ -74,7 +78,10 @@ class TensorHeader:
 
 
 def nbytes_of(dtype: str, shape: tuple[int, ...] | list[int]) -> int:
-    """The bytes that a tensor of this dtype and shape has. Raises `TensorRefused` for a dtype outside the allow-list."""
+    """The bytes that a tensor of this dtype and shape has.
+
+    Raises `TensorRefused` for a dtype outside the allow-list.
+    """
     try:
         return DTYPES[dtype][1] * math.prod(shape)
     except KeyError:
@@ -90,11 +97,14 @@ def inspect(frame: bytes | memoryview) -> TensorHeader:
         fields = _map.decode(frame)
         as_bits_of = fields.pop(b"as", None)
         if fields.keys() != _KEYS:
-            raise TensorRefused(f"expected the fields nd, type, kind, shape and data, got {sorted(fields)}")
+            got = reprlib.repr(sorted(fields))
+            raise TensorRefused(f"expected the fields nd, type, kind, shape and data, got {got}")
         if bytes(fields[b"nd"]) != _TRUE:
             raise TensorRefused("expected an array (nd: true), got a scalar")
         if len(_data.decode(fields[b"kind"])):
-            raise TensorRefused("expected an array of numbers, got an object or structured array, which is never decoded")
+            raise TensorRefused(
+                "expected an array of numbers, got an object or structured array, which is never decoded"
+            )
         type_string = _text.decode(fields[b"type"])
         shape = tuple(_shape.decode(fields[b"shape"]))
         data = _data.decode(fields[b"data"])
@@ -103,13 +113,16 @@ def inspect(frame: bytes | memoryview) -> TensorHeader:
         raise TensorRefused(f"expected a tensor frame, got {len(frame)} bytes that are not one: {error}") from None
     dtype = _BY_TYPE.get(type_string)
     if dtype is None:
-        raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {type_string!r}")
+        raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {reprlib.repr(type_string)}")
     if claimed is not None:
         if claimed != "bfloat16" or dtype != "uint16":
-            raise TensorRefused(f"expected the bits of bfloat16 as <u2, got {claimed!r} as {type_string}")
+            raise TensorRefused(f"expected the bits of bfloat16 as <u2, got {reprlib.repr(claimed)} as {type_string}")
         dtype = claimed
     if len(shape) > MAX_DIMS or any(dim < 0 for dim in shape):
-        raise TensorRefused(f"expected at most {MAX_DIMS} dims of 0 or more, got shape {shape}")
+        raise TensorRefused(f"expected at most {MAX_DIMS} dims of 0 or more, got shape {reprlib.repr(shape)}")
+    # numpy and torch refuse such a shape also where a dim of 0 makes it empty.
+    if DTYPES[dtype][1] * math.prod(dim for dim in shape if dim) > MAX_EXTENT:
+        raise TensorRefused(f"expected dims whose product fits 63 bits, got {dtype}{list(shape)}")
     if len(data) != nbytes_of(dtype, shape):
         raise TensorRefused(f"expected {nbytes_of(dtype, shape)} bytes for {dtype}{list(shape)}, got {len(data)}")
     return TensorHeader(dtype, shape, data)
@@ -119,9 +132,9 @@ def inspect(frame: bytes | memoryview) -> TensorHeader:
 def _codec() -> tuple[Any, Any, Any]:
     import msgpack
     import msgpack_numpy
-    import numpy
+    import numpy as np
 
-    return msgpack, msgpack_numpy, numpy
+    return msgpack, msgpack_numpy, np
 
 
 def encode_array(array: np.ndarray[Any, Any], *, bfloat16_bits: bool = False) -> bytes:
