@@ -257,6 +257,7 @@ class SessionCore:
 
     def _on_link_up(self, _event: LinkUp, now: float, out: list[object]) -> None:
         self._link.go(LinkInput.UP)
+        self._link_lost()  # if another connection stood before, nobody has told us that it is gone
         if self._link.state is Link.OPENING:
             self._introduce(now, out)
 
