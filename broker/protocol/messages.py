@@ -136,7 +136,7 @@ ResultId: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 CommandDigest: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Token: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=16)]
-DeviceId: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+DeviceId: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 Tag: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Version: TypeAlias = tuple[Natural, Natural]
 Shape: TypeAlias = list[Natural]
@@ -183,8 +183,8 @@ class ResultStatus(enum.StrEnum):
 # ---------------------------------------------------------------------------------------------- parts of messages
 
 
-class _Part(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True):
-    """A structure inside a message: a msgpack array; defaults at the end are left out."""
+class _Part(Struct, frozen=True, kw_only=True, array_like=True):
+    """A structure inside a message: a msgpack array. Elements at the end may be missing where they have defaults."""
 
 
 class Failure(_Part, frozen=True, kw_only=True):
@@ -271,7 +271,7 @@ class Outcome(_Part, frozen=True, kw_only=True):
     size: Natural = 0
 
 
-class _Tagged(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True):
+class _Tagged(Struct, frozen=True, kw_only=True, array_like=True):
     """A message or a part that is told from its siblings by the tag in front."""
 
 
