@@ -137,13 +137,14 @@ def _codec() -> tuple[Any, Any, Any]:
     return msgpack, msgpack_numpy, np
 
 
-def encode_array(array: np.ndarray[Any, Any], *, bfloat16_bits: bool = False) -> bytes:
-    """The frame of a numpy array, of any memory layout and byte order.
+def encode_array(array: np.ndarray[Any, Any] | np.generic, *, bfloat16_bits: bool = False) -> bytes:
+    """The frame of a numpy array, of any memory layout and byte order, or of a numpy scalar.
 
     ``bfloat16_bits``: the array is uint16 and holds the bits of a bfloat16 tensor.
     Raises `TensorRefused` for a dtype outside the allow-list, object arrays among them.
     """
     msgpack, msgpack_numpy, numpy = _codec()
+    array = numpy.asarray(array)  # msgpack-numpy has another frame for scalars, and 0-d results of numpy are scalars
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     if array.dtype.str not in _BY_TYPE:
