@@ -1,0 +1,204 @@
+"""What the core knows of the device's store: which values it has, which commands have ended, which plans are there.
+
+The core reads through `Catalog` and writes by instructions; `Shelf` is both, the face of a store towards the agent.
+`edge_agent.store_shelf.StoreShelf` is the one on disk. `MemoryShelf` keeps all in dicts: for tests and simulations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from broker.protocol.ids import nth
+from broker.protocol.messages import Event, Frame, ResultInfo, ResultReady, TagEntry
+
+__all__ = ["Catalog", "Ended", "Held", "MemoryShelf", "Shelf", "announcement"]
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """A value on the device.
+
+    ``source`` is its tensor frame (bytes) or the path of its tensor file; ``nbytes`` the size of its elements. ``own``: it is
+    the device's own, put there by its owner, and nobody else may delete it. ``blob`` is the digest of its file, where known.
+    """
+
+    id: bytes
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    source: bytes | str
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    own: bool = False
+    blob: bytes | None = None
+
+    @property
+    def info(self) -> ResultInfo:
+        """What is told of it without its value."""
+        return ResultInfo(dtype=self.dtype, shape=list(self.shape), nbytes=self.nbytes)
+
+    @property
+    def entry(self) -> TagEntry:
+        """It in the tag index."""
+        return TagEntry(id=self.id, tags=list(self.tags), description=self.description, info=self.info)
+
+
+class Ended(Struct, frozen=True, kw_only=True):
+    """A command that has ended on this device: what was announced, and whether the broker has it on record.
+
+    The frames of an inline announcement are not in it: they are the values (see `announcement`).
+    """
+
+    id: bytes
+    event: Event
+    outputs: int = 1
+    recorded: bool = False
+
+
+class Catalog(Protocol):
+    """What can be asked of a store, without waiting."""
+
+    def find(self, id: bytes) -> Held | None:
+        """The value of this id."""
+
+    def ended(self, id: bytes) -> Ended | None:
+        """The ended command whose first id this is."""
+
+    def with_tags(self, tags: Sequence[str]) -> list[Held]:
+        """The values that carry all of ``tags``."""
+
+    def tagged(self) -> list[TagEntry]:
+        """All values that carry any tag."""
+
+    def unrecorded(self) -> list[Ended]:
+        """The ended commands that the broker has not on record yet, in the order in which they ended."""
+
+    def blob(self, digest: bytes) -> bytes | str | None:
+        """A part of a plan: its bytes, or the path of the file that holds it."""
+
+    def plans(self) -> list[tuple[bytes, bytes]]:
+        """The manifests that are there, by their digests, in the order of their arrival."""
+
+    def blob_size(self, digest: bytes) -> int:
+        """The size of a part of a plan, in bytes; 0 if it is not there."""
+
+
+class Shelf(Catalog, Protocol):
+    """A store as the agent uses it. What is written can be read at once; it is on disk when `commit` has returned."""
+
+    def keep(self, ended: Ended | None, values: Sequence[Held], *, durable: bool) -> None:
+        """Keep what a command has ended with. With ``durable``, the next `commit` must reach the disk."""
+
+    def mark_recorded(self, ids: Iterable[bytes]) -> None:
+        """The broker has these commands on record."""
+
+    def mark_unrecorded(self) -> None:
+        """It is another broker's ledger now: nothing is on record."""
+
+    def drop(self, ids: Iterable[bytes]) -> None:
+        """Forget these values, and remove their files. Never the device's own."""
+
+    def keep_blob(self, digest: bytes, source: bytes | str, *, manifest: bool) -> None:
+        """Keep a part of a plan: its bytes, or the path of a file, which is moved."""
+
+    def drop_blobs(self, digests: Iterable[bytes]) -> None:
+        """Forget these parts of plans."""
+
+
+def announcement(catalog: Catalog, ended: Ended) -> tuple[Event, tuple[Frame, ...]]:
+    """What was announced for a command, with the frames, to announce it again.
+
+    An inline value that was released meanwhile is not there any more: then it is announced without.
+    """
+    event = ended.event
+    if not isinstance(event, ResultReady) or not event.inline:
+        return event, ()
+    held = [catalog.find(nth(ended.id, k)) for k in range(ended.outputs)]
+    frames = tuple(value.source for value in held if value is not None and isinstance(value.source, bytes))
+    if len(frames) == ended.outputs:
+        return event, frames
+    return ResultReady(id=event.id, digest=event.digest), ()
+
+
+class MemoryShelf:
+    """A `Shelf` of dicts: nothing is written anywhere, so a crash loses nothing of it."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, Held] = {}
+        self.commands: dict[bytes, Ended] = {}
+        self.blobs: dict[bytes, bytes | str] = {}
+        self.manifests: list[bytes] = []
+
+    def find(self, id: bytes) -> Held | None:
+        """As `Catalog.find`."""
+        return self.values.get(id)
+
+    def ended(self, id: bytes) -> Ended | None:
+        """As `Catalog.ended`."""
+        return self.commands.get(id)
+
+    def with_tags(self, tags: Sequence[str]) -> list[Held]:
+        """As `Catalog.with_tags`."""
+        return [held for held in self.values.values() if set(tags) <= set(held.tags)]
+
+    def tagged(self) -> list[TagEntry]:
+        """As `Catalog.tagged`."""
+        return [held.entry for held in self.values.values() if held.tags]
+
+    def unrecorded(self) -> list[Ended]:
+        """As `Catalog.unrecorded`."""
+        return [ended for ended in self.commands.values() if not ended.recorded]
+
+    def blob(self, digest: bytes) -> bytes | str | None:
+        """As `Catalog.blob`."""
+        return self.blobs.get(digest)
+
+    def plans(self) -> list[tuple[bytes, bytes]]:
+        """As `Catalog.plans`."""
+        found = [(digest, self.blobs.get(digest)) for digest in self.manifests]
+        return [(digest, data) for digest, data in found if isinstance(data, bytes)]
+
+    def blob_size(self, digest: bytes) -> int:
+        """As `Catalog.blob_size`. A file counts as 0 bytes: nothing here looks at the disk."""
+        source = self.blobs.get(digest)
+        return len(source) if isinstance(source, bytes) else 0
+
+    def keep(self, ended: Ended | None, values: Sequence[Held], *, durable: bool) -> None:  # noqa: ARG002 - a Shelf's
+        """As `Shelf.keep`."""
+        if ended is not None:
+            self.commands[ended.id] = ended
+        for held in values:
+            self.values[held.id] = held
+
+    def mark_recorded(self, ids: Iterable[bytes]) -> None:
+        """As `Shelf.mark_recorded`."""
+        for id in ids:
+            if (ended := self.commands.get(id)) is not None:
+                self.commands[id] = Ended(id=id, event=ended.event, outputs=ended.outputs, recorded=True)
+
+    def mark_unrecorded(self) -> None:
+        """As `Shelf.mark_unrecorded`."""
+        for id, ended in self.commands.items():
+            self.commands[id] = Ended(id=id, event=ended.event, outputs=ended.outputs)
+
+    def drop(self, ids: Iterable[bytes]) -> None:
+        """As `Shelf.drop`."""
+        for id in ids:
+            held = self.values.get(id)
+            if held is not None and not held.own:
+                del self.values[id]
+
+    def keep_blob(self, digest: bytes, source: bytes | str, *, manifest: bool) -> None:
+        """As `Shelf.keep_blob`."""
+        if manifest and digest not in self.blobs:
+            self.manifests.append(digest)
+        self.blobs[digest] = source
+
+    def drop_blobs(self, digests: Iterable[bytes]) -> None:
+        """As `Shelf.drop_blobs`."""
+        for digest in digests:
+            self.blobs.pop(digest, None)
+            if digest in self.manifests:
+                self.manifests.remove(digest)

@@ -1,0 +1,125 @@
+"""A command on the device, and the order in which commands start."""
+
+from __future__ import annotations
+
+import heapq
+
+from broker.protocol import messages as m
+from broker.protocol.ids import incarnation_of, short
+from edge_agent.core_plans import Plan
+from edge_agent.transitions import COMMAND, Step, advance
+
+__all__ = ["Command", "StartQueue"]
+
+
+class Command:
+    """An `Invoke` or a `Put` that the device has taken.
+
+    ``order`` is its place among all commands taken. ``missing``: how many of its arguments are not here yet. ``dropped``: which
+    of its results were released before it ended. ``ids``: all its results, if they are more than one. ``event``: what will be
+    announced once it is on the disk. ``deaths``: how many workers died of it.
+    """
+
+    __slots__ = (
+        "body",
+        "deadline",
+        "deaths",
+        "digest",
+        "dropped",
+        "event",
+        "frames",
+        "id",
+        "ids",
+        "job",
+        "missing",
+        "order",
+        "outputs",
+        "plan",
+        "session",
+        "step",
+        "story",
+    )
+
+    def __init__(
+        self, body: m.Invoke | m.Put, digest: bytes, frames: tuple[m.Frame, ...], *, order: int, deadline: float
+    ) -> None:
+        self.body = body
+        self.id = body.id
+        self.digest = digest
+        self.frames = frames
+        self.order = order
+        self.deadline = deadline
+        self.session = incarnation_of(body.id)
+        self.outputs = body.outputs if isinstance(body, m.Invoke) else 1
+        self.plan: Plan | None = None
+        self.missing = 0
+        self.job = 0
+        self.deaths = 0
+        self.dropped: set[bytes] | None = None
+        self.ids: list[bytes] | None = None
+        self.event: m.Event | None = None
+        self.step = Step.TAKEN
+        self.story = [Step.TAKEN.value]
+
+    def __lt__(self, other: Command) -> bool:
+        return self.order < other.order
+
+    def move(self, step: Step) -> None:
+        """Take a step of the table. Raises `InvalidTransition`, with the steps so far."""
+        if step not in COMMAND[self.step]:
+            advance(COMMAND, self.step, step, f"command {short(self.id)}", self.story)
+        self.step = step
+        self.story.append(step.value)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can become of it any more but its record."""
+        return self.step is Step.ANNOUNCED or self.step is Step.RECORDED
+
+
+class StartQueue:
+    """Commands whose arguments are here, to be started in the order taken.
+
+    One whose plan is not loaded yet parks its session: what came later in that session waits behind it, what came earlier
+    does not.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[Command] = []
+        self._parked: dict[bytes, list[Command]] = {}  # session to a heap of its commands
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    @property
+    def parked(self) -> bool:
+        """Whether any command waits for its plan."""
+        return bool(self._parked)
+
+    def push(self, command: Command) -> None:
+        """Its arguments are here."""
+        heapq.heappush(self._heap, command)
+
+    def pop(self) -> Command | None:
+        """The next to start, or to `park`. None: there is none now."""
+        heap = self._heap
+        while heap:
+            command = heapq.heappop(heap)
+            if command.step is not Step.READY and command.step is not Step.WAITING_PLAN:
+                continue  # it has ended while it waited
+            if self._parked and (parked := self._parked.get(command.session)) and parked[0] < command:
+                heapq.heappush(parked, command)
+                continue
+            return command
+        return None
+
+    def park(self, command: Command) -> None:
+        """Its plan is not loaded."""
+        heapq.heappush(self._parked.setdefault(command.session, []), command)
+
+    def unpark(self) -> None:
+        """Plans have become loaded, or are refused: look at all parked commands again."""
+        for commands in self._parked.values():
+            for command in commands:
+                heapq.heappush(self._heap, command)
+        self._parked.clear()

@@ -1,0 +1,220 @@
+"""The agent's side of its link to the broker: registration, the two numbered streams, heartbeats."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from broker.protocol import messages as m
+from broker.protocol.streams import Inbox, Outbox, Verdict
+from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk
+from edge_agent.effects import GiveUp, OpenBlobs, Reconnect, SaveRegistration
+from edge_agent.transitions import LINK, LinkStep, advance
+
+__all__ = ["Link"]
+
+REGISTER_PATIENCE = 2.0
+"""After how many seconds without an answer `Register` is sent again; doubled each time, up to 16 times as long."""
+
+SILENCE = 3.0
+"""After how many heartbeat intervals without a word from the broker the connection is taken for dead."""
+
+_FATAL = frozenset({m.RefusalCode.VERSION, m.RefusalCode.STALE_TOKEN, m.RefusalCode.NOT_ALLOWED, m.RefusalCode.FENCED})
+
+
+class Link:
+    """Registered or not, and what is under way in either direction.
+
+    An announcement is kept in the outbox only while registered: what the broker has not on record is announced from the
+    store at every registration, so nothing depends on this memory.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        config: AgentConfig,
+        rng: random.Random,
+        *,
+        device: str,
+        store_id: bytes,
+        boot: bytes,
+        token: bytes = b"",
+        ledger: bytes = b"",
+    ) -> None:
+        self._desk = desk
+        self._config = config
+        self._rng = rng
+        self._device = device
+        self._store_id = store_id
+        self._boot = boot
+        self._token = token
+        self._ledger = ledger
+        self._epoch = 0
+        self._interval = config.heartbeat_seconds
+        self._beat_at = 0.0
+        self._register_at = 0.0
+        self._attempts = 0
+        self._welcomed = False  # whether the broker has ever taken us, since this agent started
+        self._inbox = Inbox()
+        self._outbox: Outbox[tuple[m.Event, tuple[m.Frame, ...]]] = Outbox()
+        self._acknowledge = False
+        self.step = LinkStep.DOWN
+        self.heard = desk.now
+        """When the broker was last heard. Set by the core for each message."""
+
+    @property
+    def registered(self) -> bool:
+        """Whether the broker knows this device on this connection."""
+        return self.step is LinkStep.REGISTERED
+
+    # ------------------------------------------------------------------------------------------- connection
+
+    def up(self) -> None:
+        """The connection stands: introduce ourselves."""
+        if self.step is LinkStep.DOWN:
+            self._move(LinkStep.REGISTERING)
+            self._attempts = 0
+            self._register()
+
+    def down(self) -> None:
+        """The connection is gone."""
+        if self.step in (LinkStep.REGISTERING, LinkStep.REGISTERED):
+            self._desk.log(INFO, "link_lost", device=self._device)
+            self._move(LinkStep.DOWN)
+
+    def stranger(self) -> None:
+        """The broker does not know us: introduce ourselves again."""
+        if self.registered:
+            self._move(LinkStep.REGISTERING)
+            self._attempts = 0
+            self._register()
+
+    def leave(self) -> None:
+        """The agent ends."""
+        if self.registered:
+            self._desk.send(m.Goodbye())
+        if self.step is not LinkStep.LEFT:
+            self._move(LinkStep.LEFT)
+
+    def welcome(self, message: m.Registered) -> bool | None:
+        """The broker's answer to `Register`; whether its ledger is another than before. None: it answers nothing that was asked."""
+        if self.step is not LinkStep.REGISTERING:
+            return None
+        self._move(LinkStep.REGISTERED)
+        self._welcomed = True
+        new_ledger = message.ledger != self._ledger and self._ledger != b""
+        self._ledger, self._token, self._epoch = message.ledger, message.token, message.epoch
+        self._interval = message.heartbeat_ms / 1000 or self._config.heartbeat_seconds
+        self._beat_at = self._desk.now + self._jittered(self._interval)
+        self._inbox = Inbox(message.first - 1 if message.first else 0)
+        self._outbox = Outbox()
+        self._acknowledge = False
+        self._desk.do(SaveRegistration(token=message.token, ledger=message.ledger))
+        if message.blobs:
+            self._desk.do(OpenBlobs(endpoint=message.blobs))
+        self._desk.log(
+            INFO,
+            "agent_registered",
+            device=self._device,
+            epoch=message.epoch,
+            ledger=message.ledger.hex(),
+            first=message.first,
+        )
+        return new_ledger
+
+    def refused(self, message: m.Refused) -> None:
+        """The broker does not take us; for good, or for now."""
+        self._desk.log(WARNING, "agent_refused", device=self._device, code=message.code, reason=message.reason)
+        if self.step is not LinkStep.REGISTERING:
+            return
+        duplicate = message.code == m.RefusalCode.DUPLICATE_DEVICE
+        if message.code in _FATAL or (duplicate and not self._welcomed):
+            self._desk.do(GiveUp(code=message.code, reason=message.reason))
+            return
+        # Our own older connection may still look alive to the broker, or the broker is full: come again later.
+        self._register_at = self._desk.now + self._jittered(self._interval)
+
+    def _register(self) -> None:
+        self._desk.send(
+            m.Register(
+                version=m.PROTOCOL_VERSION,
+                device=self._device,
+                store=self._store_id,
+                boot=self._boot,
+                token=self._token,
+                epoch=self._epoch,
+                taken=self._inbox.taken,
+                runtimes=list(self._config.runtimes),
+                labels=dict(self._config.labels),
+            )
+        )
+        self._register_at = self._desk.now + self._jittered(REGISTER_PATIENCE * (1 << min(self._attempts, 4)))
+        self._attempts += 1
+        self.heard = self._desk.now
+
+    # ------------------------------------------------------------------------------------------- streams
+
+    def offer(self, n: int) -> bool:
+        """Whether delivery ``n`` is the next, and hereby taken."""
+        if self.step is not LinkStep.REGISTERED:
+            return False
+        verdict = self._inbox.offer(n)
+        if verdict is not Verdict.GAP:
+            self._acknowledge = True
+        return verdict is Verdict.NEXT
+
+    def announce(self, event: m.Event, frames: tuple[m.Frame, ...] = ()) -> None:
+        """Announce, at the end of the batch. While not registered this does nothing: the store knows it."""
+        if self.step is LinkStep.REGISTERED:
+            self._outbox.push((event, frames))
+
+    def recorded(self, n: int) -> Iterable[m.Event]:
+        """The broker has all announcements up to ``n`` on record: these."""
+        if self.step is not LinkStep.REGISTERED:
+            return ()
+        return [event for event, _ in self._outbox.acknowledge(n, self._desk.now)]
+
+    def flush(self) -> None:
+        """The batch has ended: send what is due."""
+        if self.step is not LinkStep.REGISTERED:
+            return
+        for n, (event, frames) in self._outbox.due(self._desk.now):
+            self._desk.send(m.Announce(n=n, event=event), frames)
+        if self._acknowledge:
+            self._acknowledge = False
+            self._desk.send(m.Taken(n=self._inbox.taken))
+
+    # ------------------------------------------------------------------------------------------- time
+
+    def heartbeat_seen(self, message: m.HeartbeatSeen) -> None:
+        """The broker says how often it wants to hear from us."""
+        if message.heartbeat_ms:
+            self._interval = message.heartbeat_ms / 1000
+            self._beat_at = min(self._beat_at, self._desk.now + self._jittered(self._interval))
+
+    def tick(self, running: Iterable[bytes]) -> None:
+        """Time has passed: heartbeats, retries."""
+        now = self._desk.now
+        if self.step is LinkStep.REGISTERING and now >= self._register_at:
+            self._register()
+        elif self.step is LinkStep.REGISTERED:
+            if now - self.heard > SILENCE * self._interval:
+                self.heard = now
+                self._desk.log(WARNING, "link_silent", device=self._device, seconds=SILENCE * self._interval)
+                self._desk.do(Reconnect(reason="silent"))
+            elif now >= self._beat_at:
+                self._beat_at = now + self._jittered(self._interval)
+                self._desk.send(m.Heartbeat(running=dict.fromkeys(running, -1.0)))
+
+    def next_timer(self) -> float | None:
+        """When `tick` or `flush` is due by the passing of time alone."""
+        if self.step is LinkStep.REGISTERED:
+            due = self._outbox.next_due()
+            return self._beat_at if due is None else min(self._beat_at, due)
+        return self._register_at if self.step is LinkStep.REGISTERING else None
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(0.9, 1.1)
+
+    def _move(self, step: LinkStep) -> None:
+        self.step = advance(LINK, self.step, step, f"the link of {self._device}")

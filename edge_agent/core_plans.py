@@ -1,0 +1,231 @@
+"""The plans that the device has, as the core sees them: where their parts are, and whether the worker can run them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from broker.protocol.messages import Failure
+from edge_agent.catalog import Catalog
+from edge_agent.core_blobs import BlobWants
+from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk, failure
+from edge_agent.effects import DropBlobs, KeepBlob
+from edge_agent.jobs import LoadPlan, PlanLoaded, PlanRefused, Source
+from edge_agent.plan.errors import PlanMalformed
+from edge_agent.plan.format import Manifest, decode_manifest
+from edge_agent.transitions import PLAN, PlanStep, advance
+
+__all__ = ["Plan", "Plans"]
+
+
+class Plan:
+    """One plan. ``uses`` counts the commands that name it and have not ended; ``deaths`` the workers that died of loading it."""
+
+    __slots__ = ("counted", "deaths", "failure", "final", "id", "lacking", "manifest", "manifest_bytes", "step", "uses")
+
+    def __init__(self, id: bytes) -> None:
+        self.id = id
+        self.step = PlanStep.ASKED
+        self.manifest: Manifest | None = None
+        self.manifest_bytes = b""
+        self.lacking: set[bytes] = set()
+        self.counted = False
+        self.uses = 0
+        self.deaths = 0
+        self.failure: Failure | None = None
+        self.final = False
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The digests of all its parts but the manifest, each once."""
+        return [] if self.manifest is None else list(dict.fromkeys([self.manifest.graph, *self.manifest.state]))
+
+    def move(self, step: PlanStep) -> None:
+        """Take a step of the table. Raises `InvalidTransition`."""
+        self.step = advance(PLAN, self.step, step, f"plan {self.id.hex()}")
+
+
+class Plans:
+    """A cache with a limit of count and of bytes; the least recently used goes first, one that is in use never.
+
+    ``changed`` is called when a plan has been loaded or refused.
+    """
+
+    def __init__(
+        self, desk: Desk, catalog: Catalog, blobs: BlobWants, config: AgentConfig, changed: Callable[[Plan], None]
+    ) -> None:
+        self._desk = desk
+        self._catalog = catalog
+        self._blobs = blobs
+        self._config = config
+        self._changed = changed
+        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
+        self._sharers: dict[bytes, int] = {}  # digest of a part to how many plans here consist of it
+        self._bytes = 0
+        self._unloads: list[bytes] = []
+        for digest, data in catalog.plans():
+            plan = Plan(digest)
+            if self._read_manifest(plan, data) is None:
+                self._plans[digest] = plan
+                self._count(plan)
+
+    def use(self, digest: bytes) -> Plan:
+        """The plan, for one more command; what is not here is asked for."""
+        plan = self._plans.get(digest)
+        if plan is None:
+            plan = self._plans[digest] = Plan(digest)
+        self._plans.move_to_end(digest)
+        plan.uses += 1
+        if plan.step is PlanStep.REFUSED and not plan.final:
+            plan.move(PlanStep.ASKED)
+        if plan.step is PlanStep.ASKED and plan.uses == 1:
+            self._ask(plan)
+        return plan
+
+    def release(self, plan: Plan) -> None:
+        """A command that named it has ended."""
+        plan.uses -= 1
+        if len(self._plans) > self._config.plan_count or self._bytes > self._config.plan_bytes:
+            self._evict()
+
+    def loadable(self) -> list[Plan]:
+        """The plans that commands wait for and that the worker could load now."""
+        return [plan for plan in self._plans.values() if plan.step is PlanStep.HERE and plan.uses]
+
+    def order(self, plan: Plan, n: int) -> LoadPlan | None:
+        """The order to load it. None: a part has been lost meanwhile, and is asked for again."""
+        assert plan.manifest is not None
+        sources: dict[bytes, Source] = {}
+        for part in plan.parts:
+            if (source := self._catalog.blob(part)) is None:
+                plan.move(PlanStep.ASKED)
+                self._ask(plan)
+                return None
+            sources[part] = source
+        if not plan.counted:
+            self._count(plan)
+        plan.move(PlanStep.LOADING)
+        return LoadPlan(
+            n=n,
+            plan=plan.id,
+            manifest=plan.manifest_bytes,
+            graph=sources[plan.manifest.graph],
+            state=[sources[digest] for digest in plan.manifest.state],
+        )
+
+    def unloads(self) -> list[bytes]:
+        """The plans that the worker may forget, each told once."""
+        unloads, self._unloads = self._unloads, []
+        return unloads
+
+    def loaded(self, answer: PlanLoaded) -> None:
+        """The worker can run it."""
+        plan = self._plans.get(answer.plan)
+        if plan is None or plan.step is not PlanStep.LOADING:
+            return
+        plan.move(PlanStep.LOADED)
+        plan.deaths = 0
+        self._desk.log(INFO, "plan_loaded", plan=plan.id.hex(), seconds=round(answer.seconds, 6))
+        self._changed(plan)
+
+    def refused(self, answer: PlanRefused) -> None:
+        """The worker does not take it."""
+        plan = self._plans.get(answer.plan)
+        if plan is not None and plan.step is PlanStep.LOADING:
+            self.refuse(plan, answer.failure)
+
+    def refuse(self, plan: Plan, why: Failure, *, final: bool = True) -> None:
+        """It cannot be run: for good, or until somebody invokes it again."""
+        plan.move(PlanStep.REFUSED)
+        plan.failure, plan.final = why, final
+        self._desk.log(WARNING, "plan_refused", plan=plan.id.hex(), code=why.code, reason=why.message)
+        self._changed(plan)
+
+    def worker_gone(self) -> None:
+        """No plan is loaded any more."""
+        self._unloads.clear()
+        for plan in self._plans.values():
+            if plan.step is PlanStep.LOADING or plan.step is PlanStep.LOADED:
+                plan.move(PlanStep.HERE)
+
+    # ------------------------------------------------------------------------------------------- parts
+
+    def _ask(self, plan: Plan) -> None:
+        """Gather what is not here: the manifest, then what it names."""
+        if plan.manifest is None:
+            self._blobs.want(plan.id, lambda _digest, result: self._manifest_arrived(plan, result))
+            return
+        parts = plan.parts
+        plan.lacking = set(parts)
+        for part in parts:
+            self._blobs.want(part, lambda digest, result: self._part_arrived(plan, digest, result))
+
+    def _read_manifest(self, plan: Plan, data: bytes) -> Failure | None:
+        try:
+            plan.manifest = decode_manifest(data)
+        except PlanMalformed as error:
+            return failure("PlanMalformed", str(error), plan=plan.id.hex())
+        plan.manifest_bytes = data
+        return None
+
+    def _manifest_arrived(self, plan: Plan, result: Source | Failure) -> None:
+        if plan.step is not PlanStep.ASKED:
+            return
+        if isinstance(result, Failure):
+            said = f"the broker does not have plan {plan.id.hex()}"
+            self.refuse(plan, failure("PlanNotFound", said, plan=plan.id.hex()), final=False)
+            return
+        if isinstance(result, str):
+            said = f"expected a manifest that fits into a message, got that of plan {plan.id.hex()}, which does not"
+            self.refuse(plan, failure("PlanMalformed", said, plan=plan.id.hex()))
+            return
+        why = self._read_manifest(plan, result)
+        if why is not None:
+            self.refuse(plan, why)
+            return
+        self._desk.do(KeepBlob(digest=plan.id, source=result, manifest=True))
+        self._ask(plan)
+
+    def _part_arrived(self, plan: Plan, digest: bytes, result: Source | Failure) -> None:
+        if plan.step is not PlanStep.ASKED:
+            return
+        if isinstance(result, Failure):
+            said = f"plan {plan.id.hex()} is not whole: {result.message}"
+            self.refuse(plan, failure("PlanNotFound", said, plan=plan.id.hex()), final=False)
+            return
+        if self._catalog.blob(digest) is None:
+            self._desk.do(KeepBlob(digest=digest, source=result))
+        plan.lacking.discard(digest)
+        if not plan.lacking:
+            plan.move(PlanStep.HERE)
+
+    # ------------------------------------------------------------------------------------------- limits
+
+    def _count(self, plan: Plan) -> None:
+        plan.counted = True
+        for part in plan.parts:
+            sharers = self._sharers[part] = self._sharers.get(part, 0) + 1
+            if sharers == 1:
+                self._bytes += self._catalog.blob_size(part)
+
+    def _evict(self) -> None:
+        for plan in list(self._plans.values()):
+            if len(self._plans) <= self._config.plan_count and self._bytes <= self._config.plan_bytes:
+                return
+            if plan.uses or plan.step is PlanStep.LOADING:
+                continue
+            if plan.step is PlanStep.LOADED:
+                self._unloads.append(plan.id)
+            self._forget(plan)
+
+    def _forget(self, plan: Plan) -> None:
+        del self._plans[plan.id]
+        gone = [plan.id]
+        for part in plan.parts if plan.counted else ():
+            self._sharers[part] -= 1
+            if not self._sharers[part]:
+                del self._sharers[part]
+                self._bytes -= self._catalog.blob_size(part)
+                gone.append(part)
+        self._desk.do(DropBlobs(digests=gone))
+        self._desk.log(INFO, "plan_evicted", plan=plan.id.hex())

@@ -1,0 +1,496 @@
+"""Commands on the device, from being taken to their end. The steps stand in `edge_agent.transitions`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from broker.protocol import messages as m
+from broker.protocol.errors import ProtocolError, TensorRefused
+from broker.protocol.ids import nth
+from broker.protocol.tensors import inspect
+from edge_agent import effects as e
+from edge_agent.catalog import Catalog, Ended, Held, announcement
+from edge_agent.core_arguments import Arguments
+from edge_agent.core_blobs import BlobWants
+from edge_agent.core_commands import Command, StartQueue
+from edge_agent.core_desk import DEBUG, WARNING, AgentConfig, Desk, failure
+from edge_agent.core_link import Link
+from edge_agent.core_plans import Plan, Plans
+from edge_agent.core_tags import TagIndex
+from edge_agent.core_worker import WorkerDesk
+from edge_agent.jobs import CancelJob, JobFailed, JobFinished, PlanLoaded, PlanRefused, RunJob, UnloadPlan
+from edge_agent.transitions import PlanStep, Step
+
+__all__ = ["Runs"]
+
+_OUTPUTS = 1 << 16
+"""The most results that one command may have."""
+
+_QUEUED = frozenset({Step.TAKEN, Step.WAITING_ARGUMENTS, Step.WAITING_PLAN, Step.READY})
+
+
+class Runs:
+    """All commands of the device that the broker has not on record yet."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        catalog: Catalog,
+        blobs: BlobWants,
+        link: Link,
+        tags: TagIndex,
+        config: AgentConfig,
+        *,
+        device: str,
+        store_id: bytes,
+    ) -> None:
+        self._desk = desk
+        self._catalog = catalog
+        self._blobs = blobs
+        self._link = link
+        self._tags = tags
+        self._max_deaths = config.worker_deaths
+        self._device = device
+        self._own = store_id[:8]
+        self._order = 0
+        self._commands: dict[bytes, Command] = {}
+        self._queue = StartQueue()
+        self._failing: deque[tuple[Command, m.Failure]] = deque()  # what follows from other failures
+        self._expires_at: float | None = None  # no queued command's deadline is earlier
+        self._plans = Plans(desk, catalog, blobs, config, self._plan_changed)
+        self.producing: dict[bytes, Command] = {}
+        """Which command will make which id."""
+        self.arguments = Arguments(
+            desk, catalog, blobs, config, self._complete, lambda command, why: self._failing.append((command, why))
+        )
+        self.worker = WorkerDesk(desk, config)
+
+    def live(self, id: bytes) -> bool:
+        """Whether the command has not ended yet, or its end is on the way to the disk."""
+        command = self._commands.get(id)
+        return command is not None and not command.ended
+
+    def running(self) -> Iterator[bytes]:
+        """The ids of the invocations that the worker has."""
+        return (
+            one.id for one in self.worker.under_way.values() if isinstance(one, Command) and one.step is Step.RUNNING
+        )
+
+    def recorded(self, ids: Iterable[bytes]) -> None:
+        """The broker has these on record: they are done with."""
+        for id in ids:
+            command = self._commands.get(id)
+            if command is not None and command.step is Step.ANNOUNCED:
+                command.move(Step.RECORDED)
+                del self._commands[id]
+
+    # ------------------------------------------------------------------------------------------- taking
+
+    def take(self, body: m.Invoke | m.Put, digest: bytes, frames: tuple[m.Frame, ...]) -> None:
+        """A command has come; perhaps one that has come before."""
+        if self._known(body.id, digest):
+            return
+        desk = self._desk
+        self._order += 1
+        deadline = desk.now + (body.deadline_ms or m.DEFAULT_DEADLINE_MS) / 1000
+        command = self._commands[body.id] = Command(body, digest, frames, order=self._order, deadline=deadline)
+        if self._expires_at is None or deadline < self._expires_at:
+            self._expires_at = deadline
+        if desk.log_level <= DEBUG:
+            desk.log(DEBUG, "invocation_taken", result=body.id.hex(), kind=type(body).__name__)
+        why = self.arguments.take(command, self.producing) if isinstance(body, m.Invoke) else None
+        why = why or self._claim(command)
+        if why is not None:
+            self._fail(command, why)
+        elif isinstance(body, m.Put):
+            self._take_put(command, body)
+        else:
+            plan = command.plan = self._plans.use(body.plan)
+            if plan.failure is not None and plan.step is PlanStep.REFUSED:
+                self._fail(command, plan.failure)
+            elif command.missing:
+                command.move(Step.WAITING_ARGUMENTS)
+            else:
+                self._complete(command)
+
+    def _known(self, id: bytes, digest: bytes) -> bool:
+        """Whether a command of this id was taken before; if it has ended, it is announced again."""
+        live = self._commands.get(id)
+        if live is not None and not live.ended:
+            if live.digest != digest:
+                self._conflict(id, digest)
+            return True
+        ended = self._catalog.ended(id)
+        if ended is None or isinstance(ended.event, m.TagsChanged):
+            return False
+        if ended.event.digest != digest:
+            self._conflict(id, digest)
+        else:
+            self._link.announce(*announcement(self._catalog, ended))
+        return True
+
+    def _conflict(self, id: bytes, digest: bytes) -> None:
+        said = f"another command has used the id {id.hex()} before"
+        self._desk.log(WARNING, "id_conflict", result=id.hex())
+        self._link.announce(m.ResultFailed(id=id, digest=digest, failure=failure("IdConflict", said)))
+
+    def _claim(self, command: Command) -> m.Failure | None:
+        """Say that the command will make its ids."""
+        if command.session == self._own:
+            return failure("IdConflict", f"the id {command.id.hex()} is the device's own to give")
+        if command.outputs == 1:
+            self.producing[command.id] = command
+            return None
+        if command.outputs > _OUTPUTS:
+            return failure("ArgumentMismatch", f"expected at most {_OUTPUTS} results, got {command.outputs}")
+        try:
+            ids = [nth(command.id, k) for k in range(command.outputs)]
+        except ProtocolError as error:
+            return failure("ArgumentMismatch", str(error))
+        for id in ids:
+            self.producing[id] = command
+        command.ids = ids
+        return None
+
+    def _complete(self, command: Command) -> None:
+        """All its arguments are here."""
+        assert command.plan is not None
+        command.move(Step.READY if command.plan.step is PlanStep.LOADED else Step.WAITING_PLAN)
+        self._queue.push(command)
+
+    def _take_put(self, command: Command, body: m.Put) -> None:
+        if body.blob is not None:
+            command.move(Step.WAITING_ARGUMENTS)
+            self._blobs.want(body.blob, lambda _digest, result: self._put_arrived(command, result))
+            return
+        if len(command.frames) != 1:
+            self._fail(
+                command, failure("ArgumentMismatch", f"expected one tensor with the command, got {len(command.frames)}")
+            )
+            return
+        try:
+            header = inspect(command.frames[0])
+        except TensorRefused as error:
+            self._fail(command, failure("TensorRefused", str(error)))
+            return
+        held = Held(
+            id=body.id,
+            dtype=header.dtype,
+            shape=header.shape,
+            nbytes=header.nbytes,
+            source=bytes(command.frames[0]),
+            tags=tuple(body.tags),
+            description=body.description,
+        )
+        self._store(command, (held,))
+
+    def _put_arrived(self, command: Command, result: bytes | str | m.Failure) -> None:
+        if command.step is not Step.WAITING_ARGUMENTS:
+            return
+        if isinstance(result, m.Failure):
+            self._fail(command, result)
+            return
+        body = command.body
+        assert isinstance(body, m.Put)
+        tags, description = tuple(body.tags), body.description
+        self._desk.do(e.AdoptTensor(id=body.id, source=result, tags=tags, description=description, blob=body.blob))
+
+    def tensor_adopted(self, event: e.TensorAdopted) -> None:
+        """A large tensor is in the store: that of a `Put`, or an argument from elsewhere."""
+        held = event.held
+        command = self._commands.get(held.id)
+        if command is not None and command.step is Step.WAITING_ARGUMENTS:
+            self._store(command, (held,))
+        elif not self.arguments.adopted(held) and isinstance(held.source, str):
+            self._desk.do(e.DropFiles(paths=[held.source]))
+
+    def tensor_unfit(self, event: e.TensorUnfit) -> None:
+        """What was to be a tensor is none."""
+        command = self._commands.get(event.id)
+        if command is not None and command.step is Step.WAITING_ARGUMENTS:
+            self._fail(command, event.failure)
+        else:
+            self.arguments.unfit(event.id, event.failure)
+
+    # ------------------------------------------------------------------------------------------- running
+
+    def flush(self) -> None:
+        """The batch has ended: give the worker what it has room for."""
+        self._fail_all()
+        queue, worker = self._queue, self.worker
+        if queue or queue.parked:
+            if worker.up:
+                self._start()
+            else:
+                worker.wanted()
+        worker.flush()
+        self._fail_all()
+
+    def _start(self) -> None:
+        queue, worker = self._queue, self.worker
+        for id in self._plans.unloads():
+            worker.order(UnloadPlan(plan=id))
+        while worker.room and (command := queue.pop()) is not None:
+            self._start_one(command)
+        for plan in self._plans.loadable() if queue.parked else ():
+            n = worker.number(plan)
+            order = self._plans.order(plan, n)
+            if order is None:
+                worker.answered(n)
+            else:
+                worker.order(order)
+
+    def _start_one(self, command: Command) -> None:
+        plan, body = command.plan, command.body
+        assert plan is not None
+        assert isinstance(body, m.Invoke)
+        if command.deadline <= self._desk.now:
+            self._expire(command)
+            return
+        if plan.step is not PlanStep.LOADED:
+            if command.step is Step.READY:
+                command.move(Step.WAITING_PLAN)
+            self._queue.park(command)
+            return
+        operands = self.arguments.operands(command)
+        if isinstance(operands, m.Failure):
+            self._fail(command, operands)
+            return
+        if plan.manifest is not None and len(plan.manifest.outputs) != command.outputs:
+            said = f"expected a plan of {command.outputs} outputs, got one of {len(plan.manifest.outputs)}"
+            self._fail(command, failure("ArgumentMismatch", said, plan=plan.id.hex()))
+            return
+        if command.step is Step.WAITING_PLAN:
+            command.move(Step.READY)
+        command.move(Step.RUNNING)
+        command.job = n = self.worker.number(command)
+        self.worker.order(
+            RunJob(n=n, plan=plan.id, id=command.id, args=operands, outputs=command.outputs, seed=body.seed)
+        )
+        if self._desk.log_level <= DEBUG:
+            attempt = command.deaths + 1
+            self._desk.log(DEBUG, "invocation_started", result=command.id.hex(), plan=plan.id.hex(), attempt=attempt)
+
+    def plan_loaded(self, answer: PlanLoaded) -> None:
+        """The worker can run a plan now."""
+        self.worker.answered(answer.n)
+        self._plans.loaded(answer)
+
+    def plan_refused(self, answer: PlanRefused) -> None:
+        """The worker does not take a plan."""
+        self.worker.answered(answer.n)
+        self._plans.refused(answer)
+
+    def _plan_changed(self, plan: Plan) -> None:
+        self._queue.unpark()
+        if plan.step is PlanStep.REFUSED and plan.failure is not None:
+            for command in self._commands.values():
+                if command.plan is plan and command.step in (Step.WAITING_PLAN, Step.WAITING_ARGUMENTS, Step.READY):
+                    self._failing.append((command, plan.failure))
+
+    def job_finished(self, answer: JobFinished) -> None:
+        """The worker has run a command."""
+        command = self.worker.answered(answer.n)
+        if not isinstance(command, Command) or command.step is not Step.RUNNING:
+            # It was cancelled while it ran: the broker's record has decided.
+            self._desk.do(e.DropFiles(paths=[one.source for one in answer.outputs if isinstance(one.source, str)]))
+            return
+        body = command.body
+        assert isinstance(body, m.Invoke)
+        tags = tuple(body.tags)
+        ids = command.ids or (command.id,)
+        values = tuple(
+            Held(
+                id=id,
+                dtype=output.dtype,
+                shape=tuple(output.shape),
+                nbytes=output.nbytes,
+                source=output.source,
+                tags=tags,
+                description=body.description,
+            )
+            for id, output in zip(ids, answer.outputs, strict=True)
+        )
+        if self._desk.log_level <= DEBUG:
+            self._desk.log(DEBUG, "invocation_finished", result=command.id.hex(), seconds=round(answer.seconds, 6))
+        self._store(command, values, inline=body.inline)
+
+    def job_failed(self, answer: JobFailed) -> None:
+        """A command has failed in the worker."""
+        command = self.worker.answered(answer.n)
+        if isinstance(command, Command) and command.step is Step.RUNNING:
+            why = answer.failure
+            details = {"device": self._device, **why.details}
+            if command.plan is not None:
+                details.setdefault("plan", command.plan.id.hex())
+            self._fail(command, m.Failure(code=why.code, message=why.message, details=details))
+
+    def worker_died(self, event: e.WorkerDied) -> None:
+        """The worker is gone. What it had is started again, but for what it has died of too often."""
+        undone, culprit, hopeless = self.worker.died(event)
+        self._plans.worker_gone()
+        for one in undone:
+            if isinstance(one, Command) and one.step is Step.RUNNING:
+                one.move(Step.READY)
+                self._queue.push(one)
+        self._queue.unpark()
+        if culprit is not None:
+            culprit.deaths += 1
+            if culprit.deaths >= self._max_deaths:
+                self._poison(culprit, event.reason)
+        if hopeless is not None:
+            for command in self._commands.values():
+                if command.step in (Step.READY, Step.WAITING_PLAN):
+                    self._failing.append((command, hopeless))
+
+    def _poison(self, culprit: Command | Plan, reason: str) -> None:
+        if isinstance(culprit, Plan):
+            if culprit.step is PlanStep.HERE:
+                said = f"the worker died {culprit.deaths} times while it loaded this plan: {reason}"
+                self._plans.refuse(culprit, failure("WorkerDied", said, plan=culprit.id.hex(), deaths=culprit.deaths))
+        elif culprit.step is Step.READY:
+            said = f"the worker died {culprit.deaths} times while it ran this: {reason}"
+            self._fail(culprit, failure("WorkerDied", said, device=self._device, deaths=culprit.deaths, reason=reason))
+
+    # ------------------------------------------------------------------------------------------- ends
+
+    def _store(self, command: Command, values: tuple[Held, ...], *, inline: bool = False) -> None:
+        """The command has values: keep them, and announce them; at once, if they ride in the announcement."""
+        inline = inline and sum([held.nbytes for held in values]) <= m.INLINE_RESULT_BYTES
+        frames: tuple[m.Frame, ...] = ()
+        if inline:
+            event = m.ResultReady(id=command.id, digest=command.digest, inline=True)
+            frames = tuple([held.source for held in values if isinstance(held.source, bytes)])
+        else:
+            event = m.ResultReady(id=command.id, digest=command.digest, infos=[held.info for held in values])
+        durable = not inline or bool(command.body.tags)
+        ended = Ended(id=command.id, event=event, outputs=command.outputs)
+        self._desk.do(e.KeepResult(ended=ended, values=values, durable=durable))
+        if command.body.tags and (changed := self._tags.added(values)) is not None:
+            self._link.announce(changed)
+        if durable:
+            command.event = event
+            command.move(Step.STORING)
+        else:
+            command.move(Step.ANNOUNCED)
+            self._announce(event, frames)
+        self._leave(command)
+        for held in values:
+            self.producing.pop(held.id, None)
+            self.arguments.here(held.id)
+        if command.dropped:
+            self._drop([id for id in command.dropped if self.arguments.let_go(id)])
+
+    def kept(self, event: e.Kept) -> None:
+        """Values are on the disk: announce them."""
+        for id in event.ids:
+            command = self._commands.get(id)
+            if command is not None and command.step is Step.STORING and command.event is not None:
+                command.move(Step.ANNOUNCED)
+                self._announce(command.event)
+
+    def keep_failed(self, event: e.KeepFailed) -> None:
+        """Values could not be kept: the command has failed after all."""
+        for id in event.ids:
+            command = self._commands.get(id)
+            if command is not None and command.step is Step.STORING:
+                self._record_end(command, m.ResultFailed(id=id, digest=command.digest, failure=event.failure))
+
+    def _fail(self, command: Command, why: m.Failure) -> None:
+        if self._desk.log_level <= WARNING:
+            self._desk.log(WARNING, "invocation_failed", result=command.id.hex(), code=why.code, reason=why.message)
+        self._end(command, m.ResultFailed(id=command.id, digest=command.digest, failure=why), why)
+
+    def _fail_all(self) -> None:
+        """One failure after another: a chain of ten thousand commands must not be ten thousand calls deep."""
+        while self._failing:
+            command, why = self._failing.popleft()
+            if not command.ended:
+                self._fail(command, why)
+
+    def _expire(self, command: Command) -> None:
+        why = failure("DeadlineExpired", f"{command.id.hex()} has expired before it was run")
+        self._end(command, m.Expired(id=command.id, digest=command.digest), why)
+
+    def cancel(self, id: bytes) -> None:
+        """End a command as cancelled, unless it has ended. One that runs goes on, or stops between two ops: nobody will see."""
+        command = self._commands.get(id)
+        if command is None or command.ended or command.step is Step.STORING:
+            return
+        if command.step is Step.RUNNING:
+            self.worker.order(CancelJob(n=command.job))
+        why = failure("InvocationCancelled", f"{id.hex()} was cancelled")
+        self._end(command, m.Cancelled(id=id, digest=command.digest), why)
+
+    def _end(self, command: Command, event: m.Event, why: m.Failure) -> None:
+        """The command ends without a value."""
+        self._record_end(command, event)
+        self._leave(command)
+        for id in command.ids or (command.id,):
+            if self.producing.get(id) is command:
+                del self.producing[id]
+                self.arguments.without_value(id, why)
+
+    def _record_end(self, command: Command, event: m.Event) -> None:
+        self._desk.do(e.KeepResult(ended=Ended(id=command.id, event=event, outputs=command.outputs)))
+        command.move(Step.ANNOUNCED)
+        self._announce(event)
+
+    def _announce(self, event: m.Event, frames: tuple[m.Frame, ...] = ()) -> None:
+        self._link.announce(event, frames)
+        if self._desk.log_level <= DEBUG and not isinstance(event, m.TagsChanged):
+            self._desk.log(
+                DEBUG, "result_announced", result=event.id.hex(), kind=type(event).__name__, inline=bool(frames)
+            )
+
+    def _leave(self, command: Command) -> None:
+        """It needs neither arguments nor plan any more."""
+        free = self.arguments.leave(command)
+        if free:
+            self._drop(free)
+        command.frames = ()
+        if command.plan is not None:
+            self._plans.release(command.plan)
+
+    # ------------------------------------------------------------------------------------------- release
+
+    def release(self, ids: Iterable[bytes]) -> None:
+        """These may be dropped: now, or when what uses them or makes them has ended."""
+        free: list[bytes] = []
+        for id in ids:
+            maker = self.producing.get(id)
+            if maker is not None:
+                maker.dropped = {*(maker.dropped or ()), id}
+            elif self.arguments.release(id):
+                free.append(id)
+        self._drop(free)
+
+    def _drop(self, ids: list[bytes]) -> None:
+        if not ids:
+            return
+        self._desk.do(e.DropValues(ids=ids))
+        gone = self._tags.dropped(ids)
+        if gone is not None:
+            self._link.announce(gone)
+
+    # ------------------------------------------------------------------------------------------- time
+
+    def tick(self) -> None:
+        """Time has passed."""
+        now = self._desk.now
+        self.worker.tick(work=bool(self._queue) or self._queue.parked)
+        if self._expires_at is None or now < self._expires_at:
+            return
+        queued = [command for command in self._commands.values() if command.step in _QUEUED]
+        for command in queued:
+            if command.deadline <= now:
+                self._expire(command)
+        self._expires_at = min((command.deadline for command in queued if command.deadline > now), default=None)
+
+    def next_timer(self) -> float | None:
+        """When `tick` is due."""
+        timer = self.worker.next_timer(work=bool(self._queue) or self._queue.parked)
+        if self._expires_at is None:
+            return timer
+        return self._expires_at if timer is None else min(timer, self._expires_at)

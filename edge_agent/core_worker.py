@@ -1,0 +1,123 @@
+"""The worker process as the core sees it: started on demand, ended after idling, restarted when it dies."""
+
+from __future__ import annotations
+
+from broker.protocol.messages import Failure
+from edge_agent.core_commands import Command
+from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk, failure
+from edge_agent.core_plans import Plan
+from edge_agent.effects import Assign, StartWorker, StopWorker, WorkerDied
+from edge_agent.jobs import Order, WorkerReady
+from edge_agent.transitions import WORKER, WorkerStep, advance
+
+__all__ = ["WorkerDesk"]
+
+_BACKOFF = 0.5
+"""Seconds before another worker is started after one that did not start; doubled each time, up to 64 times as long."""
+
+
+class WorkerDesk:
+    """What the worker was given and has not answered yet, by number."""
+
+    def __init__(self, desk: Desk, config: AgentConfig) -> None:
+        self._desk = desk
+        self._config = config
+        self._last = 0
+        self._orders: list[Order] = []
+        self._stillborn = 0
+        self._start_at = 0.0
+        self._idle_at: float | None = None
+        self.step = WorkerStep.ABSENT
+        self.under_way: dict[int, Command | Plan] = {}
+
+    @property
+    def up(self) -> bool:
+        """Whether it takes orders."""
+        return self.step is WorkerStep.UP
+
+    @property
+    def room(self) -> bool:
+        """Whether it may be given more."""
+        return self.step is WorkerStep.UP and len(self.under_way) < self._config.window
+
+    def wanted(self) -> None:
+        """There is work: start a worker, unless there is one, or the last one has only just failed to start."""
+        if self.step is WorkerStep.ABSENT and self._desk.now >= self._start_at:
+            self._move(WorkerStep.STARTING)
+            self._desk.do(StartWorker())
+
+    def number(self, subject: Command | Plan) -> int:
+        """The number of the next order, which is about ``subject``."""
+        self._last += 1
+        self.under_way[self._last] = subject
+        return self._last
+
+    def order(self, order: Order) -> None:
+        """Give the worker an order, at the end of the batch."""
+        self._orders.append(order)
+
+    def answered(self, n: int) -> Command | Plan | None:
+        """Order ``n`` is done: what it was about. None: it is not under way."""
+        return self.under_way.pop(n, None)
+
+    def flush(self) -> None:
+        """The batch has ended."""
+        if self._orders:
+            self._desk.do(Assign(orders=self._orders))
+            self._orders = []
+        if self.under_way:
+            self._idle_at = None
+        elif self._idle_at is None and self.step is WorkerStep.UP:
+            self._idle_at = self._desk.now + self._config.idle_seconds
+
+    def ready(self, answer: WorkerReady) -> None:
+        """It has started."""
+        if self.step is WorkerStep.STARTING:
+            self._move(WorkerStep.UP)
+            self._stillborn = 0
+            self._desk.log(INFO, "worker_started", pid=answer.pid, runtime=answer.runtime, version=answer.version)
+
+    def tick(self, *, work: bool) -> None:
+        """Time has passed: end a worker that idles, start one that was put off."""
+        if work:
+            self.wanted()
+        elif self.step is WorkerStep.UP and self._idle_at is not None and self._desk.now >= self._idle_at:
+            self.stop()
+
+    def stop(self) -> None:
+        """End it."""
+        if self.step in (WorkerStep.UP, WorkerStep.STARTING):
+            self._move(WorkerStep.STOPPING)
+            self._desk.do(StopWorker())
+
+    def next_timer(self, *, work: bool) -> float | None:
+        """When `tick` is due."""
+        if self.step is WorkerStep.UP:
+            return self._idle_at
+        return self._start_at if work and self.step is WorkerStep.ABSENT else None
+
+    def died(self, event: WorkerDied) -> tuple[list[Command | Plan], Command | Plan | None, Failure | None]:
+        """It is gone. What it leaves undone, in order; which of these it died of; and, when workers do not start at all, why
+        nothing can be run."""
+        asked = self.step is WorkerStep.STOPPING
+        starting = self.step is WorkerStep.STARTING
+        self._move(WorkerStep.ABSENT)
+        undone = [self.under_way[n] for n in sorted(self.under_way)]
+        culprit = self.under_way.get(event.doing)
+        if culprit is None and undone and not asked:
+            culprit = undone[0]  # it died between two orders, or before it could say at which it was
+        self.under_way.clear()
+        self._orders.clear()
+        self._idle_at = None
+        self._desk.log(INFO if asked else WARNING, "worker_ended", asked=asked, reason=event.reason, undone=len(undone))
+        if not starting:
+            return undone, None if asked else culprit, None
+        self._start_at = self._desk.now + _BACKOFF * (1 << min(self._stillborn, 6))
+        self._stillborn += 1
+        if self._stillborn % self._config.start_failures:
+            return undone, culprit, None
+        said = f"no worker starts on this device; the last one said: {event.reason}"
+        return undone, culprit, failure("WorkerDied", said, reason=event.reason)
+
+    def _move(self, step: WorkerStep) -> None:
+        self.step = advance(WORKER, self.step, step, "the worker")

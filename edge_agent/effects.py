@@ -1,0 +1,291 @@
+"""What goes into the agent's core and what comes out, beyond what all cores share (`broker.protocol.effects`).
+
+The worker's answers (`edge_agent.jobs`) are events as they are.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
+from broker.protocol.messages import Failure
+from edge_agent.catalog import Ended, Held
+from edge_agent.jobs import JobFailed, JobFinished, Order, PlanLoaded, PlanRefused, WorkerReady
+
+__all__ = [
+    "AdoptTensor",
+    "AgentEvent",
+    "AgentInstruction",
+    "Assign",
+    "BlobArrived",
+    "BlobFailed",
+    "BlobOffered",
+    "DropBlobs",
+    "DropFiles",
+    "DropValues",
+    "FetchBlob",
+    "FileHashed",
+    "GiveUp",
+    "HashFile",
+    "Kept",
+    "KeepBlob",
+    "KeepFailed",
+    "KeepResult",
+    "LedgerChanged",
+    "MarkRecorded",
+    "OfferBlob",
+    "OpenBlobs",
+    "Reconnect",
+    "SaveRegistration",
+    "StartWorker",
+    "StopWorker",
+    "Stopping",
+    "StoreChanged",
+    "TensorAdopted",
+    "TensorUnfit",
+    "WorkerDied",
+]
+
+
+class _Effect(Struct, frozen=True, kw_only=True):
+    """An event or an instruction."""
+
+
+# ------------------------------------------------------------------------------------------------- events
+
+
+class WorkerDied(_Effect, frozen=True, kw_only=True):
+    """The worker is gone, as told (`StopWorker`) or not. ``doing`` is the number of the order that it was at; 0: none."""
+
+    doing: int = 0
+    reason: str = ""
+
+
+class Kept(_Effect, frozen=True, kw_only=True):
+    """What these commands ended with (`KeepResult` with ``durable``) is on the disk."""
+
+    ids: tuple[bytes, ...]
+
+
+class KeepFailed(_Effect, frozen=True, kw_only=True):
+    """What these commands ended with could not be kept, and is gone."""
+
+    ids: tuple[bytes, ...]
+    failure: Failure
+
+
+class TensorAdopted(_Effect, frozen=True, kw_only=True):
+    """The file of an `AdoptTensor` is a tensor, and now the store's: ``held``."""
+
+    held: Held
+
+
+class TensorUnfit(_Effect, frozen=True, kw_only=True):
+    """The file of an `AdoptTensor` is not a tensor that can be kept."""
+
+    id: bytes
+    failure: Failure
+
+
+class BlobArrived(_Effect, frozen=True, kw_only=True):
+    """A blob is here, whole and verified, in the file ``path``."""
+
+    digest: bytes
+    path: str
+
+
+class BlobFailed(_Effect, frozen=True, kw_only=True):
+    """A blob could not be fetched or offered, for now."""
+
+    digest: bytes
+    reason: str = ""
+
+
+class BlobOffered(_Effect, frozen=True, kw_only=True):
+    """The broker has the whole blob that was offered."""
+
+    digest: bytes
+
+
+class FileHashed(_Effect, frozen=True, kw_only=True):
+    """The digest and size of the file of value ``id``, as a blob; an empty digest: it cannot be read."""
+
+    id: bytes
+    digest: bytes
+    size: int
+
+
+class StoreChanged(_Effect, frozen=True, kw_only=True):
+    """Another program has put something into the store, or deleted something of its own."""
+
+
+class Stopping(_Effect, frozen=True, kw_only=True):
+    """The agent is to end: say goodbye."""
+
+
+AgentEvent = (
+    Received
+    | BatchEnded
+    | Tick
+    | LinkUp
+    | LinkDown
+    | WorkerReady
+    | PlanLoaded
+    | PlanRefused
+    | JobFinished
+    | JobFailed
+    | WorkerDied
+    | Kept
+    | KeepFailed
+    | TensorAdopted
+    | TensorUnfit
+    | BlobArrived
+    | BlobFailed
+    | BlobOffered
+    | FileHashed
+    | StoreChanged
+    | Stopping
+)
+"""All that `edge_agent.core.AgentCore.handle` takes."""
+
+# ------------------------------------------------------------------------------------------------- instructions
+
+
+class StartWorker(_Effect, frozen=True, kw_only=True):
+    """Start a worker; `WorkerReady` or `WorkerDied` follows."""
+
+
+class StopWorker(_Effect, frozen=True, kw_only=True):
+    """End the worker, so that its memory comes back; `WorkerDied` follows."""
+
+
+class Assign(_Effect, frozen=True, kw_only=True):
+    """Give the worker these orders."""
+
+    orders: list[Order]
+
+
+class KeepResult(_Effect, frozen=True, kw_only=True):
+    """Keep what a command has ended with. With ``durable``, `Kept` or `KeepFailed` follows, once a batch."""
+
+    ended: Ended
+    values: tuple[Held, ...] = ()
+    durable: bool = False
+
+
+class MarkRecorded(_Effect, frozen=True, kw_only=True):
+    """The broker has these commands on record."""
+
+    ids: list[bytes]
+
+
+class LedgerChanged(_Effect, frozen=True, kw_only=True):
+    """The broker's ledger is another than before: what it had on record is so no more."""
+
+
+class DropValues(_Effect, frozen=True, kw_only=True):
+    """Forget these values."""
+
+    ids: list[bytes]
+
+
+class DropFiles(_Effect, frozen=True, kw_only=True):
+    """Remove these files, which nothing names any more."""
+
+    paths: list[str]
+
+
+class AdoptTensor(_Effect, frozen=True, kw_only=True):
+    """Make the content of a tensor file (bytes, or a path) the value ``id``; `TensorAdopted` or `TensorUnfit` follows."""
+
+    id: bytes
+    source: bytes | str
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    blob: bytes | None = None
+
+
+class KeepBlob(_Effect, frozen=True, kw_only=True):
+    """Keep a part of a plan: its bytes, or a file that `BlobArrived` has named."""
+
+    digest: bytes
+    source: bytes | str
+    manifest: bool = False
+
+
+class DropBlobs(_Effect, frozen=True, kw_only=True):
+    """Forget these parts of plans."""
+
+    digests: list[bytes]
+
+
+class OpenBlobs(_Effect, frozen=True, kw_only=True):
+    """Where blobs are to be had: the endpoint as the broker told it."""
+
+    endpoint: str
+
+
+class FetchBlob(_Effect, frozen=True, kw_only=True):
+    """Fetch a blob; `BlobArrived` or `BlobFailed` follows."""
+
+    digest: bytes
+    size: int
+
+
+class OfferBlob(_Effect, frozen=True, kw_only=True):
+    """Let the broker pull a blob; `BlobOffered` or `BlobFailed` follows. ``source``: its bytes, or the path of its file."""
+
+    digest: bytes
+    source: bytes | str
+
+
+class HashFile(_Effect, frozen=True, kw_only=True):
+    """Learn a tensor file's digest and size; `FileHashed` follows."""
+
+    id: bytes
+    path: str
+
+
+class SaveRegistration(_Effect, frozen=True, kw_only=True):
+    """Keep what the broker gave at registration, for the next one."""
+
+    token: bytes
+    ledger: bytes
+
+
+class Reconnect(_Effect, frozen=True, kw_only=True):
+    """Close the connection, which looks alive and is not, and make a new one; `LinkDown` follows, then `LinkUp`."""
+
+    reason: str
+
+
+class GiveUp(_Effect, frozen=True, kw_only=True):
+    """The broker has refused this device for good: end the agent."""
+
+    code: str
+    reason: str
+
+
+AgentInstruction = (
+    Send
+    | Log
+    | StartWorker
+    | StopWorker
+    | Assign
+    | KeepResult
+    | MarkRecorded
+    | LedgerChanged
+    | DropValues
+    | DropFiles
+    | AdoptTensor
+    | KeepBlob
+    | DropBlobs
+    | OpenBlobs
+    | FetchBlob
+    | OfferBlob
+    | HashFile
+    | SaveRegistration
+    | Reconnect
+    | GiveUp
+)
+"""All that the core may tell its driver to do."""

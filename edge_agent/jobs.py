@@ -1,0 +1,127 @@
+"""What the agent and its worker say to each other, over a pipe of their own (`edge_agent.pipe`).
+
+Orders go to the worker, answers come back. The worker does its orders one after another, in order; ``n`` numbers them, so
+that `edge_agent.pipe.Board` can tell which one was being done when a worker died.
+
+A tensor is given as its *source*: bytes are a tensor frame (see `broker.protocol.tensors`), a string is the path of a tensor
+file (see `edge_agent.tensor_files`), a number is itself. Plan parts likewise: bytes, or the path of a file that holds them.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from broker.protocol.messages import Failure
+
+__all__ = [
+    "Answer",
+    "CancelJob",
+    "JobFailed",
+    "JobFinished",
+    "LoadPlan",
+    "Operand",
+    "Order",
+    "Output",
+    "PlanLoaded",
+    "PlanRefused",
+    "RunJob",
+    "Source",
+    "UnloadPlan",
+    "WorkerReady",
+]
+
+Source: TypeAlias = bytes | str
+Operand: TypeAlias = bytes | str | bool | int | float
+
+
+class _Spoken(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True):
+    """Something said on the pipe: a msgpack array with its tag in front."""
+
+
+class LoadPlan(_Spoken, frozen=True, kw_only=True, tag=1):
+    """Check a plan and make it ready to run, under its id ``plan``."""
+
+    n: int
+    plan: bytes
+    manifest: bytes
+    graph: Source
+    state: list[Source]
+
+
+class UnloadPlan(_Spoken, frozen=True, kw_only=True, tag=2):
+    """Forget a plan. Not answered."""
+
+    plan: bytes
+
+
+class RunJob(_Spoken, frozen=True, kw_only=True, tag=3):
+    """Run a loaded plan; its results will be known as ``id`` and on, and are ``outputs`` in number."""
+
+    n: int
+    plan: bytes
+    id: bytes
+    args: list[Operand]
+    outputs: int = 1
+    seed: int | None = None
+
+
+class CancelJob(_Spoken, frozen=True, kw_only=True, tag=4):
+    """Don't start job ``n``, if that is still possible. It is answered all the same."""
+
+    n: int
+
+
+Order: TypeAlias = LoadPlan | UnloadPlan | RunJob | CancelJob
+
+
+class WorkerReady(_Spoken, frozen=True, kw_only=True, tag=16):
+    """The worker has started: its first word. ``runtime`` names what runs plans in it, ``version`` that one's version."""
+
+    pid: int
+    runtime: str
+    version: str = ""
+
+
+class PlanLoaded(_Spoken, frozen=True, kw_only=True, tag=17):
+    """The plan was checked, and may be run. ``seconds``: how long that took."""
+
+    n: int
+    plan: bytes
+    seconds: float
+
+
+class PlanRefused(_Spoken, frozen=True, kw_only=True, tag=18):
+    """The plan is not one that this worker runs."""
+
+    n: int
+    plan: bytes
+    failure: Failure
+
+
+class Output(_Spoken, frozen=True, kw_only=True):
+    """One result: its dtype, shape and size in bytes, and the tensor itself."""
+
+    dtype: str
+    shape: list[int]
+    nbytes: int
+    source: Source
+
+
+class JobFinished(_Spoken, frozen=True, kw_only=True, tag=19):
+    """The job has run. Files that ``outputs`` name are on the disk already (fsynced)."""
+
+    n: int
+    outputs: list[Output]
+    seconds: float = 0.0
+
+
+class JobFailed(_Spoken, frozen=True, kw_only=True, tag=20):
+    """The job has ended without a value."""
+
+    n: int
+    failure: Failure
+
+
+Answer: TypeAlias = WorkerReady | PlanLoaded | PlanRefused | JobFinished | JobFailed

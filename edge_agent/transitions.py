@@ -1,0 +1,119 @@
+"""The agent's state machines, as data: which step may follow which.
+
+Four machines: a command on its way through the device, a plan, the link to the broker, and the worker process. The core moves
+along these tables and nowhere else (`advance` raises `InvalidTransition`); the diagrams in the docs are made from them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from broker.protocol.errors import InvalidTransition
+
+__all__ = ["COMMAND", "LINK", "PLAN", "WORKER", "LinkStep", "PlanStep", "Step", "WorkerStep", "advance"]
+
+
+class Step(enum.Enum):
+    """Where a command is."""
+
+    TAKEN = "taken"
+    """It is in the device's queue."""
+    WAITING_ARGUMENTS = "waiting_arguments"
+    """Values that it names are not here yet. Later commands may overtake it."""
+    WAITING_PLAN = "waiting_plan"
+    """Its plan is not loaded in the worker yet. Later commands of its session wait behind it."""
+    READY = "ready"
+    """It may start as soon as the worker has room."""
+    RUNNING = "running"
+    """The worker has it."""
+    STORING = "storing"
+    """Its values are on their way to the disk, before they are announced."""
+    ANNOUNCED = "announced"
+    """It has ended, and its announcement waits for the broker's record."""
+    RECORDED = "recorded"
+    """The broker has it on record: the core forgets it."""
+
+
+COMMAND: Mapping[Step, frozenset[Step]] = {
+    Step.TAKEN: frozenset({Step.WAITING_ARGUMENTS, Step.WAITING_PLAN, Step.READY, Step.STORING, Step.ANNOUNCED}),
+    Step.WAITING_ARGUMENTS: frozenset({Step.WAITING_PLAN, Step.READY, Step.STORING, Step.ANNOUNCED}),
+    Step.WAITING_PLAN: frozenset({Step.READY, Step.ANNOUNCED}),
+    Step.READY: frozenset({Step.WAITING_PLAN, Step.RUNNING, Step.ANNOUNCED}),
+    Step.RUNNING: frozenset({Step.READY, Step.STORING, Step.ANNOUNCED}),
+    Step.STORING: frozenset({Step.ANNOUNCED}),
+    Step.ANNOUNCED: frozenset({Step.RECORDED}),
+    Step.RECORDED: frozenset(),
+}
+"""A command of the device. From RUNNING back to READY: the worker died; from READY to WAITING_PLAN: it was ended."""
+
+
+class PlanStep(enum.Enum):
+    """How far a plan is from being run."""
+
+    ASKED = "asked"
+    """Parts of it are still at the broker."""
+    HERE = "here"
+    """All its parts are in the store."""
+    LOADING = "loading"
+    """The worker is checking it."""
+    LOADED = "loaded"
+    """The worker can run it."""
+    REFUSED = "refused"
+    """It cannot be had, or the worker does not take it."""
+
+
+PLAN: Mapping[PlanStep, frozenset[PlanStep]] = {
+    PlanStep.ASKED: frozenset({PlanStep.HERE, PlanStep.REFUSED}),
+    PlanStep.HERE: frozenset({PlanStep.LOADING, PlanStep.ASKED, PlanStep.REFUSED}),
+    PlanStep.LOADING: frozenset({PlanStep.LOADED, PlanStep.HERE, PlanStep.REFUSED}),
+    PlanStep.LOADED: frozenset({PlanStep.HERE}),
+    PlanStep.REFUSED: frozenset({PlanStep.ASKED}),
+}
+"""A plan. Back to HERE: the worker is gone; from REFUSED to ASKED: somebody invokes it again."""
+
+
+class LinkStep(enum.Enum):
+    """How the agent stands with its broker."""
+
+    DOWN = "down"
+    REGISTERING = "registering"
+    REGISTERED = "registered"
+    LEFT = "left"
+
+
+LINK: Mapping[LinkStep, frozenset[LinkStep]] = {
+    LinkStep.DOWN: frozenset({LinkStep.REGISTERING, LinkStep.LEFT}),
+    LinkStep.REGISTERING: frozenset({LinkStep.REGISTERED, LinkStep.DOWN, LinkStep.LEFT}),
+    LinkStep.REGISTERED: frozenset({LinkStep.REGISTERING, LinkStep.DOWN, LinkStep.LEFT}),
+    LinkStep.LEFT: frozenset(),
+}
+"""The link to the broker. From REGISTERED to REGISTERING: the broker does not know this device any more (`Stranger`)."""
+
+
+class WorkerStep(enum.Enum):
+    """Whether there is a process that runs plans."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    UP = "up"
+    STOPPING = "stopping"
+
+
+WORKER: Mapping[WorkerStep, frozenset[WorkerStep]] = {
+    WorkerStep.ABSENT: frozenset({WorkerStep.STARTING}),
+    WorkerStep.STARTING: frozenset({WorkerStep.UP, WorkerStep.ABSENT, WorkerStep.STOPPING}),
+    WorkerStep.UP: frozenset({WorkerStep.STOPPING, WorkerStep.ABSENT}),
+    WorkerStep.STOPPING: frozenset({WorkerStep.ABSENT}),
+}
+"""The worker. To ABSENT: it has ended, as told or by dying."""
+
+S = TypeVar("S", bound=enum.Enum)
+
+
+def advance(table: Mapping[S, frozenset[S]], start: S, finish: S, subject: str, story: Sequence[str] = ()) -> S:
+    """``finish``, if the table lets it follow ``start``; else raises `InvalidTransition`, with the story of ``subject``."""
+    if finish not in table[start]:
+        raise InvalidTransition(subject, start.value, finish.value, story)
+    return finish
