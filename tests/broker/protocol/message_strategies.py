@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Any, get_args
 
-import msgspec
 from hypothesis import strategies as st
 from msgspec import inspect
 

@@ -23,8 +23,7 @@ def decode_or_refuse(header: bytes) -> Any:
     """The message, or None where the documented error was raised. Any other error ends the test."""
     try:
         return decode(header)
-    except ProtocolError as error:
-        assert str(error)
+    except ProtocolError:
         return None
 
 

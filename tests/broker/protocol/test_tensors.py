@@ -129,7 +129,7 @@ def test_sizes_follow_from_dtype_and_shape(name: str, size: int) -> None:
 
 def test_the_size_of_an_unknown_dtype_is_refused() -> None:
     """The sentence lists what is allowed."""
-    with pytest.raises(TensorRefused, match="expected a dtype of bool, uint8, .*, got 'float8'"):
+    with pytest.raises(TensorRefused, match=r"expected a dtype of bool, uint8, .*, got 'float8'"):
         nbytes_of("float8", (1,))
 
 
