@@ -39,7 +39,7 @@ from broker.protocol.messages import (
     Submit,
 )
 from broker.protocol.streams import Outbox
-from coordinator.core_events import PlanParts, ResultEnded, SubmitCommand, Upload, UploadEnded
+from coordinator.core_events import PlanParts, ResultEnded, SubmitCommand, Submitted, Upload, UploadEnded
 from coordinator.core_results import Result
 from coordinator.core_tables import ResultInput
 
@@ -136,6 +136,7 @@ class Commands:
         command, devices = event.command, event.devices
         outgoing = Outgoing(devices, command, event.frames)
         self._check_size(outgoing)
+        out.append(Submitted(outgoing.results))
         outgoing.plan = event.plan
         if event.upload is None:
             outgoing.digest = command_digest(command, event.frames)

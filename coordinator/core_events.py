@@ -24,6 +24,7 @@ __all__ = [
     "SessionReady",
     "StreamLevel",
     "SubmitCommand",
+    "Submitted",
     "Upload",
     "UploadEnded",
     "UploadFailed",
@@ -115,6 +116,13 @@ class Close:
 
 
 # ------------------------------------------------------------------------------------------------- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A command was taken; its results, one a device. Always the first instruction that a `SubmitCommand` makes."""
+
+    results: list[Result]
 
 
 @dataclass(frozen=True, slots=True)

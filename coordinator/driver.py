@@ -1,0 +1,380 @@
+"""Drives a session's core: one thread with the socket to the broker, and the user's threads, which never wait for it.
+
+A call of the user feeds the core under a lock and leaves what is to be sent in a queue; the thread sends it. Whoever
+waits for a result leaves a callback, which is called on the thread when the result ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from broker import logs
+from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
+from broker.protocol.errors import ProtocolError
+from broker.protocol.framing import decode, encode
+from broker.protocol.messages import Failure, LogRecords, Message, SessionOpened
+from coordinator.core import SessionConfig, SessionCore
+from coordinator.core_events import (
+    Answered,
+    Ask,
+    Close,
+    GiveUp,
+    Reconnect,
+    ResultEnded,
+    SessionEnded,
+    SessionReady,
+    StreamLevel,
+    SubmitCommand,
+    Submitted,
+    Upload,
+    UploadEnded,
+)
+from coordinator.core_results import Result
+from coordinator.core_tables import Link
+from coordinator.errors import FleetClosed
+
+__all__ = ["Context", "SessionDriver"]
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+
+MESSAGES_A_ROUND = 256
+LOG_RECORDS_A_MESSAGE = 256
+LOG_RECORDS_WAITING = 4096
+"""Log records beyond this are dropped: the stream is at best effort, and its queue bounded."""
+LINGER_MS = 500
+
+_drivers: weakref.WeakSet[SessionDriver] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    # The child has the sockets' memory but none of the threads; a lock may be held for ever.
+    for driver in _drivers:
+        driver.orphaned = True
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+class SessionDriver:
+    """A session with the broker at ``endpoint``. ``context`` is not ended with it.
+
+    ``on_upload`` and ``on_upload_ended`` execute the core's instructions about uploads; all callbacks are called with
+    `lock` held or on the driver's thread, and must return at once.
+    """
+
+    def __init__(self, endpoint: str, *, config: SessionConfig, context: Context) -> None:
+        self.endpoint = endpoint
+        self.context = context
+        self.lock = threading.Lock()
+        """Held while `core` is used."""
+        self.core = SessionCore(config, incarnation=os.urandom(8))
+        self.opened: SessionOpened | None = None
+        self.orphaned = False
+        self.on_upload: Callable[[Upload], None] = lambda _: None
+        self.on_upload_ended: Callable[[UploadEnded], None] = lambda _: None
+        self.on_opened: Callable[[SessionOpened], None] = lambda _: None
+        self._closed = False
+        self._finishing = False
+        self._settled = threading.Event()  # set once the broker has answered, or the session has ended
+        self._idle = threading.Event()  # set when everything is accepted and sent; looked at while closing only
+        self._outgoing: deque[Send] = deque()
+        self._waiters: dict[bytes, list[Callable[[], None]]] = {}
+        self._asked: dict[int, Callable[[Answered], None]] = {}
+        self._records: deque[logs.Record] = deque(maxlen=LOG_RECORDS_WAITING)
+        self._sink = logs.StreamSink(self._records.append)
+        self._log = logs.get_logger("session", sink=self._sink, session=self.core.incarnation.hex())
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.settimeout(0)
+        self._wake_out.settimeout(0)
+        self._woken = False
+        # Of the thread alone:
+        self._timer: float | None = None
+        self._reopen = False
+        self._dealer: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._execute: dict[type, Callable[[Any], None]] = {
+            Send: self._outgoing.append,
+            ResultEnded: self._on_result_ended,
+            Answered: self._on_answered,
+            Log: lambda log: logs.emit(self._log, log),
+            Submitted: lambda _: None,
+            Upload: self._on_upload,
+            UploadEnded: self._on_upload_ended,
+            SessionReady: self._on_ready,
+            SessionEnded: lambda _: self._settled.set(),
+            StreamLevel: self._on_stream_level,
+            Reconnect: self._on_reconnect,
+        }
+        self._thread = threading.Thread(target=self._run, name="edgeplan-session", daemon=True)
+        _drivers.add(self)
+        self._thread.start()
+
+    # --------------------------------------------------------------------------------------------- for the face
+
+    def check(self) -> None:
+        """Raises `FleetClosed` when nothing can be sent any more: closed, or the child of a fork."""
+        if self._closed or self.orphaned:
+            raise FleetClosed
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, or this is the child of a fork."""
+        return self._closed or self.orphaned
+
+    def submit(self, event: SubmitCommand) -> list[Result]:
+        """Feed a command, with `lock` held; call `wake` when it is let go. Raises `MessageTooLarge`."""
+        instructions = self.core.handle(event, time.monotonic())
+        submitted = instructions[0]
+        for instruction in instructions:
+            self._execute[type(instruction)](instruction)
+        return submitted.results  # type: ignore[attr-defined,no-any-return]  # the core promises it
+
+    def wake(self) -> None:
+        """See that the thread sends what is waiting. Skipped when it knows already."""
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):  # the thread has ended
+                self._wake_in.send(b"!")
+
+    def feed(self, event: object) -> None:
+        """Feed an event from any thread, and send what it makes."""
+        self.check()
+        with self.lock:
+            self._feed(event)
+        self.wake()
+
+    def ask(self, make: Callable[[int], Message], on_answer: Callable[[Answered], None]) -> int:
+        """Send the request that ``make`` makes with its number; ``on_answer`` is called once, on the thread."""
+        self.check()
+        with self.lock:
+            r = self.core.take_request()
+            self._asked[r] = on_answer
+            self._feed(Ask(request=make(r)))
+        self.wake()
+        return r
+
+    def give_up(self, r: int) -> None:
+        """Nobody waits for the answer to request ``r`` any more."""
+        with self.lock:
+            if self._asked.pop(r, None) is not None:
+                self._feed(GiveUp(r))
+
+    def when_ended(self, result: Result, notify: Callable[[], None]) -> bool:
+        """Call ``notify`` once, on the thread, when ``result`` ends; False, if it has ended already."""
+        with self.lock:
+            if result.ended:
+                return False
+            self._waiters.setdefault(result.id, []).append(notify)
+            return True
+
+    def forget(self, result: Result, notify: Callable[[], None]) -> None:
+        """Take back `when_ended`."""
+        with self.lock:
+            waiting = self._waiters.get(result.id)
+            if waiting is not None and notify in waiting:
+                waiting.remove(notify)
+                if not waiting:
+                    del self._waiters[result.id]
+
+    def wait_settled(self, timeout: float) -> bool:
+        """Wait until the broker has answered or refused."""
+        return self._settled.wait(timeout)
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the session is over, if it is."""
+        return self.core.failure
+
+    def close(self, timeout: float = 2.0) -> int:
+        """Wait at most ``timeout`` seconds for the broker to accept what was sent, then end everything. Idempotent.
+
+        Returns how many commands were not accepted, and are lost.
+        """
+        if self.closed:
+            return 0
+        with self.lock:
+            self._finishing = True
+        self.wake()
+        if self._thread is not threading.current_thread() and self._thread.is_alive():
+            self._idle.wait(timeout)
+        with self.lock:
+            if self._closed:
+                return 0
+            lost = 0 if self.core.failure else self.core.unaccepted
+            if lost:
+                self._log.warning("commands_lost", count=lost)
+            self._feed(Close())
+            self._closed = True
+        self._woken = False
+        self.wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout + 5.0)
+        return lost
+
+    # --------------------------------------------------------------------------------------------- instructions
+
+    def _feed(self, event: object) -> None:
+        for instruction in self.core.handle(event, time.monotonic()):
+            self._execute[type(instruction)](instruction)
+
+    def _on_result_ended(self, ended: ResultEnded) -> None:
+        for notify in self._waiters.pop(ended.id, ()):
+            notify()
+
+    def _on_answered(self, answered: Answered) -> None:
+        on_answer = self._asked.pop(answered.r, None)
+        if on_answer is not None:
+            on_answer(answered)
+
+    def _on_ready(self, ready: SessionReady) -> None:
+        self.opened = ready.opened
+        self.on_opened(ready.opened)
+        self._settled.set()
+
+    def _on_upload(self, upload: Upload) -> None:
+        self.on_upload(upload)
+
+    def _on_upload_ended(self, ended: UploadEnded) -> None:
+        self.on_upload_ended(ended)
+
+    def _on_stream_level(self, instruction: StreamLevel) -> None:
+        self._sink.level = instruction.level
+
+    def _on_reconnect(self, _: Reconnect) -> None:
+        self._reopen = True
+
+    # --------------------------------------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        self._open()
+        try:
+            while not self._closed:
+                self._round()
+            self._send_all()
+        finally:
+            self._disconnect(linger=LINGER_MS)
+            self._idle.set()
+            with self.lock:
+                self._closed = True
+                if self.core.link is not Link.CLOSED:  # a bug of ours ended the thread: nobody may wait for ever
+                    self._feed(Close())
+            self._wake_in.close()
+            self._wake_out.close()
+
+    def _open(self) -> None:
+        dealer = self.context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.SNDHWM, 0)  # bounded by the core's windows
+        dealer.setsockopt(zmq.RCVHWM, 0)
+        dealer.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
+        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+        self._dealer = dealer
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake_out, zmq.POLLIN)
+        self._poller.register(dealer, zmq.POLLIN)
+        if self.endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
+            dealer.connect(self.endpoint)
+            with self.lock:
+                self._feed(LinkUp())
+        else:
+            self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self._poller.register(self._monitor, zmq.POLLIN)
+            dealer.connect(self.endpoint)
+
+    def _disconnect(self, *, linger: int) -> None:
+        dealer, self._dealer = self._dealer, None
+        if dealer is None:
+            return
+        if self._monitor is not None:
+            dealer.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
+        dealer.close(linger=linger)
+
+    def _round(self) -> None:
+        events = self._poller.poll(self._timeout_ms())
+        dealer, monitor = self._dealer, self._monitor
+        for ready, _ in events:
+            if ready is dealer:
+                self._receive(dealer)
+            elif monitor is not None and ready is monitor:
+                self._watch(monitor)
+            else:
+                self._woken = False  # before the queue is looked at: what comes after wakes again
+                with contextlib.suppress(BlockingIOError):
+                    self._wake_out.recv(4096)
+        with self.lock:
+            self.core.log_level = self._log.level
+            timer = self.core.next_timer()
+            if timer is not None and time.monotonic() >= timer:
+                self._feed(Tick())
+                timer = self.core.next_timer()
+        self._timer = timer
+        if self._reopen:
+            self._reopen = False
+            self._disconnect(linger=0)
+            self._outgoing.clear()  # the core says again whatever matters
+            self._open()
+        self._send_all()
+        if self._finishing and not self.core.unaccepted and not self._outgoing:
+            self._idle.set()
+
+    def _timeout_ms(self) -> int | None:
+        # A timer that a user's call has set meanwhile comes with a wake.
+        return None if self._timer is None else max(0, int((self._timer - time.monotonic()) * 1000) + 1)
+
+    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
+        handle, execute, lock = self.core.handle, self._execute, self.lock
+        now = time.monotonic()
+        for _ in range(MESSAGES_A_ROUND):
+            try:
+                header, *frames = dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                message = decode(header)
+            except ProtocolError as error:
+                # A broker of a newer minor version may say more than we know.
+                self._log.debug("message_malformed", reason=str(error))
+                continue
+            with lock:  # message by message: a user's call waits for one of them at most
+                for instruction in handle(Received(message=message, frames=tuple(frames)), now):
+                    execute[type(instruction)](instruction)
+        with lock:
+            self._feed(BatchEnded())
+
+    def _watch(self, monitor: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            except zmq.Again:
+                return
+            with self.lock:
+                self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())
+
+    def _send_all(self) -> None:
+        outgoing, dealer = self._outgoing, self._dealer
+        while outgoing and dealer is not None:
+            send = outgoing.popleft()
+            if send.frames:
+                dealer.send_multipart((encode(send.message), *send.frames), zmq.NOBLOCK)
+            else:
+                dealer.send(encode(send.message), zmq.NOBLOCK)
+        if self._records and self.core.link is Link.OPEN and dealer is not None:
+            records = [self._records.popleft() for _ in range(min(len(self._records), LOG_RECORDS_A_MESSAGE))]
+            dealer.send(encode(LogRecords(records=records)), zmq.NOBLOCK)
+            if self._records:
+                self.wake()
