@@ -50,6 +50,12 @@ HEADROOM = 1.25
 """How far the window exceeds bandwidth times round trip, so that it finds out when the link has become faster. The gain
 with which BBR probes (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016)."""
 
+HEADROOM_AT_START = 2.0
+"""... and before the link is known to be full: the window doubles each round trip, until `ROUNDS_TO_FULL` in a row have
+brought less than a quarter more. (BBR's start-up, with a gain that needs no draining afterwards.)"""
+
+ROUNDS_TO_FULL = 3
+
 SAMPLES_PER_EPOCH = 32
 """The bandwidth is the best of this many samples, and of as many before them."""
 
@@ -106,32 +112,45 @@ class _Asked:
 class _Link:
     """What the arrivals tell of the link: its bandwidth (best of late) and its round trip (least since it stands)."""
 
-    __slots__ = ("_best", "_best_before", "_samples", "round_trip")
+    __slots__ = ("_best", "_best_before", "_flat_rounds", "_peak", "_round_ends", "_samples", "round_trip")
 
     def __init__(self) -> None:
         self.round_trip: float | None = None
         self._best = 0.0
         self._best_before = 0.0
         self._samples = 0
+        self._peak = 0.0  # the bandwidth when it last grew by a quarter
+        self._flat_rounds = 0
+        self._round_ends: int | None = None  # a question put when so many bytes had come begins the next round trip
 
     @property
     def bandwidth(self) -> float:
         """In bytes a second; 0: not known yet."""
         return max(self._best, self._best_before)
 
-    def sample(self, seconds: float, nbytes: int) -> None:
-        """In the ``seconds`` between a question and the end of its answer, ``nbytes`` came in all."""
+    def sample(self, seconds: float, before: int, delivered: int) -> None:
+        """In the ``seconds`` between a question and the end of its answer, the bytes that came grew from ``before`` to
+        ``delivered``.
+        """
         if seconds <= 0:
             return
+        nbytes = delivered - before
         if self.round_trip is None or seconds < self.round_trip:
             self.round_trip = seconds
         self._best = max(self._best, nbytes / seconds)
         self._samples += 1
         if self._samples >= SAMPLES_PER_EPOCH:
             self._best_before, self._best, self._samples = self._best, 0.0, 0
+        if self._round_ends is None or before >= self._round_ends:
+            self._round_ends = delivered
+            if self.bandwidth >= 1.25 * self._peak:
+                self._peak, self._flat_rounds = self.bandwidth, 0
+            else:
+                self._flat_rounds += 1
 
     def window(self) -> int:
-        return max(MIN_WINDOW, int(HEADROOM * self.bandwidth * (self.round_trip or 0.0)))
+        gain = HEADROOM if self._flat_rounds >= ROUNDS_TO_FULL else HEADROOM_AT_START
+        return max(MIN_WINDOW, int(gain * self.bandwidth * (self.round_trip or 0.0)))
 
 
 class Receiver:
@@ -218,10 +237,12 @@ class Receiver:
             self.fruitless += 1
             first = self._asked[0]
             first.again = True
-            due.append(self._pull(first.start, first.end))
+            due.append(self._pull(first.start, min(first.end, first.start + SMALLEST_PULL)))
         window = self.window
-        length = min(self.chunk, max(SMALLEST_PULL, window // 4), window)
-        while self._frontier < self.size and (end := min(self._frontier + length, self.size)):
+        # A quarter of the window, so that the link never runs dry; and no more than comes in a second.
+        length = min(self.chunk, max(SMALLEST_PULL, min(window // 4, int(self._link.bandwidth))), window)
+        while self._frontier < self.size:
+            end = min(self._frontier + length, self.size)
             if end - self.position > window:  # early pieces count too: they are held in memory
                 break
             if not self._asked:
@@ -313,7 +334,7 @@ class Receiver:
         self._last_byte = now
         self.fruitless = 0
         if ended and not gap.again:  # an answer to a question put twice tells nothing of the time it took (Karn)
-            self._link.sample(now - gap.sent, self._delivered - gap.delivered)
+            self._link.sample(now - gap.sent, gap.delivered, self._delivered)
 
     def _append(self, piece: Frame | None, writes: list[Write]) -> None:
         while piece is not None:
