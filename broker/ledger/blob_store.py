@@ -167,7 +167,9 @@ class BlobStore(abc.ABC):
         with self._lock:
             return [digest for digest in dict.fromkeys(digests) if digest not in self._sizes]
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many blobs are here."""
         with self._lock:
             return len(self._sizes)
 

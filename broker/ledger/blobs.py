@@ -9,8 +9,11 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import tempfile
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from broker.ledger.blob_store import (
@@ -192,13 +195,13 @@ def _write_all(descriptor: int, data: Frame) -> None:
 
 
 class MemoryBlobs(BlobStore):
-    """Blobs in memory; those of more than ``spill`` bytes in a temporary folder, which `close` removes."""
+    """Blobs in memory; those of more than ``spill`` bytes in a temporary folder that goes with the store."""
 
     def __init__(self, *, quota: int = QUOTA_BYTES, spill: int = SPILL_BYTES) -> None:
         super().__init__(quota=quota)
         self._spill_bytes = spill
         self._held: dict[bytes, bytes] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._remove_folder: Callable[[], object] | None = None
         self._files: DirectoryBlobs | None = None
 
     def close(self) -> None:
@@ -209,15 +212,16 @@ class MemoryBlobs(BlobStore):
             self._pins.clear()
             self._parked.clear()
             self._used = 0
-            folder, self._folder, self._files = self._folder, None, None
-        if folder is not None:
-            folder.cleanup()
+            remove, self._remove_folder, self._files = self._remove_folder, None, None
+        if remove is not None:
+            remove()
 
     def _spilled(self) -> DirectoryBlobs:
         with self._lock:
             if self._files is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="edgeplan-blobs-")
-                self._files = DirectoryBlobs(self._folder.name, quota=1 << 62, sync=False)  # ours
+                folder = tempfile.mkdtemp(prefix="edgeplan-blobs-")
+                self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                self._files = DirectoryBlobs(folder, quota=1 << 62, sync=False)  # ours
             return self._files
 
     def _read(self, digest: bytes, offset: int, length: int) -> bytes:

@@ -28,6 +28,7 @@ KB = 1024
 
 
 def blob(size: int, seed: int = 0) -> tuple[bytes, bytes]:
+    """The digest and the bytes of a blob."""
     data = random.Random(seed).randbytes(size)
     return hashlib.sha256(data).digest(), data
 
@@ -35,8 +36,8 @@ def blob(size: int, seed: int = 0) -> tuple[bytes, bytes]:
 class Link:
     """A receiver and a sender, and between them a link under a virtual clock.
 
-    ``lose(rng)``, ``copies(rng)`` and ``extra(rng)`` decide for each message; ``breaks``: after how many chunks the link
-    breaks, once each: everything under way is gone, and the receiver resumes.
+    ``lose(rng)``, ``copies(rng)`` and ``extra(rng)`` decide for each message; ``breaks``: after how many chunks the
+    link breaks, once each: everything under way is gone, and the receiver resumes.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ def test_any_link_that_lets_something_through_ends_with_the_right_bytes(
     breaks: list[int],
     offset: float,
 ) -> None:
-    """Messages lost, doubled and reordered, broken links, an earlier part: the blob is whole in the end, equal to the bit."""
+    """Messages lost, doubled and reordered, broken links, an earlier part: the blob is whole in the end, to the bit."""
     digest, data = blob(size, seed % 7)
     start = int(size * offset)
     receiver = Receiver(digest, size, chunk=chunk, window_bytes=window, offset=start)
@@ -284,7 +285,7 @@ def test_an_empty_blob_of_another_digest_is_found() -> None:
     ],
 )
 def test_a_chunk_that_no_honest_sender_sends_is_refused(fields: dict[str, int], length: int, sentence: str) -> None:
-    """Of another blob, outside it, empty, longer than was asked for, or never asked for: refused, and nothing is taken."""
+    """Of another blob, outside it, empty, longer than was asked for, never asked for: refused, and nothing is taken."""
     digest, _ = blob(1000)
     receiver = Receiver(digest, 1000, chunk=100, window_bytes=300)
     assert len(receiver.pulls(0.0)) == 3
