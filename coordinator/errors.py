@@ -21,6 +21,7 @@
     │   └── ResultDiffers                   the plan gives something else than the function does
     ├── PointerError (TypeError)            a pointer used as if it were its value
     ├── ForeignPointer                      a pointer of another fleet
+    ├── BrokerUnreachable (TimeoutError)    no broker answers
     ├── ResultTimeout (TimeoutError)        nothing came in time; the invocation goes on
     ├── FleetClosed                         the fleet was closed
     ├── SessionTakenOver                    a newer incarnation of this named session has connected
@@ -48,6 +49,7 @@ from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, PlanMalfor
 __all__ = [
     "ArgumentFailed",
     "ArgumentNotSupported",
+    "BrokerUnreachable",
     "DataDependentBranch",
     "DataDependentSize",
     "DeadlineExpired",
@@ -337,6 +339,18 @@ class ForeignPointer(EdgePlanError):
     def __str__(self) -> str:
         where = f"{self.argument}: " if self.argument else ""
         return f"{where}expected something of this fleet, got {self.what} of another"
+
+
+class BrokerUnreachable(EdgePlanError, TimeoutError):
+    """No broker at ``endpoint`` has answered within ``timeout`` seconds."""
+
+    def __init__(self, endpoint: str, timeout: float) -> None:
+        self.endpoint = endpoint
+        self.timeout = timeout
+        super().__init__(endpoint, timeout)
+
+    def __str__(self) -> str:
+        return f"no broker answers at {self.endpoint} (waited {self.timeout:g} s): is one running there?"
 
 
 class ResultTimeout(EdgePlanError, TimeoutError):
