@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
-from broker.protocol.ids import ResultIds
+from broker.protocol.ids import ResultIds, counter_of
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
@@ -197,6 +197,11 @@ class SessionCore:
         """The result whose first id is ``id``, if it has not ended."""
         return self._results.get(id) or self._requests.watched(id)
 
+    def is_pending(self, id: bytes) -> bool:
+        """Whether ``id`` is an output of a command of ours that has not ended."""
+        n = counter_of(id)
+        return any(0 <= n - counter_of(result.id) < result.outputs for result in self._results.values())
+
     def handle(self, event: object, now: float) -> list[object]:
         """What to do about ``event``, in this order. ``now`` is in seconds, on a clock that never runs backwards.
 
@@ -235,7 +240,7 @@ class SessionCore:
 
     def _on_watch(self, event: Watch, now: float, _out: list[object]) -> None:
         if self.result(event.id) is None:
-            self._requests.watch(Result(event.id, device=""), now)
+            self._requests.watch(Result(event.id, device=event.device, first=event.command), now)
 
     def _on_uploaded(self, event: Uploaded, _now: float, _out: list[object]) -> None:
         if event.ledger == self._commands.ledger:  # else it went to a ledger that is gone, and was asked for again

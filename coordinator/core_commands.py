@@ -62,6 +62,7 @@ class Outgoing:
         "frames",
         "lacked",
         "missing",
+        "n",
         "open",
         "plan",
         "results",
@@ -78,6 +79,7 @@ class Outgoing:
         self.results: list[Result] = []
         self.open = 0  # how many of the results have not ended
         self.accepted = False
+        self.n = 0  # its number, once accepted
         self.missing: set[bytes] = set()  # keys of uploads that must end first
         self.lacked = 0
 
@@ -102,7 +104,7 @@ class Outgoing:
     def empty(self) -> None:
         """Do nothing any more, under the same number."""
         self.devices, self.command, self.frames, self.digest = (), _NOTHING, (), b""
-        self.plan = self.upload = None
+        self.plan = None
 
 
 class Commands:
@@ -117,6 +119,7 @@ class Commands:
         self._patience = patience
         self._outbox: Outbox[Outgoing] = Outbox(window=window, patience=patience)
         self._kept: dict[Outgoing, None] = {}  # in the order of submission
+        self._accepted: dict[int, Outgoing] = {}  # by number: accepted, with results that have not ended
         self._parked: list[Outgoing] = []
         self._parked_names: set[bytes] = set()
         # Plans that this ledger has, or that are on their way to it, before anything that runs them.
@@ -308,6 +311,7 @@ class Commands:
         self._stored.clear()
         self._uploaded.clear()
         self._lacking.clear()
+        self._accepted.clear()
         self._parked, self._parked_names = [], set()
         self._outbox = Outbox(window=self._window, patience=self._patience, first=accepted + 1)
         for outgoing in kept:
@@ -317,7 +321,7 @@ class Commands:
                 if outgoing.plan is not None and outgoing.plan.plan not in self._stored:
                     self._store(outgoing.plan, out)
             elif outgoing.open or not (outgoing.results or outgoing.accepted or outgoing.command is _NOTHING):
-                outgoing.accepted = False
+                outgoing.accepted, outgoing.n = False, 0
                 outgoing.lacked = 0
                 outgoing.missing = set() if outgoing.upload is None else {outgoing.upload}
                 self._kept[outgoing] = None
@@ -325,9 +329,13 @@ class Commands:
 
     def accepted(self, n: int, now: float, out: list[object]) -> None:
         """All up to number ``n`` are in the ledger."""
-        for outgoing in self._outbox.acknowledge(n, now):
+        before = self._outbox.acknowledged
+        for number, outgoing in enumerate(self._outbox.acknowledge(n, now), before + 1):
             outgoing.accepted = True
-            if not outgoing.open:
+            if outgoing.open:
+                outgoing.n = number
+                self._accepted[number] = outgoing
+            else:
                 self._drop(outgoing, out)
 
     def busy(self, message: Busy, now: float) -> None:
@@ -361,7 +369,8 @@ class Commands:
 
     def rejected(self, message: Rejected, out: list[object]) -> None:
         """Command ``message.n`` is taken and does nothing."""
-        outgoing = self._outbox.item(message.n)
+        # On a new connection the broker says first up to where it has taken, and then which of these it has rejected.
+        outgoing = self._outbox.item(message.n) or self._accepted.get(message.n)
         if outgoing is None:
             return
         failure = message.failure
@@ -420,12 +429,14 @@ class Commands:
 
     def _give_up(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         """End the results of a numbered command, and let its number carry nothing."""
-        self._end_all(outgoing, failure, out)
         if outgoing.upload is not None:
             out.append(UploadEnded(outgoing.upload))
+        outgoing.upload = None
+        self._end_all(outgoing, failure, out)
         outgoing.empty()
 
     def _drop(self, outgoing: Outgoing, out: list[object]) -> None:
         del self._kept[outgoing]
+        self._accepted.pop(outgoing.n, None)
         if outgoing.upload is not None:
             out.append(UploadEnded(outgoing.upload))

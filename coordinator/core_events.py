@@ -87,9 +87,14 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Learn how an id of another session, or of an earlier one, ends: `SessionCore.result` follows it."""
+    """Learn how an id of another session, or of an earlier one, ends: `SessionCore.result` follows it.
+
+    ``device`` has it, and ``command`` is the first id of its invocation, as far as is known.
+    """
 
     id: bytes
+    device: str = ""
+    command: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

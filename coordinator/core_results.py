@@ -33,6 +33,7 @@ class Result:
         "device",
         "digest",
         "failure",
+        "first",
         "frames",
         "id",
         "infos",
@@ -43,9 +44,17 @@ class Result:
     )
 
     def __init__(
-        self, id: bytes, *, device: str, outputs: int = 1, plan: bytes = b"", command: Outgoing | None = None
+        self,
+        id: bytes,
+        *,
+        device: str,
+        outputs: int = 1,
+        plan: bytes = b"",
+        command: Outgoing | None = None,
+        first: bytes | None = None,
     ) -> None:
         self.id = id
+        self.first = first or id
         self.device = device
         self.outputs = outputs
         self.plan = plan

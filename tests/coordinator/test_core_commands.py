@@ -224,6 +224,20 @@ def test_rejected_ends_the_command_and_keeps_its_number() -> None:
     assert session.core.unaccepted == 0
 
 
+def test_a_rejection_that_was_lost_with_the_connection_is_told_again() -> None:
+    """A rejection that comes after the number was acknowledged, on a new connection, still ends the command."""
+    session = opened()
+    result, other = session.invoke(1.0), session.invoke(2.0)
+    session.open(accepted=3)
+    session.told(m.Rejected(n=2, failure=FAILURE))
+    assert result.failure == FAILURE
+    assert not other.ended
+    session.ready(other)
+    assert session.core.pending == 0
+    session.told(m.Rejected(n=3, failure=FAILURE))
+    assert other.failure is None
+
+
 def test_a_rejected_plan_is_the_reason_of_its_invocations() -> None:
     """When the broker refuses a plan, an invocation of it that is rejected for the lack of it says why."""
     session = Session()

@@ -33,7 +33,7 @@ def test_nothing_is_sent_before_the_broker_has_answered() -> None:
     """Commands wait for SessionOpened, then go."""
     session = Session()
     session.invoke(1.0)
-    assert session.done == []
+    assert not session.of(Send, session.done)
     session.handle(LinkUp())
     assert not session.submits()
     session.opened()

@@ -1,0 +1,426 @@
+"""`connect` and `Fleet`: the way to all devices of one broker.
+
+A fleet is one session with the broker. Its methods may be called from any thread; those that ask the broker wait for
+the answer, those that send something return at once. Close it, or use it in a ``with`` statement; a forgotten one is
+closed at the end of the program.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+
+import zmq
+
+from broker.protocol.errors import ConnectionRefused, EdgePlanError, VersionRefused
+from broker.protocol.ids import check_device_id, nth, parse_result_id
+from broker.protocol.messages import (
+    AskStats,
+    AskStatus,
+    DeviceInfo,
+    DeviceList,
+    Failure,
+    Found,
+    ListDevices,
+    Message,
+    RefusalCode,
+    ResultStatus,
+    Search,
+    Stats,
+    StatusEntry,
+    StatusReport,
+    TagEntry,
+)
+from broker.settings import check_insecure
+from coordinator.core import SessionConfig
+from coordinator.core_events import Answered, SubmitCommand, Watch
+from coordinator.core_requests import failure_of
+from coordinator.core_results import Result
+from coordinator.core_tables import ResultInput
+from coordinator.device import Device
+from coordinator.driver import Context, SessionDriver
+from coordinator.errors import (
+    BrokerUnreachable,
+    FleetClosed,
+    ForeignPointer,
+    LedgerLost,
+    ResultTimeout,
+    SessionTakenOver,
+    error_from_failure,
+)
+from coordinator.notifications import AsCompleted, Notifications
+from coordinator.pointers import PointerTensor
+from coordinator.transfers import Blobs, endpoint_beside
+from coordinator.values import Gathering
+from coordinator.waiting import Deadline, Signal, wait_for
+from edge_agent.plan.trees import spec_of, unflatten
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Fleet", "connect"]
+
+Answer = TypeVar("Answer", bound=Message)
+
+REQUEST_TIMEOUT = 30.0
+"""How long a question to the broker may take, in seconds."""
+SOURCE_TABLES = 1000
+"""How many plans' tables from op to source line are kept."""
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def connect(url: str | None = None, *, insecure: bool = False, timeout: float = 10.0) -> Fleet:
+    """The fleet of the broker at ``url``, such as ``tcp://127.0.0.1:5750``; without one, of a broker inside this
+    process.
+
+    Waits until the broker has answered. ``insecure``: without encryption, which only a loopback address may be. Raises
+    `BrokerUnreachable` when no broker answers within ``timeout`` seconds, `ConnectionRefused` (or `VersionRefused`)
+    when it does not take this coordinator, `InsecureEndpoint` for an address that needs encryption.
+    """
+    if url is None:
+        from coordinator.embedded import Embedded  # the broker's code, which a fleet over TCP does without
+
+        embedded = Embedded()
+        try:
+            return Fleet(embedded.endpoint, context=embedded.context, owned=[embedded], timeout=timeout)
+        except BaseException:
+            embedded.close()
+            raise
+    check_insecure(url, insecure=insecure)
+    context: Context = zmq.Context()
+    try:
+        return Fleet(url, context=context, owned=[_Term(context)], timeout=timeout)
+    except BaseException:
+        context.term()
+        raise
+
+
+class _Term:
+    """Ends a context with the fleet whose it is."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def close(self) -> None:
+        self._context.term()
+
+
+def _close(
+    driver: SessionDriver,
+    blobs: Blobs,
+    streams: weakref.WeakSet[Notifications],
+    owned: list[_Closable],
+) -> None:
+    """Close a fleet: also called when it was forgotten, so it may not refer to it."""
+    driver.close()
+    blobs.close()
+    for stream in list(streams):
+        stream.close()
+    if driver.orphaned:
+        return  # the child of a fork: all of this is its parent's
+    while owned:
+        owned.pop().close()
+
+
+class Fleet:
+    """See the module. Made by `connect`. ``owned`` is closed with it, the last first."""
+
+    def __init__(
+        self, endpoint: str, *, context: Context, owned: Sequence[_Closable] = (), timeout: float = 10.0
+    ) -> None:
+        self.endpoint = endpoint
+        self.driver = SessionDriver(endpoint, config=SessionConfig(), context=context)
+        self.blobs = Blobs(self.driver)
+        self._owned: list[_Closable] = []
+        self._streams: weakref.WeakSet[Notifications] = weakref.WeakSet()
+        self._sources: OrderedDict[bytes, Sequence[tuple[str, int, str] | None]] = OrderedDict()
+        self._finalizer = weakref.finalize(self, _close, self.driver, self.blobs, self._streams, self._owned)
+        try:
+            if not self.driver.wait_settled(timeout):
+                raise BrokerUnreachable(endpoint, timeout)
+            if self.driver.failure is not None:
+                raise self._session_error(self.driver.failure)
+        except BaseException:
+            self.close()
+            raise
+        self._owned.extend(owned)
+
+    # --------------------------------------------------------------------------------------------- its life
+
+    def close(self) -> None:
+        """End the session. Waits a moment for the broker to accept what was sent. What runs on devices goes on.
+        Idempotent.
+        """
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self.driver.closed
+
+    def own(self, thing: _Closable) -> None:
+        """Close ``thing`` with the fleet, before anything that was there earlier."""
+        self._owned.append(thing)
+
+    @property
+    def context(self) -> Context:
+        """The ZeroMQ context of its sockets."""
+        return self.driver.context
+
+    @property
+    def session_id(self) -> str:
+        """The incarnation of its session: 16 hex digits, with which every id that it makes begins."""
+        return self.driver.core.incarnation.hex()
+
+    @property
+    def short_id(self) -> str:
+        """The first eight of them, for people."""
+        return self.session_id[:8]
+
+    def __repr__(self) -> str:
+        return f"<Fleet {self.short_id} at {self.endpoint}{', closed' if self.closed else ''}>"
+
+    # --------------------------------------------------------------------------------------------- devices
+
+    def device(self, id: str) -> Device:
+        """The device of that name. Nothing is asked: it may be one that the broker has yet to meet. Raises ValueError
+        for no name.
+        """
+        return Device(self, check_device_id(id))
+
+    def devices(self) -> list[Device]:
+        """All devices that the broker knows, by name, each with what it knows of it."""
+        return [Device(self, info.device, info=info) for info in self.device_infos()]
+
+    def device_infos(self) -> list[DeviceInfo]:
+        """What the broker knows of all devices."""
+        return self._ask(DeviceList, lambda r: ListDevices(r=r)).devices
+
+    def search(self, *tags: str, devices: Sequence[str] = ()) -> dict[str, list[PointerTensor]]:
+        """Pointers to the tensors that carry all of ``tags``, device by device; devices without any are left out.
+
+        Without tags, everything that is tagged; ``devices``: on these only.
+        """
+        found = self._ask(Found, lambda r: Search(r=r, tags=list(tags), devices=list(devices)))
+        return {
+            device: [self._pointer_to(device, entry) for entry in entries]
+            for device, entries in found.entries.items()
+            if entries
+        }
+
+    def _pointer_to(self, device: str, entry: TagEntry) -> PointerTensor:
+        return PointerTensor(
+            self,
+            Result.known(entry.id, device=device, infos=[entry.info]),
+            dtype=entry.info.dtype,
+            shape=tuple(entry.info.shape),
+            tags=tuple(entry.tags),
+            description=entry.description,
+        )
+
+    def stats(self) -> Stats:
+        """What the broker has counted since it started: ``total`` and ``devices`` by name (each `Counters`), and
+        ``gauges``.
+        """
+        return self._ask(Stats, lambda r: AskStats(r=r))
+
+    # --------------------------------------------------------------------------------------------- results
+
+    def status(self, id: str | bytes | PointerTensor) -> ResultStatus:
+        """What became of a result. Any coordinator may ask, at any time. Raises ValueError for what is no id."""
+        raw = _raw_id(id)
+        status = self.status_entry(raw).status
+        if status is ResultStatus.UNKNOWN and raw.startswith(self.driver.core.incarnation):
+            with self.driver.lock:
+                pending = self.driver.core.is_pending(raw)
+            if pending:
+                return ResultStatus.QUEUED  # here: the broker has yet to hear of it
+        return status
+
+    def status_entry(self, id: str | bytes | PointerTensor) -> StatusEntry:
+        """All that the broker says of a result."""
+        raw = _raw_id(id)
+        return self._ask(StatusReport, lambda r: AskStatus(r=r, ids=[raw])).entries[0]
+
+    def pointer(self, id: str | bytes) -> PointerTensor:
+        """Take up what an id names: a result of another session or an earlier one, ended or not, or a tensor found by
+        its tags.
+
+        Raises `UnknownResult`, if nobody knows it (any more).
+        """
+        raw = _raw_id(id)
+        entry = self.status_entry(raw)
+        if entry.status in {ResultStatus.UNKNOWN, ResultStatus.FORGOTTEN}:
+            failure = failure_of(entry)
+            assert failure is not None
+            raise error_from_failure(failure, id=raw)
+        info = entry.info
+        return PointerTensor(
+            self,
+            self._take_up(raw, entry),
+            dtype=None if info is None else info.dtype,
+            shape=None if info is None else tuple(info.shape),
+            tags=tuple(entry.tags),
+            description=entry.description,
+        )
+
+    def _take_up(self, raw: bytes, entry: StatusEntry) -> Result:
+        failure = failure_of(entry)
+        if failure is None and entry.status is not ResultStatus.DONE:
+            self.driver.feed(Watch(raw, entry.device, entry.command or raw))
+            with self.driver.lock:
+                result = self.driver.core.result(raw)
+            if result is not None:
+                return result
+            entry = self.status_entry(raw)  # it has ended meanwhile
+            failure = failure_of(entry)
+        result = Result(raw, device=entry.device, plan=entry.plan or b"", first=entry.command)
+        if failure is not None:
+            result.end(ResultInput.FAILED, failure=failure)
+        else:
+            result.end(ResultInput.READY_REMOTE, infos=[] if entry.info is None else [entry.info])
+        return result
+
+    def get(self, nest: Any, timeout: float | None = None, errors: Literal["raise", "return"] = "raise") -> Any:
+        """The values of all pointers in ``nest`` (lists, tuples and dicts), in the same nesting; what is no pointer
+        stays as it is.
+
+        Waits for all, then fetches what is remote in one request a device. ``errors="return"`` puts an error in the
+        place of its value. Raises `ResultTimeout` when not all is there within ``timeout`` seconds.
+        """
+        if errors not in {"raise", "return"}:
+            raise ValueError(f"expected errors to be 'raise' or 'return', got {errors!r}")
+        tree, leaves = spec_of(nest, name="nest")
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, PointerTensor)]
+        pointers: list[PointerTensor] = [leaves[place] for place in places]
+        self.check_own(pointers)
+        if not self._all_ended(pointers):
+            self.driver.check()
+        deadline = Deadline(timeout)
+        late = wait_for(self.driver, [pointer.result for pointer in pointers], deadline)
+        if late is not None:
+            raise ResultTimeout(late.id.hex(), timeout or 0.0, late.device)
+        values = Gathering(self, [(pointer.result, pointer.index) for pointer in pointers], Signal()).wait(deadline)
+        for place, value in zip(places, values, strict=True):
+            if isinstance(value, EdgePlanError) and errors == "raise":
+                raise value
+            leaves[place] = value
+        return unflatten(tree, leaves)
+
+    def _all_ended(self, pointers: Iterable[PointerTensor]) -> bool:
+        return all(pointer.ready for pointer in pointers)
+
+    def as_completed(self, pointers: Any, timeout: float | None = None) -> AsCompleted:
+        """The pointers in the order in which their results end, with a value or without: for ``for`` and ``async for``.
+
+        ``pointers``: any nesting of them. Raises `ResultTimeout` when the next does not end within ``timeout`` seconds
+        of the start.
+        """
+        _, leaves = spec_of(
+            list(pointers) if not isinstance(pointers, dict | PointerTensor) else pointers, name="pointers"
+        )
+        self.check_own(leaves)
+        return AsCompleted(self.driver, leaves, timeout)
+
+    def notifications(self, prefix: str = "") -> Notifications:
+        """Every result that ends from now on and whose id (hex digits) begins with ``prefix``: for ``for`` and ``async
+        for``.
+
+        At best effort: what an observer misses is not repeated. Close it, or leave it by its ``with`` statement.
+        """
+        self.driver.check()
+        opened = self.driver.opened
+        logs = "" if opened is None else opened.logs
+        stream = Notifications(self.context, endpoint_beside(self.endpoint, logs), prefix)
+        self._streams.add(stream)
+        return stream
+
+    # --------------------------------------------------------------------------------------------- for the rest of the
+
+    def check_own(self, pointers: Iterable[object], argument: str = "") -> None:
+        """Raises `ForeignPointer` for a pointer of another fleet, TypeError for what is none."""
+        for pointer in pointers:
+            if not isinstance(pointer, PointerTensor):
+                raise TypeError(f"expected pointers, got a {type(pointer).__name__}")
+            if pointer.fleet is not self:
+                raise ForeignPointer(f"the pointer {pointer.id}", argument)
+
+    def submit(self, event: SubmitCommand) -> list[Result]:
+        """Send a command that makes no ids."""
+        driver = self.driver
+        driver.check()
+        with driver.lock:
+            results = driver.submit(event)
+        driver.wake()
+        return results
+
+    def keep_source(self, plan: bytes, table: Sequence[tuple[str, int, str] | None]) -> None:
+        """Keep a plan's table from op to source line, for the errors that come back."""
+        self._sources[plan] = table
+        self._sources.move_to_end(plan)
+        while len(self._sources) > SOURCE_TABLES:
+            self._sources.popitem(last=False)
+
+    def error(self, failure: Failure, result: Result, k: int = 0) -> EdgePlanError:
+        """The error to raise for a failure of a result's ``k``-th output."""
+        if failure.code == "LedgerLost":
+            return LedgerLost(nth(result.id, k).hex())
+        if failure.code in {"FleetClosed", "ConnectionRefused"}:
+            return self._session_error(failure)
+        table = self._sources.get(result.plan)
+        return error_from_failure(failure, device=result.device, id=nth(result.id, k), source_table=table)
+
+    def _session_error(self, failure: Failure) -> EdgePlanError:
+        if failure.code == "FleetClosed":
+            return FleetClosed()
+        code = str(failure.details.get("refusal", ""))
+        if code == RefusalCode.VERSION:
+            return VersionRefused(code, failure.message)
+        if code == RefusalCode.FENCED:
+            return SessionTakenOver(str(failure.details.get("session", "")), failure.message)
+        return ConnectionRefused(code, failure.message)
+
+    def _ask(self, kind: type[Answer], make: Any, timeout: float = REQUEST_TIMEOUT) -> Answer:
+        signal = Signal()
+        answers: list[Answered] = []
+
+        def on_answer(answered: Answered) -> None:
+            answers.append(answered)
+            signal.set()
+
+        deadline = time.monotonic() + timeout
+        r = self.driver.ask(make, on_answer)
+        try:
+            if not signal.wait(max(0.0, deadline - time.monotonic())):
+                raise BrokerUnreachable(self.endpoint, timeout)
+        finally:
+            if not answers:
+                self.driver.give_up(r)
+        if answers[0].failure is not None:
+            raise self._session_error(answers[0].failure)
+        message = answers[0].message
+        if not isinstance(message, kind):
+            raise error_from_failure(
+                Failure(code="ProtocolError", message=f"expected {kind.__name__} from the broker, got another answer")
+            )
+        return message
+
+
+def _raw_id(id: str | bytes | PointerTensor) -> bytes:
+    if isinstance(id, PointerTensor):
+        return id.result_id
+    return id if isinstance(id, bytes) else parse_result_id(id)

@@ -1,0 +1,216 @@
+"""Results as they end: those of this session (`AsCompleted`), and those of anybody (`Notifications`)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import zmq
+
+from broker.protocol.errors import ProtocolError
+from broker.protocol.framing import decode
+from broker.protocol.messages import Cancelled, Expired, Failure, Notify, ResultFailed, ResultReady, ResultStatus
+from coordinator.core_results import Result
+from coordinator.errors import FleetClosed, ResultTimeout
+from coordinator.waiting import AsyncSignal, Deadline, Signal
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from coordinator.driver import Context, SessionDriver
+    from coordinator.pointers import PointerTensor
+
+__all__ = ["AsCompleted", "Notification", "Notifications"]
+
+NOTIFICATION_TOPIC = b"n."
+_LOOK = 0.2
+"""How often a waiting iterator looks whether it was closed, in seconds."""
+
+
+class AsCompleted:
+    """Iterates over pointers in the order in which their results end. See `Fleet.as_completed`."""
+
+    def __init__(self, driver: SessionDriver, pointers: Sequence[PointerTensor], timeout: float | None) -> None:
+        self._driver = driver
+        self._deadline = Deadline(timeout)
+        self._ended: deque[PointerTensor] = deque()
+        self._left: dict[bytes, list[PointerTensor]] = {}
+        self._signal: Signal | AsyncSignal | None = None
+        self._lock = threading.Lock()
+        for pointer in pointers:
+            self._left.setdefault(pointer.result.id, []).append(pointer)
+        for group in list(self._left.values()):
+            result = group[0].result
+
+            def notify(result: Result = result) -> None:
+                self._on_ended(result)
+
+            if not driver.when_ended(result, notify):
+                notify()
+
+    def _on_ended(self, result: Result) -> None:
+        with self._lock:
+            self._ended.extend(self._left.pop(result.id, ()))
+            signal = self._signal
+        if signal is not None:
+            signal.set()
+
+    def _next(self, signal: Signal | AsyncSignal) -> PointerTensor | None:
+        """One that has ended, if there is one. Raises IndexError when all have been given out."""
+        with self._lock:
+            self._signal = signal
+            if self._ended:
+                return self._ended.popleft()
+            if not self._left:
+                raise IndexError
+            return None
+
+    def _timed_out(self) -> ResultTimeout:
+        with self._lock:
+            late = next(iter(self._left.values()))[0]
+        return ResultTimeout(late.id, self._deadline.timeout or 0.0, late.result.device)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> PointerTensor:
+        signal = Signal()
+        while True:
+            try:
+                pointer = self._next(signal)
+            except IndexError:
+                raise StopIteration from None
+            if pointer is not None:
+                return pointer
+            self._driver.check()
+            if not signal.wait(self._deadline.left) and not self._ended:
+                raise self._timed_out()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> PointerTensor:
+        signal = AsyncSignal()
+        while True:
+            try:
+                pointer = self._next(signal)
+            except IndexError:
+                raise StopAsyncIteration from None
+            if pointer is not None:
+                return pointer
+            self._driver.check()
+            if not await signal.wait(self._deadline.left) and not self._ended:
+                raise self._timed_out()
+
+
+class Notification(NamedTuple):
+    """A result has ended: its id (32 hex digits), its device, how, and why if without a value."""
+
+    id: str
+    device: str
+    status: ResultStatus
+    failure: Failure | None = None
+
+
+class Notifications:
+    """Iterates over results of anybody as they end. See `Fleet.notifications`."""
+
+    def __init__(self, context: Context, endpoint: str, prefix: str) -> None:
+        if not endpoint:
+            raise FleetClosed
+        self._socket = context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 100_000)
+        self._socket.connect(endpoint)
+        self._socket.setsockopt(zmq.SUBSCRIBE, NOTIFICATION_TOPIC + _checked(prefix).encode())
+        self._lock = threading.Lock()  # held while the socket is used
+        self._closed = False
+
+    def receive(self, timeout: float | None = None) -> Notification | None:
+        """The next one; None, if there is none within ``timeout`` seconds. Raises `FleetClosed` when this was
+        closed.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _LOOK if end is None else min(_LOOK, end - time.monotonic())
+            with self._lock:
+                if self._closed:
+                    raise FleetClosed
+                if self._socket.poll(max(0, int(left * 1000))):
+                    notification = _parse(self._socket.recv_multipart())
+                    if notification is not None:
+                        return notification
+                    continue
+            if end is not None and time.monotonic() >= end:
+                return None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Notification:
+        try:
+            notification = self.receive()
+        except FleetClosed:
+            raise StopIteration from None
+        assert notification is not None
+        return notification
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Notification:
+        while True:
+            # A thread waits, for a short while each time: so that a cancelled coroutine leaves none behind.
+            try:
+                notification = await asyncio.to_thread(self.receive, _LOOK)
+            except FleetClosed:
+                raise StopAsyncIteration from None
+            if notification is not None:
+                return notification
+
+    def close(self) -> None:
+        """End the iteration. Idempotent."""
+        self._closed = True
+        with self._lock:
+            self._socket.close(linger=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+
+def _checked(prefix: str) -> str:
+    if not set(prefix) <= set("0123456789abcdef") or len(prefix) > 32:
+        raise ValueError(f"expected a prefix of up to 32 hex digits, got {prefix!r}")
+    return prefix
+
+
+def _parse(frames: Sequence[bytes]) -> Notification | None:
+    try:
+        message = decode(frames[1])
+    except (ProtocolError, IndexError):
+        return None
+    if not isinstance(message, Notify):
+        return None
+    event = message.event
+    if isinstance(event, ResultReady):
+        return Notification(event.id.hex(), message.device, ResultStatus.DONE)
+    if isinstance(event, ResultFailed):
+        return Notification(event.id.hex(), message.device, ResultStatus.FAILED, event.failure)
+    if isinstance(event, Cancelled):
+        return Notification(event.id.hex(), message.device, ResultStatus.CANCELLED)
+    if isinstance(event, Expired):
+        return Notification(event.id.hex(), message.device, ResultStatus.EXPIRED)
+    return None

@@ -1,0 +1,193 @@
+"""The values behind pointers: decoded where they came with the notification, fetched from their devices otherwise.
+
+All that is remote and of one device is fetched by one request; large values follow on the blob channel, into files
+that are mapped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from broker.protocol.errors import EdgePlanError, TensorRefused
+from broker.protocol.ids import nth
+from broker.protocol.messages import Failure, Fetch, Frame, Values
+from coordinator.core_events import Answered
+from coordinator.core_results import Result
+from coordinator.core_tables import ResultState
+from coordinator.errors import FleetClosed, ResultTimeout
+from coordinator.waiting import AsyncSignal, Deadline, Signal
+from edge_agent.runtimes.torch_tensors import TORCH_DTYPES, decode_tensor
+from edge_agent.tensor_files import map_tensor
+
+if TYPE_CHECKING:
+    from coordinator.fleet import Fleet
+
+__all__ = ["FETCH_IDS", "Gathering", "Output", "Value", "read_tensor", "value_at_hand"]
+
+FETCH_IDS = 1024
+"""The most ids that one request asks for."""
+
+Output: TypeAlias = tuple[Result, int]
+"""One output of an invocation."""
+Value: TypeAlias = torch.Tensor | EdgePlanError
+"""What an output gives: its value, or why it has none."""
+_Raw: TypeAlias = Frame | Path | Failure
+
+_RELEASED = Failure(code="ResultReleased", message="the result was released")
+_MISSING = Failure(code="ResultLost", message="the device's answer does not have this value")
+_CLOSED = Failure(code="FleetClosed", message="the fleet was closed")
+
+
+def _raw_at_hand(output: Output) -> Frame | Failure | None:
+    result, k = output
+    if result.state is ResultState.FAILED:
+        return result.failure
+    if result.released is not None and k in result.released:
+        return _RELEASED
+    return result.frames[k] if result.state is ResultState.INLINE else None
+
+
+def value_at_hand(fleet: Fleet, output: Output) -> Value | None:
+    """The value of an output that has ended, if it is in this process already."""
+    raw = _raw_at_hand(output)
+    return None if raw is None else _value(fleet, output, raw)
+
+
+def _value(fleet: Fleet, output: Output, raw: _Raw) -> Value:
+    if isinstance(raw, Failure):
+        return fleet.error(raw, *output)
+    try:
+        return read_tensor(raw) if isinstance(raw, Path) else decode_tensor(raw)
+    except (TensorRefused, OSError) as error:
+        return fleet.error(Failure(code="TensorRefused", message=str(error)), *output)
+    finally:
+        if isinstance(raw, Path):
+            raw.unlink(missing_ok=True)
+
+
+def read_tensor(path: Path) -> torch.Tensor:
+    """The tensor in a tensor file, mapped: the file may be deleted, and changes never reach it. Raises
+    `TensorRefused`.
+    """
+    header = map_tensor(path)
+    dtype = TORCH_DTYPES[header.dtype]
+    if header.nbytes == 0:
+        return torch.empty(header.shape, dtype=dtype)
+    return torch.frombuffer(header.data, dtype=dtype).reshape(header.shape)
+
+
+class Gathering:
+    """The values of outputs that have all ended: made at once, waited for once."""
+
+    def __init__(self, fleet: Fleet, outputs: Sequence[Output], signal: Signal | AsyncSignal) -> None:
+        self._fleet = fleet
+        self._outputs = outputs
+        self._signal = signal
+        self._lock = threading.Lock()
+        self._raw: list[_Raw | None] = [_raw_at_hand(output) for output in outputs]
+        self._requests: list[int] = []
+        self._abandoned = False
+        groups: dict[str, dict[bytes, list[int]]] = {}  # positions by id, by device
+        for position, raw in enumerate(self._raw):
+            if raw is None:
+                result, k = outputs[position]
+                groups.setdefault(result.device, {}).setdefault(nth(result.id, k), []).append(position)
+        self._left = self._raw.count(None)
+        for wanted in groups.values():
+            ids = list(wanted)
+            for start in range(0, len(ids), FETCH_IDS):
+                self._fetch({each: wanted[each] for each in ids[start : start + FETCH_IDS]})
+
+    # --------------------------------------------------------------------------------------------- on other threads
+
+    def _fetch(self, wanted: dict[bytes, list[int]]) -> None:
+        def on_answer(answered: Answered) -> None:
+            self._take(answered, wanted)
+
+        self._requests.append(self._fleet.driver.ask(lambda r: Fetch(r=r, ids=list(wanted)), on_answer))
+
+    def _take(self, answered: Answered, wanted: dict[bytes, list[int]]) -> None:
+        message, frames = answered.message, iter(answered.frames)
+        outcomes = message.outcomes if isinstance(message, Values) else []
+        left = dict(wanted)
+        for outcome in outcomes:
+            positions = left.pop(outcome.id, [])
+            if outcome.failure is not None:
+                self._put(positions, outcome.failure)
+            elif outcome.blob is not None:
+                self._fetch_blob(positions, outcome.blob, outcome.size)
+            else:
+                self._put(positions, next(frames, _MISSING))
+        for positions in left.values():
+            self._put(positions, answered.failure or _MISSING)
+
+    def _fetch_blob(self, positions: list[int], digest: bytes, size: int) -> None:
+        for position in positions:
+
+            def on_file(file: Path | Failure, position: int = position) -> None:
+                self._put([position], file)
+
+            try:
+                self._fleet.blobs.fetch(digest, size, on_file)
+            except FleetClosed:
+                self._put([position], _CLOSED)
+
+    def _put(self, positions: list[int], raw: _Raw) -> None:
+        with self._lock:
+            for position in positions:
+                if self._raw[position] is None:
+                    self._raw[position] = raw
+                    self._left -= 1
+            complete, abandoned = not self._left, self._abandoned
+        if abandoned and isinstance(raw, Path):
+            raw.unlink(missing_ok=True)
+        elif complete:
+            self._signal.set()
+
+    # --------------------------------------------------------------------------------------------- waiting
+
+    def wait(self, deadline: Deadline) -> list[Value]:
+        """The value of each output; ResultTimeout when time is up."""
+        assert isinstance(self._signal, Signal)
+        try:
+            while self._left:
+                if not self._signal.wait(deadline.left) and self._left:
+                    raise self._timed_out(deadline)
+        finally:
+            self._end()
+        return self._values()
+
+    async def wait_async(self, deadline: Deadline) -> list[Value]:
+        """As `wait`, for a coroutine."""
+        assert isinstance(self._signal, AsyncSignal)
+        try:
+            while self._left:
+                if not await self._signal.wait(deadline.left) and self._left:
+                    raise self._timed_out(deadline)
+        finally:
+            self._end()
+        return self._values()
+
+    def _values(self) -> list[Value]:
+        pairs = zip(self._outputs, self._raw, strict=True)
+        return [_value(self._fleet, output, raw) for output, raw in pairs if raw is not None]
+
+    def _timed_out(self, deadline: Deadline) -> ResultTimeout:
+        result, k = self._outputs[self._raw.index(None)]
+        return ResultTimeout(nth(result.id, k).hex(), deadline.timeout or 0.0, result.device)
+
+    def _end(self) -> None:
+        with self._lock:
+            if not self._left:
+                return
+            self._abandoned = True
+            came = [raw for raw in self._raw if isinstance(raw, Path)]
+        for r in self._requests:
+            self._fleet.driver.give_up(r)
+        for path in came:
+            path.unlink(missing_ok=True)
