@@ -56,8 +56,8 @@ bench: $(STAMP) ## Measure latency and throughput beside a raw pyzmq relay
 sim: $(STAMP) ## Replay one seed of the simulation: make sim SEED=123
 	@$(BIN)/python -m tests.simulation $(SEED)
 
-docs: $(STAMP) ## Build the documentation into docs/_build; a warning is an error
-	$(BIN)/mkdocs build --strict --quiet
+docs: $(STAMP) ## Build the documentation into build/docs; a warning is an error
+	$(BIN)/mkdocs build --strict
 
 format: $(STAMP) ## Format the code, and fix what can be fixed by itself
 	$(BIN)/ruff check --fix .
@@ -69,5 +69,5 @@ constraints: $(STAMP) ## Write what is installed in .venv into constraints.txt
 	@cp .venv/constraints.txt constraints.txt
 
 clean: ## Remove .venv and everything else that was made
-	rm -rf .venv docs/_build build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv build/docs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

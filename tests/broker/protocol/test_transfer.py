@@ -242,13 +242,13 @@ def test_patience_doubles_while_nothing_comes() -> None:
     receiver = Receiver(digest, len(data), patience=1.0)
     first = receiver.pulls(0.0)[0]
     asked_at = []
-    for _ in range(4):
+    for _ in range(8):
         timer = receiver.next_timer()
         assert timer is not None
         assert receiver.pulls(timer) == [first]
         asked_at.append(timer)
-    assert asked_at == [1.0, 2.0, 4.0, 8.0]
-    assert receiver.fruitless == 4
+    assert asked_at == [1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 95.0, 127.0]
+    assert receiver.fruitless == 8
 
 
 # ------------------------------------------------------------------------------------------------ wrong bytes
