@@ -262,7 +262,10 @@ class BlobExchange:
         if active is None:
             return []
         if receiver.state is TransferState.ALTERED:
-            incoming.partial.truncate()
+            try:
+                incoming.partial.truncate()
+            except OSError as error:
+                return self._fail(incoming, f"the broker could not write: {error.strerror}", now)
             receiver.restart()
             was_clean, incoming.clean = incoming.clean, True
             if was_clean or receiver.size == 0:
@@ -381,13 +384,13 @@ class BlobExchange:
         try:
             at = receiver.position - receiver.to_absorb
             data = incoming.partial.read(at, min(ABSORB_BYTES, receiver.to_absorb))
+            if data:
+                receiver.absorb(data)
+            else:  # cut under us: nothing of it can be trusted
+                incoming.partial.truncate()
+                receiver.restart()
         except OSError as error:
             return self._fail(incoming, f"the broker could not read what it had: {error.strerror}", now)
-        if not data:  # cut under us: nothing of it can be trusted
-            incoming.partial.truncate()
-            receiver.restart()
-        else:
-            receiver.absorb(data)
         if receiver.to_absorb:
             return []
         del self._reading_back[digest]

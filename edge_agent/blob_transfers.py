@@ -288,11 +288,13 @@ class BlobTransfers:
             )
             return [*([m.Stored(digest=digest)] if self._open else []), *self._begin(now)]
         if receiver.state is TransferState.ALTERED:
-            if fetching.clean:
+            try:
                 fetching.sink.truncate()
+            except OSError as error:
+                return self._give_up(digest, f"this side could not write: {error.strerror or error}", now)
+            if fetching.clean:
                 return self._give_up(digest, "expected bytes with the digest asked for, got others", now)
             fetching.clean = True  # it may be the part from earlier that was wrong
-            fetching.sink.truncate()
             receiver.restart()
         if not self._open or fetching.again_at is not None:
             return []
@@ -344,12 +346,17 @@ class BlobTransfers:
             receiver = fetching.receiver
             if not receiver.to_absorb:
                 continue
-            data = fetching.sink.read(receiver.position - receiver.to_absorb, min(ABSORB_BYTES, receiver.to_absorb))
-            if data:
-                receiver.absorb(data)
-            else:  # cut under us: nothing of it can be trusted
-                fetching.sink.truncate()
-                receiver.restart()
+            at = receiver.position - receiver.to_absorb
+            try:
+                data = fetching.sink.read(at, min(ABSORB_BYTES, receiver.to_absorb))
+                if data:
+                    receiver.absorb(data)
+                else:  # cut under us: nothing of it can be trusted
+                    fetching.sink.truncate()
+                    receiver.restart()
+            except OSError as error:
+                out += self._give_up(fetching.digest, f"this side could not read: {error.strerror or error}", now)
+                continue
             if not receiver.to_absorb:
                 out += self._go_on(fetching, now)
         return out

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker.protocol.errors import InvalidTransition, ProtocolError
 from broker.protocol.messages import Chunk, Frame, Pull
@@ -100,12 +100,18 @@ class Write:
 
 @dataclass(slots=True)
 class _Asked:
-    """A range that was asked for and has not come yet. ``delivered``: bytes that had come when it was asked for."""
+    """A range that was asked for, at ``sent``, and has not come yet.
+
+    How it stood then: ``delivered`` bytes had come in all, the last of them at ``last_byte``, asked for at
+    ``last_asked``.
+    """
 
     start: int
     end: int
     sent: float
     delivered: int
+    last_byte: float
+    last_asked: float
     again: bool = False
 
 
@@ -128,16 +134,20 @@ class _Link:
         """In bytes a second; 0: not known yet."""
         return max(self._best, self._best_before)
 
-    def sample(self, seconds: float, before: int, delivered: int) -> None:
-        """In the ``seconds`` between a question and the end of its answer, the bytes that came grew from ``before`` to
-        ``delivered``.
+    def sample(self, asked: _Asked, now: float, delivered: int) -> None:
+        """All of ``asked`` has come, and ``delivered`` bytes in all.
+
+        The rate is judged over the longer of the time in which the bytes came and that in which they were asked for:
+        what waited somewhere and then came in a burst says nothing of the link (Cheng et al., "Delivery Rate
+        Estimation", draft-cheng-iccrg-delivery-rate-estimation, 2022).
         """
-        if seconds <= 0:
+        round_trip, before = now - asked.sent, asked.delivered
+        seconds = max(now - asked.last_byte, asked.sent - asked.last_asked)
+        if round_trip <= 0:
             return
-        nbytes = delivered - before
-        if self.round_trip is None or seconds < self.round_trip:
-            self.round_trip = seconds
-        self._best = max(self._best, nbytes / seconds)
+        if self.round_trip is None or round_trip < self.round_trip:
+            self.round_trip = round_trip
+        self._best = max(self._best, (delivered - before) / seconds)
         self._samples += 1
         if self._samples >= SAMPLES_PER_EPOCH:
             self._best_before, self._best, self._samples = self._best, 0.0, 0
@@ -198,7 +208,9 @@ class Receiver:
         self._delivered = 0
         self._link = _Link()
         self._last_byte = 0.0  # when the last new byte came, or when asking began
-        self._longest_gap = 0.0
+        self._last_asked = 0.0  # when that byte was asked for
+        self._asked_again_at = 0.0
+        self._longest_gap = 0.0  # between two bytes, of late
         if offset == 0:
             self._enter(TransferState.PULLING)
             self._check_whole()
@@ -233,8 +245,9 @@ class Receiver:
         if self.state is not TransferState.PULLING:
             return []
         due: list[Pull] = []
-        if self._asked and now >= self._last_byte + self._patience_now():
+        if self._asked and now >= self._patience_ends():
             self.fruitless += 1
+            self._asked_again_at = now
             first = self._asked[0]
             first.again = True
             due.append(self._pull(first.start, min(first.end, first.start + SMALLEST_PULL)))
@@ -246,8 +259,8 @@ class Receiver:
             if end - self.position > window:  # early pieces count too: they are held in memory
                 break
             if not self._asked:
-                self._last_byte = now
-            self._asked.append(_Asked(self._frontier, end, now, self._delivered))
+                self._last_byte = self._last_asked = now
+            self._asked.append(_Asked(self._frontier, end, now, self._delivered, self._last_byte, self._last_asked))
             due.append(self._pull(self._frontier, end))
             self._frontier = end
         self._highest = max(self._highest, self._frontier)
@@ -257,7 +270,7 @@ class Receiver:
         """When `pulls` may next return something by the passing of time alone; None: never."""
         if self.state is not TransferState.PULLING or not self._asked:
             return None
-        return self._last_byte + self._patience_now()
+        return self._patience_ends()
 
     def resume(self) -> None:
         """The link was broken, or another sender takes over: nothing is under way, and nothing known of the link."""
@@ -300,7 +313,7 @@ class Receiver:
                 k += 1
                 continue
             rest = [part for part in ((gap.start, left), (right, gap.end)) if part[0] < part[1]]
-            asked[k : k + 1] = [_Asked(s, e, gap.sent, gap.delivered, gap.again) for s, e in rest]
+            asked[k : k + 1] = [replace(gap, start=s, end=e) for s, e in rest]
             k += len(rest)
             self._arrived(gap, right - left, now, ended=not rest)
             if left == self.position:
@@ -330,11 +343,12 @@ class Receiver:
 
     def _arrived(self, gap: _Asked, nbytes: int, now: float, *, ended: bool) -> None:
         self._delivered += nbytes
-        self._longest_gap = max(0.9 * self._longest_gap, now - self._last_byte)
-        self._last_byte = now
+        # A wait that a second question ended was, most likely, for something lost: only what came after it counts.
+        self._longest_gap = max(0.9 * self._longest_gap, now - self._waited_since())
+        self._last_byte, self._last_asked = now, gap.sent
         self.fruitless = 0
         if ended and not gap.again:  # an answer to a question put twice tells nothing of the time it took (Karn)
-            self._link.sample(now - gap.sent, gap.delivered, self._delivered)
+            self._link.sample(gap, now, self._delivered)
 
     def _append(self, piece: Frame | None, writes: list[Write]) -> None:
         while piece is not None:
@@ -346,9 +360,13 @@ class Receiver:
     def _pull(self, start: int, end: int) -> Pull:
         return Pull(digest=self.digest, offset=start, length=end - start)
 
-    def _patience_now(self) -> float:
+    def _waited_since(self) -> float:
+        return self._asked_again_at if self.fruitless else self._last_byte
+
+    def _patience_ends(self) -> float:
         # On a slow link a chunk may take longer than anybody's patience; asking again would make it slower still.
-        return max(self.patience, 4 * self._longest_gap) * (1 << min(self.fruitless, 5))
+        factor = max(1.0, 4 * self._longest_gap / self.patience) * (1 << min(self.fruitless, 5))
+        return self._waited_since() + self.patience * min(factor, 32.0)
 
     def _check_whole(self) -> None:
         if self.position == self.size and self.to_absorb == 0:

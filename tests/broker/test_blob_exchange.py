@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -594,6 +595,32 @@ def test_a_disk_that_fails_is_told() -> None:
     assert broker.answer(b"p", data, broker.offered(b"p", data)) == []
     broker.make_durable()
     assert broker.store.read(digest_of(data)) == data
+
+
+def test_a_full_disk_is_told_on_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that a disk refuses ends that transfer with the disk's own words, and nothing else."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    broker, peer = Broker(), Peer("device_1")
+    net = Net(broker, [peer])
+    up, down = os.urandom(1000), os.urandom(1000)
+    broker.store.put_bytes(down)
+    with monkeypatch.context() as patched:
+        patched.setattr("broker.ledger.blobs._HeldPartial.write", full)
+        patched.setattr("edge_agent.blob_files.MemorySink.write", full)
+        peer.put(peer.transfers.offer(digest_of(up), up, 0.0))
+        peer.put(peer.transfers.fetch(digest_of(down), len(down), None, 0.0))
+        net.settle()
+    reasons = {event.fetching: event.reason for event in peer.events if isinstance(event, BlobFailed)}
+    assert reasons == {
+        False: "the broker could not write: No space left on device",
+        True: "this side could not write: No space left on device",
+    }
+    peer.put(peer.transfers.offer(digest_of(up), up, broker.now))
+    net.settle()
+    assert peer.events[-1] == BlobOffered(digest=digest_of(up))
 
 
 def test_what_is_pulled_and_not_there_is_said() -> None:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from broker.protocol.errors import InvalidTransition
@@ -148,6 +148,18 @@ def test_an_orderly_link_carries_every_byte_once(size: int) -> None:
     late=st.floats(0, 0.3),
     breaks=st.lists(st.integers(1, 40), max_size=4),
     offset=st.floats(0, 1),
+)
+@example(  # patience that had reached its bound once asked again without end
+    size=45015,
+    seed=307199,
+    chunk=1024,
+    sender_chunk=1024,
+    window=4096,
+    loss=0.21875,
+    doubled=0.0,
+    late=0.0,
+    breaks=[],
+    offset=0.0,
 )
 def test_any_link_that_lets_something_through_ends_with_the_right_bytes(
     size: int,
