@@ -1,22 +1,49 @@
-"""The checker: types a plan before it runs, and trusts nothing that the plan says of itself."""
+"""The checker: types a plan before it runs, and trusts nothing that the plan says of itself.
+
+What comes out of `check_graph` holds for every run with sizes that `edge_agent.plan.calls.bind_sizes` accepts: each op is in the registry and gets
+arguments of the right kinds, each value is bound once and before it is used, and has the dtype and the shape that `CheckedGraph.types` says. Where
+two sizes must be equal and nobody can know before the sizes are there, the op itself refuses when it runs.
+
+Whatever the graph, checking ends soon and takes little memory: see the limits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from broker.protocol.tensors import TensorHeader
-from edge_agent.plan.format import Graph, Manifest, TensorType
+from broker.protocol.tensors import DTYPES, MAX_DIMS, TensorHeader
+from edge_agent.plan.arguments import Binder
+from edge_agent.plan.errors import PlanMalformed, PlanTypeError
+from edge_agent.plan.expressions import INT_LIMIT, check_expression, is_symbol_name, render, symbols_of
+from edge_agent.plan.format import Dim, Graph, Input, Manifest, Op, TensorType
+from edge_agent.plan.registry import lookup
+from edge_agent.plan.sizes import Sizes
+from edge_agent.plan.spec import OpSpec, Scope
+from edge_agent.plan.trees import check_tree
 
-__all__ = ["CheckedGraph", "CheckedPlan", "check_graph", "check_plan"]
+__all__ = ["MAX_CONDITIONS", "MAX_SYMBOLS", "MAX_VALUES", "CheckedGraph", "CheckedPlan", "check_graph", "check_plan"]
+
+MAX_VALUES = 100_000
+"""How many values a graph may have: inputs, and outputs of ops."""
+MAX_SYMBOLS = 256
+MAX_CONDITIONS = 1024
+_MAX_NAME = 256
+_KINDS = ("user", "number", "state")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedGraph:
-    """A graph that has been typed: ``types[k]`` is the type of value k, ``output_types`` those of the graph's outputs."""
+    """A graph that has been typed.
+
+    ``types[k]`` is the type of value k, with dims in normal form; ``sizes`` is what is known of them; ``specs[i]`` is the registry's entry for op i.
+    """
 
     graph: Graph
     types: list[TensorType]
+    specs: list[OpSpec]
+    sizes: Sizes
 
     @property
     def output_types(self) -> list[TensorType]:
@@ -39,12 +66,187 @@ class CheckedPlan:
 
 def check_graph(graph: Graph) -> CheckedGraph:
     """Type every value of a graph from anywhere. Raises `UnknownOp`, `PlanTypeError` or `PlanMalformed`."""
-    raise NotImplementedError
+    symbols = _check_symbols(graph)
+    _check_conditions(graph, symbols)
+    sizes = Sizes(graph.symbols, graph.conditions)
+    types = _check_inputs(graph, symbols, sizes)
+    _check_signature(graph)
+    binder = Binder(types, sizes, symbols)
+    scope = Scope(sizes)
+    specs: list[OpSpec] = []
+    for index, op in enumerate(graph.ops):
+        spec = lookup(op.name, index)
+        specs.append(spec)
+        try:
+            types += _type_op(op, spec, binder, scope, room=MAX_VALUES - len(types))
+        except PlanTypeError as error:
+            if error.index is None:
+                error.op, error.index = spec.name, index
+            raise
+    _check_outputs(graph, len(types))
+    return CheckedGraph(graph, types, specs, sizes)
 
 
 def check_plan(manifest: Manifest, graph: Graph, state_headers: Sequence[TensorHeader]) -> CheckedPlan:
     """Check a plan whole: its graph, its state's dtypes and shapes, its manifest's outputs. ``state_headers`` in the manifest's order.
 
+    That the parts have the digests that the manifest names is for whoever has their bytes: see `edge_agent.plan.bundle`.
     Raises `UnknownOp`, `PlanTypeError` or `PlanMalformed`.
     """
-    raise NotImplementedError
+    checked = check_graph(graph)
+    state = [one for one in graph.inputs if one.kind == "state"]
+    if not len(state) == len(manifest.state) == len(state_headers):
+        raise PlanMalformed(
+            f"expected {len(state)} tensors of state, as the graph has inputs for them, "
+            f"got {len(manifest.state)} in the manifest and {len(state_headers)} tensors"
+        )
+    for one, header in zip(state, state_headers, strict=True):
+        if one.dtype != header.dtype or one.shape != list(header.shape):
+            raise PlanTypeError(
+                f"expected {_brief(one.dtype, one.shape)} for the state {one.name}, got {_brief(header.dtype, header.shape)}"
+            )
+    _check_promised(manifest, checked)
+    return CheckedPlan(manifest, checked)
+
+
+# ------------------------------------------------------------------------------------------------ the graph's parts
+
+
+def _check_symbols(graph: Graph) -> dict[str, None]:
+    if len(graph.symbols) > MAX_SYMBOLS:
+        raise PlanMalformed(f"expected at most {MAX_SYMBOLS} symbols, got {len(graph.symbols)}")
+    names: dict[str, None] = {}
+    for symbol in graph.symbols:
+        if not is_symbol_name(symbol.name):
+            raise PlanMalformed(f"expected an identifier as a symbol's name, got {symbol.name[:64]!r}")
+        if symbol.name in names:
+            raise PlanMalformed(f"expected each symbol once, got {symbol.name} twice")
+        if symbol.low >= INT_LIMIT or (symbol.high is not None and not symbol.low <= symbol.high < INT_LIMIT):
+            raise PlanMalformed(f"expected a range from a least to a greatest size for {symbol.name}, got {symbol.low} to {symbol.high}")
+        names[symbol.name] = None
+    return names
+
+
+def _check_conditions(graph: Graph, symbols: dict[str, None]) -> None:
+    if len(graph.conditions) > MAX_CONDITIONS:
+        raise PlanMalformed(f"expected at most {MAX_CONDITIONS} conditions, got {len(graph.conditions)}")
+    for condition in graph.conditions:
+        kind = check_expression(condition, symbols)
+        if kind != "bool":
+            raise PlanMalformed(f"expected a condition that is true or false, got the {kind} {render(condition)}")
+
+
+def _check_inputs(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[TensorType]:
+    if len(graph.inputs) > MAX_VALUES:
+        raise PlanMalformed(f"expected at most {MAX_VALUES} values, got {len(graph.inputs)} inputs")
+    names: set[str] = set()
+    types: list[TensorType] = []
+    seen_state = False
+    for one in graph.inputs:
+        if not 0 < len(one.name) <= _MAX_NAME or one.name in names:
+            raise PlanMalformed(f"expected a name of its own of at most {_MAX_NAME} characters for each input, got {one.name[:64]!r}")
+        names.add(one.name)
+        if one.kind not in _KINDS:
+            raise PlanMalformed(f"expected an input of kind {', '.join(_KINDS)}, got {one.kind[:64]!r}")
+        if seen_state and one.kind != "state":
+            raise PlanMalformed(f"expected the user's inputs before the state, got {one.name} after it")
+        seen_state = seen_state or one.kind == "state"
+        types.append(_input_type(one, symbols, sizes))
+    _check_bound(graph, symbols)
+    return types
+
+
+def _input_type(one: Input, symbols: dict[str, None], sizes: Sizes) -> TensorType:
+    if one.dtype not in DTYPES:
+        raise PlanTypeError(f"expected a dtype of {', '.join(DTYPES)} for the input {one.name}, got {one.dtype[:64]!r}")
+    if one.kind == "number" and one.shape:
+        raise PlanMalformed(f"expected no dims for the number {one.name}, got {len(one.shape)}")
+    if len(one.shape) > MAX_DIMS:
+        raise PlanTypeError(f"expected at most {MAX_DIMS} dims for the input {one.name}, got {len(one.shape)}")
+    for dim in one.shape:
+        if type(dim) is int and 0 <= dim < INT_LIMIT:
+            continue
+        kind = check_expression(dim, symbols)
+        if kind != "int" or isinstance(dim, int) or one.kind == "state":
+            raise PlanMalformed(f"expected sizes of 0 or more for the input {one.name}, got {render(dim)}")
+    return TensorType(dtype=one.dtype, shape=[sizes.normal(dim) for dim in one.shape])
+
+
+def _check_bound(graph: Graph, symbols: dict[str, None]) -> None:
+    """Every symbol must be told by some argument: by a dim that is the symbol, or that is a multiple of it and a constant."""
+    told: set[str] = set()
+    for one in graph.inputs:
+        for dim in one.shape:
+            if isinstance(dim, str):
+                told.add(dim)
+            elif isinstance(dim, list) and len(alone := symbols_of(dim)) == 1:
+                told |= alone
+    for name in symbols:
+        if name not in told:
+            raise PlanMalformed(f"expected an input whose shape tells the size {name}, got none")
+
+
+def _check_signature(graph: Graph) -> None:
+    given = sum(one.kind != "state" for one in graph.inputs)
+    tree: Any = graph.signature
+    if (
+        not isinstance(tree, list)
+        or len(tree) != 3
+        or tree[0] != "t"
+        or not all(isinstance(part, list) and part for part in tree[1:])
+        or tree[1][0] not in ("t", "l")
+        or tree[2][0] != "d"
+        or not all(isinstance(key, str) for key in tree[2][1::2])
+    ):
+        raise PlanMalformed("expected a signature of a tuple of arguments and a dict of keyword arguments, got another tree")
+    leaves = check_tree(tree)
+    if leaves != given:
+        raise PlanMalformed(f"expected a signature with {given} leaves, as many as the inputs, got {leaves}")
+    leaves = check_tree(graph.tree)
+    if leaves != len(graph.outputs):
+        raise PlanMalformed(f"expected an output tree with {len(graph.outputs)} leaves, as many as the outputs, got {leaves}")
+    if len(graph.name) > _MAX_NAME:
+        raise PlanMalformed(f"expected a name of at most {_MAX_NAME} characters, got {len(graph.name)}")
+
+
+def _type_op(op: Op, spec: OpSpec, binder: Binder, scope: Scope, *, room: int) -> list[TensorType]:
+    if op.outputs > room:
+        raise PlanTypeError(f"expected at most {MAX_VALUES} values in a graph, got more")
+    if spec.outputs is not None and op.outputs != spec.outputs:
+        raise PlanTypeError(f"expected {spec.outputs} outputs, got {op.outputs}")
+    scope.outputs = op.outputs
+    made = spec.rule(scope, *binder.bind(spec, op.args, op.kwargs))
+    types = [made] if isinstance(made, TensorType) else list(made)
+    if len(types) != op.outputs:
+        raise PlanTypeError(f"expected {len(types)} outputs, got {op.outputs}")
+    for one in types:
+        if len(one.shape) > MAX_DIMS:
+            raise PlanTypeError(f"expected a result of at most {MAX_DIMS} dims, got {len(one.shape)}")
+    return types
+
+
+def _check_outputs(graph: Graph, values: int) -> None:
+    for value in graph.outputs:
+        if value >= values:
+            raise PlanTypeError(f"expected outputs among the {values} values of the graph, got {value}")
+
+
+def _check_promised(manifest: Manifest, checked: CheckedGraph) -> None:
+    found = checked.output_types
+    if len(manifest.outputs) != len(found):
+        raise PlanTypeError(f"expected a manifest with {len(found)} outputs, as many as the graph, got {len(manifest.outputs)}")
+    symbols = {symbol.name for symbol in checked.graph.symbols}
+    for place, (promised, own) in enumerate(zip(manifest.outputs, found, strict=True)):
+        fits = promised.dtype == own.dtype and len(promised.shape) == len(own.shape)
+        if fits and promised.shape != own.shape:
+            for dim, size in zip(promised.shape, own.shape, strict=True):
+                check_expression(dim, symbols)
+                fits = fits and bool(checked.sizes.equal(dim, size))
+        if not fits:
+            raise PlanTypeError(
+                f"expected {_brief(own.dtype, own.shape)} for output {place} in the manifest, as the graph gives it, got another type"
+            )
+
+
+def _brief(dtype: str, shape: Sequence[Dim]) -> str:
+    return f"{dtype}[{', '.join(map(render, shape))}]"

@@ -212,19 +212,42 @@ def render(expr: Expression | float) -> str:
 def _render(expr: Any) -> tuple[str, int]:
     if not isinstance(expr, list):
         return str(expr), 100 if isinstance(expr, str) or expr >= 0 else 80
-    op = OPERATORS[expr[0]]
-    parts = [_render(operand) for operand in expr[1:]]
+    name, *operands = expr
+    if name == "mul" and operands[0] == -1 and len(operands) == 2:
+        name, operands = "neg", operands[1:]
+    op = OPERATORS[name]
+    if name == "add":
+        return _render_sum(operands), op.precedence
+    parts = [_render(operand) for operand in operands]
     if not op.sign:
-        return f"{expr[0]}({', '.join(text for text, _ in parts)})", 100
+        return f"{name}({', '.join(text for text, _ in parts)})", 100
     if len(parts) == 1:
-        text, precedence = parts[0]
-        return op.sign + (text if precedence >= op.precedence else f"({text})"), op.precedence
-    # operators are read from the left, so what stands on the right of an equal one needs its brackets
-    first, *rest = [
-        text if precedence > op.precedence or (precedence == op.precedence and position == 0 and op.precedence > 40) else f"({text})"
-        for position, (text, precedence) in enumerate(parts)
+        return op.sign + _bracketed(parts[0], op.precedence), op.precedence
+    # operators are read from the left, so what stands on the right of an equal one needs its brackets; comparisons
+    # and powers do not chain
+    chains = 40 < op.precedence < 90
+    texts = [
+        _bracketed(part, op.precedence + (place > 0 or not chains)) for place, part in enumerate(parts)
     ]
-    return "".join([first, *(f" {op.sign} {text}" for text in rest)]), op.precedence
+    return f" {op.sign} ".join(texts), op.precedence
+
+
+def _render_sum(operands: list[Any]) -> str:
+    text = _bracketed(_render(operands[0]), 60)
+    for operand in operands[1:]:
+        sign, positive = "+", operand
+        if isinstance(operand, int) and operand < 0:
+            sign, positive = "-", -operand
+        elif isinstance(operand, list) and operand[0] == "mul" and isinstance(operand[1], int) and operand[1] < 0:
+            rest = operand[2:] if operand[1] == -1 else [-operand[1], *operand[2:]]
+            sign, positive = "-", rest[0] if len(rest) == 1 else ["mul", *rest]
+        text += f" {sign} {_bracketed(_render(positive), 61)}"
+    return text
+
+
+def _bracketed(part: tuple[str, int], precedence: int) -> str:
+    text, own = part
+    return text if own >= precedence else f"({text})"
 
 
 def check_expression(expr: Any, symbols: Collection[str]) -> str:

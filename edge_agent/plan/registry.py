@@ -1,39 +1,75 @@
-"""The registry: every op that a plan may have, by its ATen overload name, with its schema and its type rule."""
+"""The registry: every op that a plan may have, by the name of its ATen overload.
+
+No op mutates, none belongs to one backend, none draws random numbers, and none has a result whose size depends on the data. A
+family stands in one file of `edge_agent.plan.ops`, with its type rules; its twin under tests compares them with torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import MappingProxyType
 
 from edge_agent.plan.errors import UnknownOp
+from edge_agent.plan.ops import (
+    arithmetic,
+    comparison,
+    conversion,
+    convolution,
+    creation,
+    indexing,
+    joining,
+    loss,
+    matrix,
+    network,
+    pointwise,
+    reduction,
+    sorting,
+    views,
+)
+from edge_agent.plan.spec import MISSING, Number, OpSpec, Parameter, Scope
 
-__all__ = ["OpSpec", "Parameter", "lookup", "registered"]
+__all__ = ["FAMILIES", "MISSING", "REGISTRY", "Number", "OpSpec", "Parameter", "Scope", "lookup", "registered"]
+
+FAMILIES = (
+    pointwise,
+    arithmetic,
+    comparison,
+    reduction,
+    views,
+    joining,
+    creation,
+    conversion,
+    indexing,
+    sorting,
+    matrix,
+    convolution,
+    network,
+    loss,
+)
+"""The modules of the op families, in the order of the docs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of an op. ``kind``: Tensor, Tensor?, Tensor[], Tensor?[], Scalar, Scalar?, int, int?, int[], int[]?, float, float?,
-    bool, bool?, str, str?, dtype?, layout?, device?, memory_format?, ... (as in the schema, SymInt written as int)."""
+def _gather() -> dict[str, OpSpec]:
+    gathered: dict[str, OpSpec] = {}
+    for family in FAMILIES:
+        for spec in family.OPS:
+            if spec.name in gathered:
+                raise ValueError(f"expected each op once, got {spec.name} twice")
+            gathered[spec.name] = spec
+    return gathered
 
-    name: str
-    kind: str
-    required: bool
-    keyword_only: bool
 
-
-@dataclass(frozen=True, slots=True)
-class OpSpec:
-    """An op: ``name`` as in the plan (``aten.add.Tensor``), ``outputs`` (None: as many as its type rule says)."""
-
-    name: str
-    parameters: tuple[Parameter, ...]
-    outputs: int | None
+REGISTRY = MappingProxyType(_gather())
+"""Op name to spec."""
 
 
 def registered() -> tuple[str, ...]:
     """The names of all ops, sorted."""
-    raise NotImplementedError
+    return tuple(sorted(REGISTRY))
 
 
 def lookup(name: str, index: int | None = None) -> OpSpec:
     """The spec of an op. Raises `UnknownOp`, with ``index`` as the op's place in its plan."""
-    raise UnknownOp(name, index)
+    spec = REGISTRY.get(name)
+    if spec is None:
+        raise UnknownOp(name[:128], index)
+    return spec
