@@ -1,0 +1,96 @@
+"""The program ``edgeplan-broker``."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from broker.config import BrokerConfig
+from broker.ledger.blobs import DirectoryBlobs
+from broker.server import BrokerServer, CannotListen, neighbours
+from broker.settings import (
+    ExitCode,
+    ProgramFailed,
+    check_insecure,
+    config_option,
+    insecure_option,
+    log_options,
+    run_program,
+    setting,
+    version_option,
+)
+
+__all__ = ["cli", "main"]
+
+_DEFAULTS = BrokerConfig()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
+def cli() -> None:
+    """The broker of an edgeplan fleet: mailboxes for devices, and a record of every result."""
+
+
+@cli.command(context_settings={"help_option_names": ["-h", "--help"]})
+@setting("--listen", default="tcp://127.0.0.1:5750", metavar="ENDPOINT", help="Where devices and coordinators connect.")
+@setting("--logs", default=None, metavar="ENDPOINT", help="Where logs and notifications are published.  [default: the port after --listen]")
+@setting("--blobs", default=None, metavar="ENDPOINT", help="Where blobs move.  [default: the port after that]")
+@setting(
+    "--data",
+    default=None,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="A folder for blobs, made if need be. Without it they are kept in memory.",
+)
+@setting("--max-message", default=_DEFAULTS.max_message, type=click.IntRange(min=1 << 16), help="The largest message, in bytes.")
+@setting("--heartbeat-ms", default=_DEFAULTS.heartbeat_ms, type=click.IntRange(min=100), help="How often peers say that they live.")
+@insecure_option
+@log_options
+@config_option
+def run(
+    listen: str,
+    logs: str | None,
+    blobs: str | None,
+    data: Path | None,
+    max_message: int,
+    heartbeat_ms: int,
+    insecure: bool,
+) -> None:
+    """Run a broker until SIGTERM or ctrl-C.
+
+    \b
+    Example:
+        edgeplan-broker run --listen tcp://127.0.0.1:5750 --data ./broker --insecure
+    """
+    beside = neighbours(listen)
+    for endpoint in (listen, logs or beside[0], blobs or beside[1]):
+        check_insecure(endpoint, insecure=insecure)
+    _allow_many_connections()
+    try:
+        store = None if data is None else DirectoryBlobs(data / "blobs")
+    except OSError as error:
+        raise ProgramFailed(ExitCode.STORAGE, f"cannot use the folder {data}: {error.strerror}") from None
+    config = BrokerConfig(max_message=max_message, heartbeat_ms=heartbeat_ms)
+    server = BrokerServer(listen, logs, blobs, store=store, config=config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    try:
+        server.run()
+    except CannotListen as error:
+        raise ProgramFailed(ExitCode.CANNOT_LISTEN, str(error)) from None
+
+
+def _allow_many_connections() -> None:
+    """Each peer takes a file descriptor or two: raise the soft limit as far as we may."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def main() -> NoReturn:
+    """The program."""
+    run_program(cli, "edgeplan-broker")

@@ -1,0 +1,131 @@
+"""What the parts of the broker's core share: what they say, the time, timers, and the counters.
+
+A part appends to ``out`` and ``writes``; `broker.core` hands ``out`` to the driver when an event is done with, and ``writes`` to
+the ledger when a batch is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Protocol
+
+from broker.config import BrokerConfig
+from broker.ledger.interface import Write
+from broker.protocol.effects import Log, Send
+from broker.protocol.messages import Counters, Frame, LogValue, Message
+
+__all__ = ["DEBUG", "INFO", "WARNING", "Blobs", "Context", "Pumped", "Tally", "Timer"]
+
+DEBUG = 10
+INFO = 20
+WARNING = 30
+
+Timer = Callable[[float], None]
+
+
+class Blobs(Protocol):
+    """What the core asks the blob store: `broker.ledger.blob_store.BlobStore` has it."""
+
+    def size(self, digest: bytes) -> int | None:
+        """The size of a blob that is there, whole; None: it is not."""
+        ...
+
+
+class Pumped(Protocol):
+    """Whoever has a numbered stream to a peer."""
+
+    def pump(self, now: float) -> None:
+        """Send what may be sent now."""
+        ...
+
+
+class Tally:
+    """Counters that are being counted: see `broker.protocol.messages.Counters`."""
+
+    __slots__ = (
+        "blob_bytes_in",
+        "blob_bytes_out",
+        "blobs_in",
+        "blobs_out",
+        "bytes_in",
+        "bytes_out",
+        "commands",
+        "control",
+        "notifications",
+        "resent",
+    )
+
+    def __init__(self) -> None:
+        self.commands = 0
+        self.notifications = 0
+        self.resent = 0
+        self.control = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.blobs_in = 0
+        self.blobs_out = 0
+        self.blob_bytes_in = 0
+        self.blob_bytes_out = 0
+
+    def counters(self) -> Counters:
+        """As a part of a message."""
+        return Counters(**{name: getattr(self, name) for name in self.__slots__})
+
+
+class Context:
+    """See the module. ``wall_offset``: what to add to ``now`` to get seconds since the Unix epoch."""
+
+    def __init__(self, config: BrokerConfig, *, wall_offset: float) -> None:
+        self.config = config
+        self.wall_offset = wall_offset
+        self.now = 0.0
+        self.out: list[object] = []
+        self.writes: list[Write] = []
+        self.due: dict[Pumped, None] = {}
+        """Whose streams may have something to send; pumped when the event is done with."""
+        self.total = Tally()
+        self.level = config.log_level
+        self.followed = 0
+        """From which level on the log stream is followed; 0: by nobody."""
+        self.notifications_followed = False
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._count = itertools.count()
+
+    # ------------------------------------------------------------------------------------------ saying
+
+    def send(self, peer: bytes, message: Message, frames: tuple[Frame, ...] = ()) -> None:
+        """Send a message that is not of a numbered stream, and count it."""
+        self.total.control += 1
+        self.out.append(Send(message=message, frames=frames, peer=peer))
+
+    def log(self, level: int, event: str, **fields: LogValue) -> None:
+        """Log, if anybody wants that level. On hot paths compare `level` before making the fields."""
+        if level >= self.level:
+            self.out.append(Log(level=level, event=event, fields=fields))
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def wall_ms(self, when: float | None = None) -> int:
+        """``when`` (None: now) in milliseconds since the Unix epoch."""
+        return max(0, round(((self.now if when is None else when) + self.wall_offset) * 1000))
+
+    def from_wall_ms(self, wall_ms: int) -> float:
+        """The moment on the core's clock that is ``wall_ms`` since the Unix epoch."""
+        return wall_ms / 1000 - self.wall_offset
+
+    def at(self, when: float, timer: Timer) -> None:
+        """Call ``timer`` once ``when`` has come. It can't be taken back: it must see for itself whether it is still needed."""
+        heapq.heappush(self._timers, (when, next(self._count), timer))
+
+    def next_timer(self) -> float | None:
+        """When the next timer is due."""
+        return self._timers[0][0] if self._timers else None
+
+    def run_timers(self) -> None:
+        """Call all timers that are due."""
+        now = self.now
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2](now)
+

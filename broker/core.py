@@ -1,0 +1,521 @@
+"""The broker as a pure state machine: `BrokerCore.handle` takes what happened and returns what to do about it.
+
+It has no socket, no clock, no disk. `broker.server` executes its instructions; tests and the simulation do so under a virtual
+clock. Each part of the state has a module of its own:
+
+    `broker.devices`      who is there, tokens, presence        `broker.mailboxes`    commands to devices, numbered
+    `broker.sessions`     incarnations, notifications           `broker.submissions`  what sessions submit, fanned out
+    `broker.results`      records, deadlines, release           `broker.transitions`  how a result may end, as a table
+    `broker.values`       values on their way                   `broker.plans`        which plans and blobs are here
+    `broker.tags`         the tag index
+
+What is taken is acknowledged once it is in the ledger: the writes of a batch go out as one `Persist` when it ends, and
+`Accepted` and `Recorded` follow its `Persisted`. Relaying does not wait for that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from broker.config import BrokerConfig
+from broker.context import DEBUG, INFO, WARNING, Blobs, Context
+from broker.devices import Device, Devices
+from broker.effects import (
+    BlobMoved,
+    BlobStored,
+    BlobUnavailable,
+    Event,
+    Malformed,
+    PeerBusy,
+    PeerUnreachable,
+    Persist,
+    Persisted,
+    PublishLogs,
+    Subscriptions,
+)
+from broker.ledger.interface import RecordErrand, RecordRelease, Snapshot, StoredResult
+from broker.plans import Plans
+from broker.protocol.effects import BatchEnded, Received, Tick
+from broker.protocol.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Announce,
+    AskStats,
+    AskStatus,
+    DeviceList,
+    Fetch,
+    Found,
+    Goodbye,
+    Heartbeat,
+    ListDevices,
+    LogRecords,
+    NeedBlobs,
+    NeedValues,
+    OpenSession,
+    Recorded,
+    Refused,
+    Register,
+    ResultStatus,
+    Search,
+    Seen,
+    SetLogLevel,
+    Stats,
+    StatusEntry,
+    StatusReport,
+    Stranger,
+    Submit,
+    TagsChanged,
+    Taken,
+    Values,
+)
+from broker.protocol.streams import Verdict
+from broker.records import Record
+from broker.results import Results
+from broker.sessions import Session, Sessions
+from broker.submissions import Submissions
+from broker.values import Values as ValueDesk
+
+__all__ = ["MALFORMED", "TOO_LARGE", "BrokerCore"]
+
+MALFORMED = "malformed"
+"""The code of `Refused` for one message that was dropped: it is none of this protocol, or none that its sender may send."""
+
+TOO_LARGE = "too_large"
+"""The code of `Refused` for one message that was dropped because of its size."""
+
+
+class _Ticket:
+    """What is acknowledged when a `Persist` is done."""
+
+    __slots__ = ("devices", "number", "sessions")
+
+    def __init__(self, number: int, sessions: list[tuple[Session, bytes, int]], devices: list[tuple[Device, int, int]]) -> None:
+        self.number = number
+        self.sessions = sessions
+        self.devices = devices
+
+
+class BrokerCore:
+    """See the module.
+
+    ``snapshot``: what the ledger gave at its `open`, its id and this broker's epoch among it. ``blobs`` is asked which blobs are
+    there. ``random_bytes``: os.urandom, or a seeded source. ``wall_offset``: what to add to ``now`` to get seconds since the Unix epoch.
+    ``now``: as in `handle`.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        snapshot: Snapshot,
+        *,
+        blobs: Blobs,
+        random_bytes: Callable[[int], bytes],
+        wall_offset: float = 0.0,
+        now: float = 0.0,
+    ) -> None:
+        self.config = config
+        self.ledger = snapshot.ledger
+        self.epoch = snapshot.epoch
+        context = self._context = Context(config, wall_offset=wall_offset)
+        context.now = now
+        self._local_level = config.log_level
+        self.devices = Devices(context, random_bytes=random_bytes, epoch=snapshot.epoch, ledger=snapshot.ledger)
+        self.sessions = Sessions(context, ledger=snapshot.ledger)
+        self.plans = Plans(context, blobs)
+        self.values = ValueDesk(context, self.devices, self.plans)
+        self.results = Results(context, self.plans, self.sessions, self.values)
+        self.submissions = Submissions(context, self.devices, self.sessions, self.results, self.plans)
+        self.devices.changed_store = self.results.store_lost
+        self.devices.worn_out = self.results.worn_out
+        self.devices.arrived = self.values.arrived
+        self.sessions.settled = self.results.settled
+        self.values.record_of = self.results.by_id.get
+        self.submissions.acknowledge = self._owe_session
+        self._owed_sessions: dict[Session, None] = {}
+        self._owed_devices: dict[Device, None] = {}
+        self._tickets: deque[_Ticket] = deque()
+        self._ticket = 0
+        self._strangers: dict[bytes, None] = {}
+        self._events: dict[type, Callable[[Any], None]] = {
+            Received: self._on_received,
+            BatchEnded: self._on_batch_ended,
+            Persisted: self._on_persisted,
+            Tick: self._on_tick,
+            Malformed: self._on_malformed,
+            PeerUnreachable: self._on_peer_unreachable,
+            PeerBusy: self._on_peer_busy,
+            BlobStored: self._on_blob_stored,
+            BlobUnavailable: lambda event: self.values.blob_unavailable(event.digest),
+            BlobMoved: self._on_blob_moved,
+            Subscriptions: self._on_subscriptions,
+        }
+        self._from_device: dict[type, Callable[[Device, Any, Received], None]] = {
+            Announce: self._on_announce,
+            Taken: self._on_taken,
+            Heartbeat: self._on_device_heartbeat,
+            NeedValues: lambda device, message, _: self.values.supply(device, message.ids),
+            NeedBlobs: self._on_need_blobs,
+            Values: self._on_values,
+            LogRecords: lambda device, message, _: self._publish_logs(device.name, message),
+            Goodbye: lambda device, _message, _: self.devices.leave(device, "goodbye"),
+        }
+        self._from_session: dict[type, Callable[[Session, Any, Received], None]] = {
+            Submit: lambda session, message, event: self.submissions.submit(session, message, event.frames, event.size),
+            Seen: self._on_seen,
+            Heartbeat: lambda session, _message, _: self.sessions.heartbeat(session),
+            Fetch: lambda session, message, _: self.values.fetch(session, message.r, message.ids),
+            Search: self._on_search,
+            AskStatus: self._on_ask_status,
+            ListDevices: self._on_list_devices,
+            AskStats: self._on_ask_stats,
+            LogRecords: lambda _session, message, _: self._publish_logs("", message),
+            Goodbye: lambda session, _message, _: self.sessions.leave(session, goodbye=True),
+        }
+        self._restore(snapshot)
+
+    # ------------------------------------------------------------------------------------------ for the driver
+
+    def handle(self, event: Event, now: float) -> list[object]:
+        """What to do about ``event``, in this order. ``now`` is in seconds, on a clock that never runs backwards."""
+        context = self._context
+        context.now = now
+        out: list[object] = []
+        context.out = out
+        self._events[type(event)](event)
+        while context.due:
+            due, context.due = context.due, {}
+            for stream in due:
+                stream.pump(now)
+        return out
+
+    def next_timer(self) -> float | None:
+        """When to call `handle` with a `Tick`, if nothing else happens before."""
+        return self._context.next_timer()
+
+    def endpoints(self, *, blobs: str, logs: str) -> None:
+        """What to tell peers: where blobs are to be had, and where logs and notifications are published."""
+        self.devices.blobs_endpoint = self.sessions.blobs_endpoint = blobs
+        self.sessions.logs_endpoint = logs
+
+    @property
+    def log_level(self) -> int:
+        """From which level on `Log` instructions are wanted locally; the driver sets it."""
+        return self._local_level
+
+    @log_level.setter
+    def log_level(self, level: int) -> None:
+        self._local_level = level
+        followed = self._context.followed
+        self._context.level = min(level, followed) if followed else level
+
+    def sent(self, peer: bytes, size: int) -> None:
+        """A message of ``size`` bytes, all frames, has left for ``peer``: for the counters."""
+        self._context.total.bytes_out += size
+        device = self.devices.by_peer.get(peer)
+        if device is not None:
+            device.tally.bytes_out += size
+
+    # ------------------------------------------------------------------------------------------ messages
+
+    def _on_received(self, event: Received) -> None:
+        message, peer = event.message, event.peer
+        kind = type(message)
+        size = event.size
+        self._context.total.bytes_in += size
+        device = self.devices.by_peer.get(peer)
+        if device is not None:
+            device.tally.bytes_in += size
+            if kind is not Register:
+                act = self._from_device.get(kind)
+                if act is not None and size <= self.config.max_message:
+                    self.devices.heard(device, self._context.now)
+                    act(device, message, event)
+                    return
+        else:
+            session = self.sessions.by_peer.get(peer)
+            if session is not None and kind is not OpenSession:
+                take = self._from_session.get(kind)
+                if take is not None and (kind is Submit or size <= self.config.max_message):
+                    session.heard = self._context.now
+                    take(session, message, event)
+                    return
+        self._introduce(event)
+
+    def _introduce(self, event: Received) -> None:
+        """Whoever speaks for the first time, or says what it may not say."""
+        message, peer = event.message, event.peer
+        if event.size > self.config.max_message:
+            self._on_malformed(Malformed(peer=peer, reason=self._too_large(event.size), size=0, too_large=True))
+        elif type(message) is Register:
+            session = self.sessions.by_peer.get(peer)
+            if session is not None:
+                self.sessions.leave(session, goodbye=False)
+            other = self.devices.by_peer.get(peer)
+            if other is not None and other.name != message.device:
+                self.devices.leave(other, "another device on its connection")
+            self.devices.register(peer, message)
+        elif type(message) is OpenSession:
+            device = self.devices.by_peer.get(peer)
+            if device is not None:
+                self.devices.leave(device, "a session on its connection")
+            before = self.sessions.by_peer.get(peer)
+            if before is not None and before.incarnation != message.incarnation:
+                self.sessions.leave(before, goodbye=False)
+            self.sessions.open(peer, message)
+        elif peer in self.devices.by_peer or peer in self.sessions.by_peer:
+            role = "device" if peer in self.devices.by_peer else "session"
+            reason = f"expected a message of a {role}, got {type(message).__name__}"
+            self._on_malformed(Malformed(peer=peer, reason=reason))
+        elif type(message) is not Goodbye and peer not in self._strangers:
+            self._strangers[peer] = None  # once a batch: many messages may be waiting
+            self._context.send(peer, Stranger())
+
+    def _too_large(self, size: int) -> str:
+        return f"expected a message of at most {self.config.max_message} bytes, got {size} bytes"
+
+    def _on_malformed(self, event: Malformed) -> None:
+        context = self._context
+        context.total.bytes_in += event.size
+        code = TOO_LARGE if event.too_large else MALFORMED
+        device = self.devices.by_peer.get(event.peer)
+        context.log(WARNING, "message_refused", device="" if device is None else device.name, code=code, reason=event.reason)
+        context.send(event.peer, Refused(version=PROTOCOL_VERSION, code=code, reason=event.reason))
+
+    # ------------------------------------------------------------------------------------------ from devices
+
+    def _on_announce(self, device: Device, message: Announce, event: Received) -> None:
+        verdict = device.inbox.offer(message.n)
+        self._owed_devices[device] = None
+        if verdict is not Verdict.NEXT:
+            return
+        announced = message.event
+        if isinstance(announced, TagsChanged):
+            self.devices.change_tags(device, announced)
+            return
+        if self._context.level <= DEBUG:
+            self._context.log(DEBUG, "result_announced", result=announced.id.hex(), device=device.name, n=message.n)
+        self.results.announced(device, announced, event.frames)
+
+    def _on_taken(self, device: Device, message: Taken, _event: Received) -> None:
+        device.mailbox.taken(message.n, self._context.now, device.boot)
+
+    def _on_device_heartbeat(self, device: Device, message: Heartbeat, _event: Received) -> None:
+        self.devices.heartbeat(device, len(message.running))
+        self.results.started(device, message.running)
+
+    def _on_need_blobs(self, device: Device, message: NeedBlobs, event: Received) -> None:
+        self.plans.provide(event.peer, device.tally, message.digests)
+
+    def _on_values(self, device: Device, message: Values, event: Received) -> None:
+        if device.challenger is not None and message.r == device.challenge:
+            self.devices.alive(device)
+        self.values.answered(device, message, event.frames)
+
+    # ------------------------------------------------------------------------------------------ from sessions
+
+    def _on_seen(self, session: Session, message: Seen, _event: Received) -> None:
+        self.sessions.seen(session, message.n)
+
+    def _on_search(self, session: Session, message: Search, event: Received) -> None:
+        known = self.devices.by_name
+        devices = [device for device in message.devices if device in known] if message.devices else None
+        entries = self.devices.tags.search(message.tags, devices)
+        as_of = {name: self.devices.last_seen(known[name]) for name in entries if name in known}
+        self._context.send(event.peer, Found(r=message.r, entries=entries, as_of=as_of))
+
+    def _on_ask_status(self, session: Session, message: AskStatus, event: Received) -> None:
+        self._context.send(event.peer, StatusReport(r=message.r, entries=[self._status(id) for id in message.ids]))
+
+    def _status(self, id: bytes) -> StatusEntry:
+        entry = self.results.entry(id)
+        if entry.status is not ResultStatus.UNKNOWN:
+            return entry
+        # A tensor of the device's own has no record: it is in the index.
+        name = self.devices.tags.owner(id)
+        tagged = None if name is None else self.devices.tags.entry(name, id)
+        if name is None or tagged is None:
+            return entry
+        return StatusEntry(
+            id=id,
+            status=ResultStatus.DONE,
+            device=name,
+            info=tagged.info,
+            tags=tagged.tags,
+            description=tagged.description,
+        )
+
+    def _on_list_devices(self, session: Session, message: ListDevices, event: Received) -> None:
+        self._context.send(event.peer, DeviceList(r=message.r, devices=self.devices.infos()))
+
+    def _on_ask_stats(self, session: Session, message: AskStats, event: Received) -> None:
+        devices = {device.name: device.tally.counters() for device in self.devices}
+        total = self._context.total.counters()
+        self._context.send(event.peer, Stats(r=message.r, total=total, devices=devices, gauges=self.gauges()))
+
+    def gauges(self) -> dict[str, int]:
+        """Sizes of now."""
+        return {
+            "sessions": len(self.sessions.by_incarnation),
+            "sessions_online": len(self.sessions.by_peer),
+            "devices": len(self.devices.by_name),
+            "devices_online": self.devices.online,
+            "unended": self.results.unended,
+            "unended_bytes": self.results.bytes,
+            "results": len(self.results.by_id),
+            "value_bytes": self.results.value_bytes,
+            "plans": len(self.plans),
+            "values_wanted": len(self.values),
+        }
+
+    # ------------------------------------------------------------------------------------------ acknowledging
+
+    def _owe_session(self, session: Session) -> None:
+        self._owed_sessions[session] = None
+
+    def _on_batch_ended(self, _event: BatchEnded) -> None:
+        self._strangers.clear()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Hand this batch's writes to the ledger; acknowledge at once what needs none."""
+        context = self._context
+        if not (context.writes or self._owed_sessions or self._owed_devices):
+            return
+        sessions: list[tuple[Session, bytes, int]] = []
+        for session in self._owed_sessions:
+            taken = session.inbox.taken
+            if taken > session.accepted:
+                self.sessions.record(session)
+                sessions.append((session, session.incarnation, taken))
+            if session.repeat:
+                session.repeat = False
+                if session.peer is not None:
+                    context.send(session.peer, Accepted(n=session.accepted))
+        devices: list[tuple[Device, int, int]] = []
+        for device in self._owed_devices:
+            if device.inbox.taken > device.recorded:
+                devices.append((device, device.registrations, device.inbox.taken))
+            elif device.peer is not None:
+                context.send(device.peer, Recorded(n=device.recorded))
+        self._owed_sessions = {}
+        self._owed_devices = {}
+        if not (context.writes or sessions or devices):
+            return
+        self._ticket += 1
+        self._tickets.append(_Ticket(self._ticket, sessions, devices))
+        writes, context.writes = context.writes, []
+        context.out.append(Persist(ticket=self._ticket, writes=writes))
+
+    def _on_persisted(self, event: Persisted) -> None:
+        context = self._context
+        while self._tickets and self._tickets[0].number <= event.ticket:
+            ticket = self._tickets.popleft()
+            for session, incarnation, taken in ticket.sessions:
+                if session.incarnation != incarnation or taken <= session.accepted:
+                    continue  # a newer incarnation has taken over
+                session.accepted = taken
+                if session.peer is not None:
+                    context.send(session.peer, Accepted(n=taken))
+                    if context.level <= DEBUG:
+                        context.log(DEBUG, "commands_accepted", session=incarnation.hex(), n=taken)
+            for device, registrations, taken in ticket.devices:
+                if device.registrations != registrations or taken <= device.recorded:
+                    continue  # its announcements are numbered anew
+                device.recorded = taken
+                if device.peer is not None:
+                    context.send(device.peer, Recorded(n=taken))
+
+    # ------------------------------------------------------------------------------------------ time and peers
+
+    def _on_tick(self, _event: Tick) -> None:
+        self._context.run_timers()
+
+    def _on_peer_unreachable(self, event: PeerUnreachable) -> None:
+        device = self.devices.by_peer.get(event.peer)
+        if device is not None:
+            self.devices.leave(device, "unreachable")
+            return
+        session = self.sessions.by_peer.get(event.peer)
+        if session is not None:
+            self.sessions.leave(session, goodbye=False)
+
+    def _on_peer_busy(self, event: PeerBusy) -> None:
+        now = self._context.now
+        device = self.devices.by_peer.get(event.peer)
+        if device is not None:
+            device.mailbox.pause(now)
+            return
+        session = self.sessions.by_peer.get(event.peer)
+        if session is not None:
+            session.pause(now)
+
+    # ------------------------------------------------------------------------------------------ blobs and logs
+
+    def _on_blob_stored(self, event: BlobStored) -> None:
+        self.plans.came(event.digest)
+        self.values.blob_came(event.digest)
+
+    def _on_blob_moved(self, event: BlobMoved) -> None:
+        device = self.devices.by_name.get(event.device)
+        for tally in (self._context.total,) if device is None else (self._context.total, device.tally):
+            tally.blob_bytes_in += event.bytes_in
+            tally.blob_bytes_out += event.bytes_out
+            tally.blobs_in += event.whole_in
+            tally.blobs_out += event.whole_out
+
+    def _on_subscriptions(self, event: Subscriptions) -> None:
+        context = self._context
+        context.notifications_followed = event.notifications
+        if event.log_level == context.followed:
+            return
+        context.followed = event.log_level
+        self.log_level = self._local_level  # which of the two is lower may have changed
+        message = SetLogLevel(level=event.log_level)
+        for peer in (*self.devices.by_peer, *self.sessions.by_peer):
+            context.send(peer, message)
+
+    def _publish_logs(self, device: str, message: LogRecords) -> None:
+        if self._context.followed:
+            self._context.out.append(PublishLogs(device=device, records=message.records))
+
+    # ------------------------------------------------------------------------------------------ after a restart
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Take up what the ledger knows: devices and sessions that are away, and all that waits for them."""
+        for plan in snapshot.plans:
+            self.plans.restore(plan)
+        for written in snapshot.devices:
+            self.devices.restore(written)
+        for name, entries in snapshot.tags.items():
+            self.devices.tags.change(name, entries, (), whole=True)
+        self.sessions.past.update(snapshot.past_sessions)
+        for session in snapshot.sessions:
+            self.sessions.restore(session)
+        steps: list[tuple[int, StoredResult | RecordRelease | RecordErrand]] = []
+        steps += [(stored.command.seq, stored) for stored in snapshot.results if stored.terminal is None]
+        steps += [(release.seq, release) for release in snapshot.releases]
+        steps += [(errand.seq, errand) for errand in snapshot.errands]
+        by_id = {stored.command.id: stored for stored in snapshot.results}
+        # Ended ones first, in the order in which they ended, which is that of their notifications.
+        for id in snapshot.ended:
+            record = self._restore_result(by_id[id])
+            if not record.seen:
+                self.sessions.restored_ended(record)
+        for _, step in sorted(steps, key=lambda step: step[0]):
+            if isinstance(step, StoredResult):
+                self._restore_result(step)
+            elif isinstance(step, RecordRelease):
+                self.results.restore_release(step, self.sessions.by_incarnation.get(step.incarnation))
+            else:
+                device = self.devices.by_name.get(step.device)
+                if device is not None:
+                    device.mailbox.take_up(step.command, step.digest, step.seq)
+                    self.results.count_from(step.seq)
+        if snapshot.epoch > 1:
+            self._context.log(INFO, "ledger_taken_up", epoch=snapshot.epoch, unended=self.results.unended)
+
+    def _restore_result(self, stored: StoredResult) -> Record:
+        session = self.sessions.by_incarnation.get(stored.command.incarnation)
+        return self.results.restore(stored, session, self.devices.by_name.get(stored.command.device))

@@ -1,0 +1,280 @@
+"""What must survive a broker, as typed writes, and the interface of whatever keeps them.
+
+A core describes what changed as a list of writes; a ledger commits a list in order, all or nothing, and gives back
+the sum of all commits as a `Snapshot` when a broker starts. `broker.ledger.memory` keeps it in memory.
+
+``seq`` numbers commands, releases and errands in the order in which the broker took them, across sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+from msgspec import Struct
+
+from broker.protocol.messages import (
+    Cancel,
+    Cancelled,
+    Digest,
+    Expired,
+    Frame,
+    Invoke,
+    Put,
+    Release,
+    ResultFailed,
+    ResultReady,
+    ResultStatus,
+    TagEntry,
+)
+
+__all__ = [
+    "ChangeTags",
+    "DropDevice",
+    "DropErrand",
+    "DropPlan",
+    "DropRelease",
+    "DropResults",
+    "DropSession",
+    "Ending",
+    "Ledger",
+    "MarkDelivered",
+    "MarkLost",
+    "MarkReleased",
+    "MarkSeen",
+    "RecordCommand",
+    "RecordDevice",
+    "RecordErrand",
+    "RecordPlan",
+    "RecordRelease",
+    "RecordSession",
+    "RecordTerminal",
+    "Snapshot",
+    "StoredResult",
+    "Write",
+]
+
+Ending: TypeAlias = ResultReady | ResultFailed | Cancelled | Expired
+"""The event that ended an invocation, as it is notified."""
+
+
+class _Write(Struct, frozen=True, kw_only=True):
+    """One change of the ledger."""
+
+
+class RecordCommand(_Write, frozen=True, kw_only=True):
+    """A command for one device, in its mailbox until it ends.
+
+    ``command`` is None where the ledger knows a result only from its device's announcement. ``n`` is the number of the session's
+    `Submit`; ``deadline_ms`` a point in time (ms since the Unix epoch).
+    """
+
+    seq: int
+    id: bytes
+    outputs: int
+    device: str
+    incarnation: bytes
+    n: int
+    digest: bytes
+    command: Invoke | Put | None
+    frames: tuple[Frame, ...]
+    deadline_ms: int
+
+
+class MarkDelivered(_Write, frozen=True, kw_only=True):
+    """These commands have been taken by the device's agent: one delivery more for each."""
+
+    ids: list[bytes]
+
+
+class RecordTerminal(_Write, frozen=True, kw_only=True):
+    """A command has ended, for good. Its payload is needed no more; ``frames`` are the inline values."""
+
+    id: bytes
+    status: ResultStatus
+    event: Ending
+    frames: tuple[Frame, ...] = ()
+
+
+class MarkSeen(_Write, frozen=True, kw_only=True):
+    """These have been seen by their session, or nobody will come for them: no notification is due."""
+
+    ids: list[bytes]
+
+
+class MarkReleased(_Write, frozen=True, kw_only=True):
+    """The outputs of ``id`` in the bit mask ``outputs`` are released; with ``whole``, all are."""
+
+    id: bytes
+    outputs: int
+    whole: bool
+
+
+class MarkLost(_Write, frozen=True, kw_only=True):
+    """The values of these are gone with their device's store."""
+
+    ids: list[bytes]
+
+
+class DropResults(_Write, frozen=True, kw_only=True):
+    """The retention of these is over."""
+
+    ids: list[bytes]
+
+
+class RecordRelease(_Write, frozen=True, kw_only=True):
+    """A `Release` that waits for earlier commands."""
+
+    seq: int
+    incarnation: bytes
+    n: int
+    ids: list[bytes]
+
+
+class DropRelease(_Write, frozen=True, kw_only=True):
+    """All ids of that release have been acted on."""
+
+    seq: int
+
+
+class RecordErrand(_Write, frozen=True, kw_only=True):
+    """A command without a result of its own that the device has yet to take."""
+
+    seq: int
+    device: str
+    digest: bytes
+    command: Release | Cancel
+
+
+class DropErrand(_Write, frozen=True, kw_only=True):
+    """The device has taken it."""
+
+    seq: int
+
+
+class RecordSession(_Write, frozen=True, kw_only=True):
+    """A session: its name (empty: none), the last command taken, the last notification seen, and the largest id counter."""
+
+    incarnation: bytes
+    name: str
+    taken: int
+    seen: int
+    highest: int
+
+
+class DropSession(_Write, frozen=True, kw_only=True):
+    """A session is over; ``highest`` is the largest counter of its ids."""
+
+    incarnation: bytes
+    highest: int
+
+
+class RecordDevice(_Write, frozen=True, kw_only=True):
+    """A device, as it registered. ``confirmed`` and ``issued`` are the registration tokens that it may present."""
+
+    device: str
+    store: bytes
+    boot: bytes
+    confirmed: bytes
+    issued: bytes
+    version: tuple[int, int]
+    runtimes: list[str]
+    labels: dict[str, str]
+    last_seen: int
+
+
+class DropDevice(_Write, frozen=True, kw_only=True):
+    """A device has not come back for so long that it is forgotten."""
+
+    device: str
+
+
+class ChangeTags(_Write, frozen=True, kw_only=True):
+    """The tag index of a device, as in `TagsChanged`."""
+
+    device: str
+    entries: list[TagEntry]
+    gone: list[bytes]
+    whole: bool
+
+
+class RecordPlan(_Write, frozen=True, kw_only=True):
+    """A plan that is whole at the broker."""
+
+    plan: Digest
+    parts: list[Digest]
+    beside: dict[str, Digest]
+
+
+class DropPlan(_Write, frozen=True, kw_only=True):
+    """A plan was not used for longest, and there are too many."""
+
+    plan: Digest
+
+
+Write: TypeAlias = (
+    RecordCommand
+    | MarkDelivered
+    | RecordTerminal
+    | MarkSeen
+    | MarkReleased
+    | MarkLost
+    | DropResults
+    | RecordRelease
+    | DropRelease
+    | RecordErrand
+    | DropErrand
+    | RecordSession
+    | DropSession
+    | RecordDevice
+    | DropDevice
+    | ChangeTags
+    | RecordPlan
+    | DropPlan
+)
+
+
+class StoredResult(Struct, kw_only=True):
+    """All that the ledger knows of one command for one device."""
+
+    command: RecordCommand
+    terminal: RecordTerminal | None = None
+    deliveries: int = 0
+    seen: bool = False
+    released: int = 0
+    status: ResultStatus = ResultStatus.QUEUED
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What a broker starts from. ``epoch`` is that of the broker that is starting: one more than ever before.
+
+    Each list is in the order in which things were written; ``results`` in the order of ``seq``.
+    """
+
+    ledger: bytes
+    epoch: int
+    results: list[StoredResult] = []
+    ended: list[bytes] = []
+    releases: list[RecordRelease] = []
+    errands: list[RecordErrand] = []
+    sessions: list[RecordSession] = []
+    past_sessions: dict[bytes, int] = {}
+    devices: list[RecordDevice] = []
+    tags: dict[str, list[TagEntry]] = {}
+    plans: list[RecordPlan] = []
+
+
+class Ledger(Protocol):
+    """What keeps a broker's promises over its death. One thread uses it."""
+
+    def open(self) -> Snapshot:
+        """What is kept, for a broker that starts now: its epoch counts up, durably, with each call."""
+        ...
+
+    def commit(self, writes: Sequence[Write]) -> None:
+        """Keep these, in order, all or nothing; durable on return."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files."""
+        ...

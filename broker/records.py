@@ -1,0 +1,224 @@
+"""One command for one device, from its submission to the end of its retention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from broker.ledger.interface import Ending
+from broker.protocol.errors import TensorRefused
+from broker.protocol.ids import counter_of, nth
+from broker.protocol.messages import (
+    Expired,
+    Failure,
+    Frame,
+    Invoke,
+    Put,
+    ResultFailed,
+    ResultInfo,
+    ResultReady,
+    ResultStatus,
+    StatusEntry,
+)
+from broker.protocol.tensors import inspect
+from broker.transitions import UNENDED
+
+if TYPE_CHECKING:
+    from broker.devices import Device
+    from broker.sessions import Gate, Session
+
+__all__ = ["Record", "failure_of_ending"]
+
+
+class Record:
+    """What the broker knows of ``width`` consecutive ids, made by one command on one device.
+
+    Times in seconds on the core's clock. ``released`` and ``wanted`` are bit masks over the outputs: those that are released,
+    and those whose release was asked for.
+    """
+
+    __slots__ = (
+        "command",
+        "deadline",
+        "delivered_to",
+        "deliveries",
+        "dependents",
+        "device",
+        "device_name",
+        "digest",
+        "event",
+        "frames",
+        "gate",
+        "id",
+        "n",
+        "needs",
+        "outputs",
+        "passed",
+        "pins",
+        "relayed",
+        "released",
+        "seen",
+        "seq",
+        "session",
+        "size",
+        "status",
+        "submitted",
+        "uses",
+        "value",
+        "waiters",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        *,
+        seq: int,
+        id: bytes,
+        outputs: int,
+        device: Device | None,
+        device_name: str,
+        session: Session | None,
+        n: int,
+        digest: bytes,
+        command: Invoke | Put | None,
+        frames: tuple[Frame, ...],
+        size: int,
+        submitted: float,
+        deadline: float,
+    ) -> None:
+        self.seq = seq
+        self.id = id
+        self.outputs = outputs
+        self.device = device
+        self.device_name = device_name
+        self.session = session
+        self.n = n
+        self.digest = digest
+        self.command = command
+        self.frames = frames
+        self.size = size
+        self.submitted = submitted
+        self.deadline = deadline
+        self.status = ResultStatus.QUEUED
+        self.event: Ending | None = None
+        self.value: tuple[Frame, ...] = ()
+        self.seen = False
+        self.released = 0
+        self.wanted = 0
+        self.passed = 0
+        self.gate: Gate | None = None
+        self.needs: tuple[Record, ...] = ()
+        self.uses = 0
+        self.dependents: list[Record] | None = None
+        self.waiters: dict[tuple[str, bytes], Device] | None = None
+        self.deliveries = 0
+        self.delivered_to = b""
+        self.relayed = False
+        self.pins: list[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Record {self.id.hex()} {self.status.value} on {self.device_name}>"
+
+    @property
+    def width(self) -> int:
+        """How many ids it takes."""
+        return self.outputs or 1
+
+    @property
+    def unended(self) -> bool:
+        """Whether nothing terminal is known of it."""
+        return self.status in UNENDED
+
+    @property
+    def inline(self) -> bool:
+        """Whether it is done and the values are here."""
+        event = self.event
+        return type(event) is ResultReady and event.inline
+
+    def ids(self) -> list[bytes]:
+        """All ids that it takes."""
+        return [self.id] if self.outputs <= 1 else [nth(self.id, k) for k in range(self.outputs)]
+
+    def place(self, id: bytes) -> int:
+        """Which of the outputs ``id`` is."""
+        return counter_of(id) - counter_of(self.id)
+
+    def bit(self, id: bytes) -> int:
+        """The output ``id`` in a bit mask."""
+        return 1 << self.place(id)
+
+    @property
+    def all_bits(self) -> int:
+        """The bit mask of all outputs."""
+        return (1 << self.width) - 1
+
+    def status_of(self, id: bytes) -> ResultStatus:
+        """The status of one of the ids."""
+        if self.status is ResultStatus.DONE and (self.released | self.wanted) & self.bit(id):
+            return ResultStatus.RELEASED
+        return self.status
+
+    def failure_of(self, id: bytes) -> Failure | None:
+        """Why ``id`` has no value; None: it has one, or has not ended."""
+        status = self.status_of(id)
+        if status is ResultStatus.RELEASED:
+            return Failure(code="ResultReleased", message=f"the result {id.hex()} was released")
+        if status is ResultStatus.LOST:
+            return Failure(
+                code="ResultLost",
+                message=f"the result {id.hex()} is gone with the store of device {self.device_name}",
+                details={"device": self.device_name},
+            )
+        return None if self.event is None else failure_of_ending(self.event)
+
+    def info_of(self, id: bytes) -> ResultInfo | None:
+        """Dtype, shape and size of ``id``, where they are known."""
+        event = self.event
+        if type(event) is not ResultReady:
+            return None
+        k = self.place(id)
+        if event.infos:
+            return event.infos[k] if k < len(event.infos) else None
+        if k >= len(self.value):
+            return None
+        try:
+            header = inspect(self.value[k])
+        except TensorRefused:
+            return None
+        return ResultInfo(dtype=header.dtype, shape=list(header.shape), nbytes=header.nbytes)
+
+    def entry(self, id: bytes) -> StatusEntry:
+        """What `AskStatus` is told about ``id``."""
+        command = self.command
+        return StatusEntry(
+            id=id,
+            status=self.status_of(id),
+            device=self.device_name,
+            failure=None if self.unended else self.failure_of(id),
+            info=self.info_of(id),
+            plan=command.plan if type(command) is Invoke else None,
+            command=self.id,
+            outputs=self.outputs,
+            tags=[] if command is None else command.tags,
+            description="" if command is None else command.description,
+        )
+
+    def with_time_left(self, now: float) -> Invoke | Put:
+        """The command as it is to be delivered at ``now``: with the time left until its deadline."""
+        command = self.command
+        assert command is not None
+        if now - self.submitted < 0.5:
+            return command  # less than the clocks of two machines drift apart in the time that it may take
+        return msgspec.structs.replace(command, deadline_ms=max(1, round((self.deadline - now) * 1000)))
+
+
+def failure_of_ending(event: Ending) -> Failure | None:
+    """The failure that an ending means for whoever wanted its value."""
+    if type(event) is ResultReady:
+        return None
+    if type(event) is ResultFailed:
+        return event.failure
+    if type(event) is Expired:
+        return Failure(code="DeadlineExpired", message=f"the deadline of {event.id.hex()} passed before it ended")
+    return Failure(code="InvocationCancelled", message=f"the invocation {event.id.hex()} was cancelled")

@@ -1,0 +1,457 @@
+"""The broker's driver: sockets, timers and threads around `broker.core.BrokerCore`.
+
+One thread owns the ROUTER on which peers talk, and the XPUB on which logs and notifications are published. It reads what is
+waiting, hands it to the core message by message, and executes what the core answers, in order. Blobs move on a thread of their
+own (`broker.blob_server`), so commands never wait behind them. Only first frames are decoded; the others are passed on as they came.
+
+    server = BrokerServer("tcp://127.0.0.1:*")
+    server.start()
+    ... server.endpoints.listen ...
+    server.stop()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+import zmq
+
+from broker.blob_effects import BlobArrived, BlobCounts, BlobEvent, BlobPeerRefused
+from broker.blob_server import BlobServer
+from broker.config import BrokerConfig
+from broker.core import BrokerCore
+from broker.effects import (
+    BlobMoved,
+    BlobStored,
+    BlobUnavailable,
+    DropBlobs,
+    Event,
+    Malformed,
+    PeerBusy,
+    PeerUnreachable,
+    Persist,
+    Persisted,
+    PinBlobs,
+    PublishLogs,
+    PublishNotification,
+    SendBlobs,
+    StoreBlobs,
+    UnpinBlobs,
+)
+from broker.ledger.blob_store import BlobError, BlobMissing, BlobStore
+from broker.ledger.blobs import MemoryBlobs
+from broker.ledger.interface import Ledger
+from broker.ledger.memory import MemoryLedger
+from broker.logs import LEVELS, WARNING, Record, StreamSink, emit, get_logger
+from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
+from broker.protocol.errors import EdgePlanError, ProtocolError
+from broker.protocol.framing import decode, encode
+from broker.protocol.messages import AskStats, Blobs, Frame
+from broker.subscriptions import Topics
+
+__all__ = ["BrokerServer", "CannotListen", "Endpoints"]
+
+MESSAGES_A_BATCH = 256
+"""How many waiting messages are handled before acknowledgements go out."""
+
+HIGH_WATER = 4096
+"""Messages that wait for one peer: more than the windows of its streams, so only a peer that asks and never reads gets there."""
+
+_Socket: TypeAlias = "zmq.Socket[bytes]"
+_BATCH_ENDED = BatchEnded()
+_TICK = Tick()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """Where a broker listens: for peers, for followers of logs and notifications, and for blobs."""
+
+    listen: str
+    logs: str
+    blobs: str
+
+
+class CannotListen(EdgePlanError):
+    """An endpoint can't be bound: it is in use, or not of this machine. ``reason`` is the system's."""
+
+    def __init__(self, endpoint: str, reason: str) -> None:
+        self.endpoint = endpoint
+        self.reason = reason
+        super().__init__(endpoint)
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.endpoint}: {self.reason}"
+
+
+def neighbours(listen: str) -> tuple[str, str]:
+    """The default endpoints for logs and blobs beside ``listen``: the next two ports, or a wildcard where it is one."""
+    scheme, _, address = listen.partition("://")
+    host, colon, port = address.rpartition(":")
+    if scheme != "tcp" or not colon:
+        return f"{listen}-logs", f"{listen}-blobs"
+    if port.isdecimal() and int(port):
+        return f"tcp://{host}:{int(port) + 1}", f"tcp://{host}:{int(port) + 2}"
+    return f"tcp://{host}:{port}", f"tcp://{host}:{port}"
+
+
+class BrokerServer:
+    """A broker, on a thread (`start`) or in the foreground (`run`).
+
+    ``logs`` and ``blobs``: see `neighbours` for the defaults. ``context``: a shared one for ``inproc://``; it is left as it is. ``ledger`` and
+    ``store``: in memory by default; both are closed at the end.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        logs: str | None = None,
+        blobs: str | None = None,
+        *,
+        context: zmq.Context[_Socket] | None = None,
+        ledger: Ledger | None = None,
+        store: BlobStore | None = None,
+        config: BrokerConfig | None = None,
+    ) -> None:
+        beside = neighbours(listen)
+        self.endpoints = Endpoints(listen=listen, logs=logs or beside[0], blobs=blobs or beside[1])
+        self.config = config or BrokerConfig()
+        self._own_context = context is None
+        self._context: zmq.Context[_Socket] = zmq.Context() if context is None else context
+        self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
+        self._store: BlobStore = MemoryBlobs() if store is None else store
+        self._sink = StreamSink(self._publish_record)
+        self._local_log = get_logger("broker")
+        self._log = get_logger("broker", sink=self._sink)
+        self._topics = Topics()
+        self._posted: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._follow_up: deque[Event] = deque()
+        self._stopping = threading.Event()
+        self._listening = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._blob_counts: dict[tuple[str, str], BlobCounts] = {}
+        self._execute: dict[type, Callable[[Any], object]] = {
+            Log: lambda log: emit(self._log, log),
+            Persist: self._persist,
+            PublishNotification: self._publish_notification,
+            PublishLogs: self._publish_logs,
+            StoreBlobs: self._store_blobs,
+            SendBlobs: self._send_blobs,
+            PinBlobs: lambda pin: self._store.pin(pin.name, pin.digests),
+            UnpinBlobs: lambda pin: self._store.unpin(pin.name, pin.digests),
+            DropBlobs: self._drop_blobs,
+        }
+
+    # ------------------------------------------------------------------------------------------ for its owner
+
+    def start(self) -> None:
+        """Listen, and serve on a thread of its own. Raises `CannotListen`."""
+        self._open()
+        self._thread = threading.Thread(target=self._serve, name="broker", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Listen, and serve until `stop` is called, from a signal handler or another thread. Raises `CannotListen`."""
+        self._open()
+        self._serve()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End in order. Idempotent."""
+        self._stopping.set()
+        self._wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+            self._thread = None
+
+    def wait_until_listening(self, timeout: float | None = None) -> bool:
+        """Whether peers can connect, within ``timeout`` seconds."""
+        return self._listening.wait(timeout)
+
+    def __enter__(self) -> BrokerServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # ------------------------------------------------------------------------------------------ beginning and end
+
+    def _open(self) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._close_stores)
+            if self._own_context:
+                undo.callback(self._context.term)
+            self._router = self._bind(zmq.ROUTER, self.endpoints.listen, undo)
+            self._pub = self._bind(zmq.XPUB, self.endpoints.logs, undo)
+            self._blob_server = BlobServer(
+                self.endpoints.blobs, self._store, context=self._context, on_event=self._on_blob_event
+            )
+            try:
+                self._blob_server.start()
+            except zmq.ZMQError as error:
+                raise CannotListen(self.endpoints.blobs, error.strerror) from None
+            undo.callback(self._blob_server.stop)
+            self.endpoints = Endpoints(
+                listen=_bound(self._router), logs=_bound(self._pub), blobs=_for_peers(self._blob_server.endpoint)
+            )
+            self._wake_in, self._wake_out = socket.socketpair()
+            self._wake_in.setblocking(False)
+            self._wake_out.setblocking(False)
+            now = time.monotonic()
+            self._core = BrokerCore(
+                self.config,
+                self._ledger.open(),
+                blobs=self._store,
+                random_bytes=os.urandom,
+                wall_offset=time.time() - now,
+                now=now,
+            )
+            self._core.endpoints(blobs=self.endpoints.blobs, logs=self.endpoints.logs)
+            self._undo = undo.pop_all()
+        self._log.info(
+            "broker_listening",
+            listen=self.endpoints.listen,
+            logs=self.endpoints.logs,
+            blobs=self.endpoints.blobs,
+            ledger=self._core.ledger.hex(),
+            epoch=self._core.epoch,
+        )
+        self._listening.set()
+
+    def _bind(self, kind: int, endpoint: str, undo: contextlib.ExitStack) -> _Socket:
+        made: _Socket = self._context.socket(kind)
+        undo.callback(made.close)
+        made.setsockopt(zmq.LINGER, 500)
+        # Where it is asked for, or for all addresses: an IPv4 endpoint would become an odd-looking IPv6 one.
+        made.setsockopt(zmq.IPV6, int("[" in endpoint or "://*" in endpoint))
+        made.setsockopt(zmq.BACKLOG, 1024)
+        made.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        made.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
+        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        if kind == zmq.ROUTER:
+            made.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            # Of one frame. Somewhat above the limit a peer is told; far above it, its connection is dropped unread.
+            made.setsockopt(zmq.MAXMSGSIZE, 2 * self.config.max_message + (1 << 20))
+        else:
+            made.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscriptions
+        try:
+            made.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise CannotListen(endpoint, error.strerror) from None
+        return made
+
+    def _close_stores(self) -> None:
+        self._ledger.close()
+        self._store.close()
+
+    def _serve(self) -> None:
+        try:
+            self._loop()
+        except BaseException:
+            self._log.exception("broker_failed")
+            raise
+        finally:
+            self._listening.clear()
+            self._undo.close()
+            self._wake_in.close()
+            self._wake_out.close()
+            self._local_log.info("broker_stopped", listen=self.endpoints.listen)
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # full of wakes; or not open yet, or no longer
+            self._wake_in.send(b"!")
+
+    def _loop(self) -> None:
+        core, router, pub, wake = self._core, self._router, self._pub, self._wake_out
+        poller = zmq.Poller()
+        poller.register(router, zmq.POLLIN)
+        poller.register(pub, zmq.POLLIN)
+        poller.register(wake, zmq.POLLIN)
+        monotonic = time.monotonic
+        while not self._stopping.is_set():
+            ready = dict(poller.poll(self._timeout_ms(monotonic())))
+            core.log_level = self._local_log.level
+            if router in ready:
+                self._drain()
+            if pub in ready:
+                self._drain_subscriptions()
+            if wake.fileno() in ready:
+                wake.recv(4096)
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        self._do(self._posted.get_nowait(), monotonic())
+            now = monotonic()
+            timer = core.next_timer()
+            if timer is not None and timer <= now:
+                self._do(_TICK, now)
+            self._do(_BATCH_ENDED, now)
+
+    def _timeout_ms(self, now: float) -> int | None:
+        timer = self._core.next_timer()
+        return None if timer is None else max(0, math.ceil((timer - now) * 1000))
+
+    def _drain(self) -> None:
+        """Handle what peers have sent, up to a batch of it."""
+        router, monotonic = self._router, time.monotonic
+        for _ in range(MESSAGES_A_BATCH):
+            try:
+                parts = router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            peer = parts[0]
+            size = sum(map(len, parts)) - len(peer)
+            event: Event
+            try:
+                if len(parts) < 2:
+                    raise ProtocolError("expected a message, got none")
+                message = decode(parts[1])
+            except ProtocolError as error:
+                event = Malformed(peer=peer, reason=str(error), size=size)
+            else:
+                event = Received(message=message, frames=tuple(parts[2:]), peer=peer, size=size)
+                if type(message) is AskStats:
+                    self._count_blobs(monotonic())
+            self._do(event, monotonic())
+
+    def _do(self, event: Event, now: float) -> None:
+        """Hand an event to the core, execute what it answers, and hand it what comes of that."""
+        handle = self._core.handle
+        self._run(handle(event, now))
+        while self._follow_up:
+            self._run(handle(self._follow_up.popleft(), now))
+
+    def _run(self, instructions: list[object]) -> None:
+        for instruction in instructions:
+            if type(instruction) is Send:
+                self._send(instruction.peer, [instruction.peer, encode(instruction.message), *instruction.frames])
+            else:
+                self._execute[type(instruction)](instruction)
+
+    def _send(self, peer: bytes, parts: list[Frame]) -> None:
+        try:
+            self._router.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:
+            self._follow_up.append(PeerBusy(peer=peer))
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._follow_up.append(PeerUnreachable(peer=peer))
+        else:
+            self._core.sent(peer, sum(map(len, parts)) - len(peer))
+
+    # ------------------------------------------------------------------------------------------ ledger and blobs
+
+    def _persist(self, persist: Persist) -> None:
+        self._ledger.commit(persist.writes)
+        self._follow_up.append(Persisted(ticket=persist.ticket))
+
+    def _store_blobs(self, store: StoreBlobs) -> None:
+        try:
+            self._store.put_many(store.frames, store.digests)
+        except (BlobError, OSError) as error:
+            self._log.error("blobs_not_stored", blobs=len(store.digests), reason=str(error))
+            self._follow_up.extend(BlobUnavailable(digest=digest, reason=str(error)) for digest in store.digests)
+
+    def _send_blobs(self, send: SendBlobs) -> None:
+        attached: list[bytes] = []
+        frames: list[Frame] = []
+        none = list(send.none)
+        for digest in send.attached:
+            try:
+                frames.append(self._store.read(digest))
+            except BlobMissing:
+                none.append(digest)
+            else:
+                attached.append(digest)
+        message = Blobs(attached=attached, pull=send.pull, none=none)
+        self._send(send.peer, [send.peer, encode(message), *frames])
+
+    def _drop_blobs(self, drop: DropBlobs) -> None:
+        for digest in drop.digests:
+            self._store.delete(digest)
+
+    def _on_blob_event(self, event: BlobEvent) -> None:
+        """On the blob server's thread."""
+        if type(event) is BlobArrived:
+            self._posted.put(BlobStored(digest=event.digest))
+            self._wake()
+        elif type(event) is BlobPeerRefused:
+            device = event.name if event.role == "device" else ""
+            self._local_log.warning(
+                "blob_refused", device=device, reason=event.reason, blob=event.digest.hex(), unreported=event.unreported
+            )
+
+    def _count_blobs(self, now: float) -> None:
+        """Somebody asks for the counters: tell the core what has moved on the blob channel since last time."""
+        counts = self._blob_server.counts()
+        for (role, name), after in counts.items():
+            before = self._blob_counts.get((role, name), BlobCounts())
+            if after != before:
+                moved = BlobMoved(
+                    device=name if role == "device" else "",
+                    bytes_in=after.bytes_in - before.bytes_in,
+                    bytes_out=after.bytes_out - before.bytes_out,
+                    whole_in=after.blobs_in - before.blobs_in,
+                    whole_out=after.blobs_out - before.blobs_out,
+                )
+                self._do(moved, now)
+        self._blob_counts = counts
+
+    # ------------------------------------------------------------------------------------------ publishing
+
+    def _drain_subscriptions(self) -> None:
+        changed = False
+        with contextlib.suppress(zmq.Again):
+            while True:
+                changed |= self._topics.heard(self._pub.recv(zmq.NOBLOCK))
+        if changed:
+            demand = self._topics.demand()
+            self._sink.level = demand.log_level
+            self._do(demand, time.monotonic())
+
+    def _publish(self, parts: list[Frame]) -> None:
+        with contextlib.suppress(zmq.Again):  # at best effort: a follower who is too slow misses some
+            self._pub.send_multipart(parts, zmq.NOBLOCK)
+
+    def _publish_record(self, record: Record) -> None:
+        level = record.get("level")
+        number = level if isinstance(level, int) else LEVELS.get(str(level), WARNING)
+        if number >= self._sink.level:
+            topic = f"l.{number}.{record.get('component', '')}.{record.get('device', '')}".encode()
+            self._publish([topic, msgspec.msgpack.encode(record)])
+
+    def _publish_logs(self, publish: PublishLogs) -> None:
+        for record in publish.records:
+            if publish.device:
+                record["device"] = publish.device  # nobody logs in another's name
+            self._publish_record(record)
+
+    def _publish_notification(self, publish: PublishNotification) -> None:
+        topic = f"n.{publish.id.hex()}".encode()
+        self._publish([topic, encode(publish.notify), *publish.frames])
+
+
+def _bound(made: _Socket) -> str:
+    return _for_peers(made.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def _for_peers(endpoint: str) -> str:
+    """An endpoint as it is told to peers: a host that means all addresses becomes ``*``, which they replace by ours."""
+    for wildcard in ("tcp://0.0.0.0:", "tcp://[::]:"):
+        if endpoint.startswith(wildcard):
+            return "tcp://*:" + endpoint.removeprefix(wildcard)
+    return endpoint

@@ -1,0 +1,448 @@
+"""Sessions: who they are, the numbered stream of their notifications, and how they come and go.
+
+An unnamed session is one incarnation. A named one goes on when its coordinator starts anew: the newest incarnation fences the older,
+and gets what that had not seen. What sessions submit is in `broker.submissions`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from broker.context import DEBUG, INFO, WARNING, Context
+from broker.devices import refusal_of_version
+from broker.effects import PublishNotification
+from broker.ledger.interface import DropSession, MarkSeen, RecordSession
+from broker.protocol.effects import Log, Send
+from broker.protocol.messages import (
+    PROTOCOL_VERSION,
+    Failure,
+    HeartbeatSeen,
+    Notify,
+    OpenSession,
+    RefusalCode,
+    Refused,
+    Rejected,
+    SessionOpened,
+)
+from broker.protocol.streams import Inbox, Outbox
+from broker.records import Record
+
+if TYPE_CHECKING:
+    from broker.values import Gathering
+
+__all__ = ["Gate", "PendingRelease", "Session", "Sessions"]
+
+_REJECTIONS_KEPT = 1024
+
+
+class PendingRelease:
+    """A release that waits at ``gates`` gates."""
+
+    __slots__ = ("gates", "seq")
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.gates = 0
+
+
+class Gate:
+    """Commands of one session on one device that came between two releases; the release that closes it waits for their ends."""
+
+    __slots__ = ("ids", "lane", "release", "unended")
+
+    def __init__(self, lane: deque[Gate]) -> None:
+        self.lane = lane
+        self.unended = 0
+        self.ids: list[bytes] = []
+        self.release: PendingRelease | None = None  # None: no release has closed it yet
+
+
+class Session:
+    """A session, there or not. Times in seconds on the core's clock."""
+
+    __slots__ = (
+        "_context",
+        "_high",
+        "_timer_at",
+        "accepted",
+        "bytes",
+        "closed",
+        "fetches",
+        "gates",
+        "heard",
+        "highest",
+        "inbox",
+        "incarnation",
+        "name",
+        "outbox",
+        "peer",
+        "rejected",
+        "renumber",
+        "repeat",
+        "retiring",
+        "told_busy",
+        "unended",
+        "watched",
+    )
+
+    def __init__(self, context: Context, incarnation: bytes, name: str, *, taken: int = 0, seen: int = 0) -> None:
+        self._context = context
+        self.incarnation = incarnation
+        self.name = name
+        self.peer: bytes | None = None
+        self.heard = 0.0
+        self.watched = False
+        self.retiring = False
+        self.closed = False  # it has said goodbye, and nobody will come back for it
+        self.inbox = Inbox(taken)
+        self.accepted = taken  # commands that are in the ledger
+        self.repeat = False  # whether to say so again
+        self.told_busy = False
+        self.highest = 0
+        self.unended = 0
+        self.bytes = 0
+        self.rejected: OrderedDict[int, Failure] = OrderedDict()
+        self.gates: dict[str, deque[Gate]] = {}  # by device
+        self.fetches: dict[int, Gathering] = {}
+        self.outbox: Outbox[Record] = self._new_outbox(seen + 1)
+        self.renumber = False
+        self._high = seen
+        self._timer_at: float | None = None
+
+    def _new_outbox(self, first: int) -> Outbox[Record]:
+        config = self._context.config
+        return Outbox(window=config.window, patience=config.patience, first=first)
+
+    @property
+    def outstanding(self) -> int:
+        """Results that have not ended, or that it has not seen."""
+        return self.unended + len(self.outbox)
+
+    def notify(self, record: Record) -> None:
+        """Tell it that a result has ended."""
+        self.outbox.push(record)
+        if self.peer is not None:
+            self._context.due[self] = None
+
+    def pump(self, now: float) -> None:
+        """Send what may be sent now."""
+        if self.peer is None:
+            return
+        context = self._context
+        for n, record in self.outbox.due(now):
+            assert record.event is not None
+            tally = None if record.device is None else record.device.tally
+            if n > self._high:
+                self._high = n
+                context.total.notifications += 1
+                if tally is not None:
+                    tally.notifications += 1
+                if context.level <= DEBUG:
+                    fields = {"result": record.id.hex(), "device": record.device_name, "session": self.incarnation.hex()}
+                    context.out.append(Log(level=DEBUG, event="result_notified", fields=fields))
+            else:
+                context.total.resent += 1
+                if tally is not None:
+                    tally.resent += 1
+            message = Notify(n=n, device=record.device_name, event=record.event)
+            context.out.append(Send(message=message, frames=record.value, peer=self.peer))
+        self._arm(now)
+
+    def pause(self, now: float) -> None:
+        """It reads too slowly."""
+        self.outbox.hold(now + self._context.config.busy_peer_pause)
+        self._arm(now)
+
+    def _arm(self, now: float) -> None:
+        due = self.outbox.next_due()
+        if due is None or (self._timer_at is not None and self._timer_at <= due):
+            return
+        self._timer_at = due
+        self._context.at(max(due, now), self._wake)
+
+    def _wake(self, now: float) -> None:
+        if self._timer_at is not None and now >= self._timer_at:
+            self._timer_at = None
+            self._context.due[self] = None
+
+    def reject(self, n: int, failure: Failure) -> None:
+        """Command ``n`` counts as taken, and does nothing."""
+        self.rejected[n] = failure
+        while len(self.rejected) > _REJECTIONS_KEPT:
+            self.rejected.popitem(last=False)
+        self._context.log(WARNING, "command_rejected", session=self.incarnation.hex(), n=n, code=failure.code, reason=failure.message)
+        self.say_rejected(n, failure)
+
+    def say_rejected(self, n: int, failure: Failure) -> None:
+        """Tell it, perhaps again."""
+        if self.peer is not None:
+            self._context.send(self.peer, Rejected(n=n, failure=failure))
+
+    def become(self, incarnation: bytes) -> None:
+        """A newer incarnation takes up this named session: commands are numbered anew, and what was not seen is told again."""
+        self.incarnation = incarnation
+        self.inbox = Inbox()
+        self.accepted = 0
+        self.highest = 0
+        self.rejected.clear()
+        self.fetches.clear()
+        self.number_from(1)
+
+    def number_from(self, first: int) -> None:
+        """Number what it has not seen anew.
+
+        After a restart, because what was sent before and did not reach the ledger had numbers, too: it may come twice, and never gets lost.
+        """
+        unseen = [record for _, record in self.outbox.unacknowledged()]
+        self.renumber = False
+        self.outbox = self._new_outbox(first)
+        self._high = first - 1
+        for record in unseen:
+            self.outbox.push(record)
+
+
+class Sessions:
+    """All sessions. The core sets `settled`: a record's notification is no longer due."""
+
+    def __init__(self, context: Context, *, ledger: bytes) -> None:
+        self._context = context
+        self._ledger = ledger
+        self.by_incarnation: dict[bytes, Session] = {}
+        self.by_name: dict[str, Session] = {}
+        self.by_peer: dict[bytes, Session] = {}
+        self.past: OrderedDict[bytes, int] = OrderedDict()
+        """Incarnations that are no more, and the largest counter of their ids."""
+        self._fenced: dict[bytes, str] = {}
+        self.blobs_endpoint = ""
+        self.logs_endpoint = ""
+        self.settled: Callable[[Record], None]
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self.by_incarnation.values())
+
+    # ------------------------------------------------------------------------------------------ coming
+
+    def open(self, peer: bytes, message: OpenSession) -> None:
+        """A coordinator introduces itself."""
+        context = self._context
+        refusal = refusal_of_version(message.version)
+        if refusal is not None:
+            self._refuse(peer, refusal.code, refusal.reason)
+            return
+        if message.incarnation in self._fenced:
+            name = self._fenced[message.incarnation]
+            self._refuse(peer, RefusalCode.FENCED, f"another coordinator has taken over session {name}")
+            return
+        session = self.by_incarnation.get(message.incarnation)
+        new = session is None
+        if session is None:
+            session = self._take_over(message) if message.session in self.by_name else self._create(message)
+            if session is None:
+                reason = f"this broker knows {len(self.by_incarnation)} sessions, and may know no more"
+                self._refuse(peer, RefusalCode.FULL, reason)
+                return
+        elif session.peer is not None and session.peer != peer:
+            del self.by_peer[session.peer]
+        session.peer = peer
+        session.heard = context.now
+        session.closed = False
+        self.by_peer[peer] = session
+        if session.renumber or message.seen > session.outbox.last:
+            session.number_from(message.seen + 1)
+        else:
+            self.seen(session, message.seen)
+            session.outbox.rewind()
+        context.due[session] = None
+        context.send(
+            peer,
+            SessionOpened(
+                version=PROTOCOL_VERSION,
+                ledger=self._ledger,
+                accepted=session.accepted,
+                heartbeat_ms=context.config.heartbeat_ms,
+                max_message=context.config.max_message,
+                blobs=self.blobs_endpoint,
+                logs=self.logs_endpoint,
+                log_level=context.followed,
+            ),
+        )
+        for n, failure in session.rejected.items():
+            session.say_rejected(n, failure)
+        self._watch(session)
+        context.log(INFO, "session_opened", session=session.incarnation.hex(), name=session.name, new=new)
+
+    def _refuse(self, peer: bytes, code: str, reason: str) -> None:
+        self._context.log(WARNING, "session_refused", code=str(code), reason=reason)
+        self._context.send(peer, Refused(version=PROTOCOL_VERSION, code=code, reason=reason))
+
+    def _create(self, message: OpenSession) -> Session | None:
+        if len(self.by_incarnation) >= self._context.config.sessions:
+            return None
+        session = Session(self._context, message.incarnation, message.session, seen=message.seen)
+        session.highest = self.past.pop(message.incarnation, 0)
+        self.by_incarnation[message.incarnation] = session
+        if message.session:
+            self.by_name[message.session] = session
+        self.record(session)
+        return session
+
+    def _take_over(self, message: OpenSession) -> Session:
+        session = self.by_name[message.session]
+        if session.peer is not None:
+            reason = f"another coordinator has taken over session {session.name}"
+            self._refuse(session.peer, RefusalCode.FENCED, reason)
+            del self.by_peer[session.peer]
+            session.peer = None
+        old = session.incarnation
+        self._bury(session)
+        self._fence(old, session.name)
+        session.become(message.incarnation)
+        self.by_incarnation[message.incarnation] = session
+        self.record(session)
+        self._context.log(INFO, "session_taken_over", session=message.incarnation.hex(), name=session.name, before=old.hex())
+        return session
+
+    def _fence(self, incarnation: bytes, name: str) -> None:
+        self._fenced[incarnation] = name
+        if len(self._fenced) > self._context.config.past_sessions:
+            del self._fenced[next(iter(self._fenced))]
+
+    def record(self, session: Session) -> None:
+        """Write down where it stands."""
+        self._context.writes.append(
+            RecordSession(
+                incarnation=session.incarnation,
+                name=session.name,
+                taken=session.inbox.taken,
+                seen=session.outbox.acknowledged,
+                highest=session.highest,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------ notifications
+
+    def notify(self, record: Record) -> None:
+        """A record has ended: tell its session, and whoever follows."""
+        context = self._context
+        assert record.event is not None
+        session = record.session
+        if session is None or session.closed:
+            self._settle([record])
+        else:
+            session.notify(record)
+        if context.notifications_followed:
+            notify = Notify(n=0, device=record.device_name, event=record.event)
+            context.out.append(PublishNotification(id=record.id, notify=notify, frames=record.value))
+
+    def seen(self, session: Session, n: int) -> None:
+        """The session has all notifications up to ``n``."""
+        records = session.outbox.acknowledge(n, self._context.now)
+        if records:
+            self._settle(records)
+            if len(session.outbox):
+                self._context.due[session] = None
+
+    def _settle(self, records: list[Record]) -> None:
+        new = [record for record in records if not record.seen]  # a notification may be asked for again
+        for record in new:
+            record.seen = True
+            self.settled(record)
+        if new:
+            self._context.writes.append(MarkSeen(ids=[record.id for record in new]))
+
+    def heartbeat(self, session: Session) -> None:
+        """It says that it lives."""
+        assert session.peer is not None
+        self._context.send(session.peer, HeartbeatSeen(heartbeat_ms=self._context.config.heartbeat_ms))
+
+    # ------------------------------------------------------------------------------------------ going
+
+    @property
+    def _silence(self) -> float:
+        config = self._context.config
+        return config.silent_heartbeats * config.heartbeat_ms / 1000
+
+    def _watch(self, session: Session) -> None:
+        if not session.watched:
+            session.watched = True
+            self._context.at(self._context.now + self._silence, lambda now: self._look(session, now))
+
+    def _look(self, session: Session, now: float) -> None:
+        session.watched = False
+        if session.peer is None:
+            return
+        if now - session.heard >= self._silence:
+            # It may have nothing to say. If its connection is gone, this finds out.
+            self._context.send(session.peer, HeartbeatSeen(heartbeat_ms=self._context.config.heartbeat_ms))
+        self._watch(session)
+
+    def leave(self, session: Session, *, goodbye: bool) -> None:
+        """It is away: it said so, or its connection is gone."""
+        context = self._context
+        assert session.peer is not None
+        del self.by_peer[session.peer]
+        session.peer = None
+        session.fetches.clear()
+        context.log(INFO, "session_closed" if goodbye else "session_lost", session=session.incarnation.hex(), name=session.name)
+        if goodbye and not session.name:
+            session.closed = True
+            self.seen(session, session.outbox.last)
+        self._retire(session)
+
+    def _retire(self, session: Session) -> None:
+        if session.closed and not session.unended:
+            self._drop(session)
+        elif not session.retiring:
+            session.retiring = True
+            self._context.at(self._context.now + self._context.config.session_retention, lambda now: self._look_again(session, now))
+
+    def _look_again(self, session: Session, now: float) -> None:
+        session.retiring = False
+        if session.peer is not None or self.by_incarnation.get(session.incarnation) is not session:
+            return
+        if now - session.heard < self._context.config.session_retention or (session.unended and not session.closed):
+            self._retire(session)
+            return
+        self.seen(session, session.outbox.last)
+        self._drop(session)
+
+    def ended(self, session: Session) -> None:
+        """A command of a session has ended: a session that is closed may go with its last."""
+        if session.closed and not session.unended and session.peer is None:
+            self._drop(session)
+
+    def _drop(self, session: Session) -> None:
+        session.closed = True  # records that have not ended settle without it
+        self._bury(session)
+        if session.name:
+            del self.by_name[session.name]
+
+    def _bury(self, session: Session) -> None:
+        del self.by_incarnation[session.incarnation]
+        self.past[session.incarnation] = session.highest
+        if len(self.past) > self._context.config.past_sessions:
+            self.past.popitem(last=False)
+        self._context.writes.append(DropSession(incarnation=session.incarnation, highest=session.highest))
+
+    # ------------------------------------------------------------------------------------------ after a restart
+
+    def restore(self, write: RecordSession) -> Session:
+        """Take up a session from the ledger: it is away."""
+        session = Session(self._context, write.incarnation, write.name, taken=write.taken, seen=write.seen)
+        session.highest = write.highest
+        session.renumber = True
+        session.heard = self._context.now
+        self.by_incarnation[write.incarnation] = session
+        if write.name:
+            self.by_name[write.name] = session
+        self._retire(session)
+        return session
+
+    def restored_ended(self, record: Record) -> None:
+        """Take up a record that has ended and was not seen."""
+        if record.session is None or record.session.closed:
+            self._settle([record])
+        else:
+            record.session.outbox.push(record)

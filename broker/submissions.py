@@ -1,0 +1,266 @@
+"""What sessions submit: judged, fanned out over the devices named, and put into their mailboxes.
+
+A command is taken in the order of its number only. What can't be taken now (`Busy`, `Lacking`) stops the stream, so that nothing
+overtakes it; what can never be taken is `Rejected`, and what can fail for one device alone fails there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from broker.context import DEBUG, WARNING, Context
+from broker.devices import Device, Devices
+from broker.ledger.interface import RecordRelease
+from broker.plans import Plans
+from broker.protocol.framing import command_digest, size_of
+from broker.protocol.ids import RESULT_ID_BYTES, counter_of, incarnation_of, nth
+from broker.protocol.messages import (
+    Busy,
+    Cancel,
+    Failure,
+    Frame,
+    Invoke,
+    Lacking,
+    Put,
+    Release,
+    StorePlan,
+    Submit,
+)
+from broker.results import Results
+from broker.sessions import Session, Sessions
+
+__all__ = ["Submissions"]
+
+_COUNTER_END = 1 << 64
+_Frames = tuple[Frame, ...]
+
+
+class Submissions:
+    """See the module. The core sets `acknowledge`: a session is to be told how far its stream has come."""
+
+    def __init__(self, context: Context, devices: Devices, sessions: Sessions, results: Results, plans: Plans) -> None:
+        self._context = context
+        self._devices = devices
+        self._sessions = sessions
+        self._results = results
+        self._plans = plans
+        self.acknowledge: Callable[[Session], None]
+        self._take: dict[type, Callable[[Session, Submit, Any, _Frames, int], None]] = {
+            Invoke: self._take_command,
+            Put: self._take_command,
+            Release: self._take_release,
+            Cancel: self._take_cancel,
+            StorePlan: self._take_plan,
+        }
+
+    def submit(self, session: Session, message: Submit, frames: _Frames, size: int) -> None:
+        """A session's numbered command has arrived; ``size`` counts all its frames."""
+        n = message.n
+        if n != session.inbox.taken + 1:
+            if n <= session.inbox.taken:
+                session.repeat = True
+                self.acknowledge(session)
+                failure = session.rejected.get(n)
+                if failure is not None:
+                    session.say_rejected(n, failure)
+            return
+        if size > self._context.config.max_message:
+            limit = self._context.config.max_message
+            self._reject(session, n, "MessageTooLarge", f"expected a message of at most {limit} bytes, got {size} bytes")
+            return
+        self._take[type(message.command)](session, message, message.command, frames, size)
+
+    # ------------------------------------------------------------------------------------------ verdicts
+
+    def _taken(self, session: Session, n: int) -> None:
+        session.inbox.taken = n
+        session.told_busy = False
+        self.acknowledge(session)
+
+    def _reject(self, session: Session, n: int, code: str, message: str) -> None:
+        self._taken(session, n)
+        session.reject(n, Failure(code=code, message=message))
+
+    def _busy(self, session: Session, n: int, reason: str) -> None:
+        assert session.peer is not None
+        if not session.told_busy:  # once, however often it comes again
+            session.told_busy = True
+            self._context.log(WARNING, "session_told_busy", session=session.incarnation.hex(), n=n, reason=reason)
+        self._context.send(session.peer, Busy(n=n, retry_ms=self._context.config.busy_ms, reason=reason))
+
+    def _lacking(self, session: Session, n: int, digests: list[bytes]) -> None:
+        assert session.peer is not None
+        self._context.log(DEBUG, "blobs_lacking", session=session.incarnation.hex(), n=n, blobs=len(digests))
+        self._context.send(session.peer, Lacking(n=n, digests=digests))
+
+    # ------------------------------------------------------------------------------------------ invocations and values
+
+    def _take_command(self, session: Session, message: Submit, command: Invoke | Put, frames: _Frames, size: int) -> None:
+        n = message.n
+        names = message.devices
+        count = len(names)
+        outputs = command.outputs if type(command) is Invoke else 1
+        width = outputs or 1
+        if incarnation_of(command.id) != session.incarnation:
+            expected = session.incarnation.hex()
+            self._reject(session, n, "NotAllowed", f"expected an id of incarnation {expected}, got {command.id.hex()}")
+            return
+        wrong = self._unfit(command, count, outputs)
+        if wrong:
+            self._reject(session, n, "NotAllowed", wrong)
+            return
+        if type(command) is Invoke:
+            if not self._plans.knows(command.plan):
+                self._lacking(session, n, [command.plan])
+                return
+        elif command.blob is not None and not self._plans.has(command.blob):  # type: ignore[union-attr]  # a Put
+            self._lacking(session, n, [command.blob])  # type: ignore[union-attr]
+            return
+        digest = command_digest(command, frames)
+        results = self._results
+        if count == 1 and width == 1:
+            known = results.by_id.get(command.id)
+        else:
+            ids = (nth(command.id, k) for k in range(count * width))
+            known = next((record for id in ids if (record := results.by_id.get(id)) is not None), None)
+        if known is not None:
+            self._again(session, n, command.id, width, names, digest)
+            return
+        payload = size_of(frames)
+        reason = self._no_room(session, names, payload)
+        if reason:
+            self._busy(session, n, reason)
+            return
+        self._taken(session, n)
+        highest = counter_of(command.id) + count * width - 1
+        if highest > session.highest:
+            session.highest = highest
+        by_name = self._devices.by_name
+        for k, name in enumerate(names):
+            device = by_name.get(name)
+            mine = command if count == 1 and not (type(command) is Invoke and command.each) else _for_device(command, k, width)
+            failure = None
+            if count > 1 and device is not None and not self._has_room(device, payload):
+                failure = Failure(code="QueueFull", message=_full(device), details={"device": name})
+            results.add(
+                mine,
+                frames,
+                session=session,
+                n=n,
+                device=device,
+                device_name=name,
+                digest=digest,
+                size=payload,
+                failure=failure,
+            )
+        if self._context.level <= DEBUG:
+            self._context.log(
+                DEBUG,
+                "invocation_accepted",
+                result=command.id.hex(),
+                session=session.incarnation.hex(),
+                devices=",".join(names[:16]),
+                n=n,
+            )
+
+    def _unfit(self, command: Invoke | Put, count: int, outputs: int) -> str:
+        """What is wrong with a command whatever the state of the fleet; nothing, usually."""
+        config = self._context.config
+        if not count:
+            return "expected a device, got none"
+        if count > config.fan_out:
+            return f"expected at most {config.fan_out} devices, got {count}"
+        if outputs > config.outputs:
+            return f"expected at most {config.outputs} outputs, got {outputs}"
+        if not outputs and count > 1:
+            return f"expected an output, got none on {count} devices, whose results could not be told apart"
+        if counter_of(command.id) + count * (outputs or 1) > _COUNTER_END:
+            return f"expected an id with room for {count * outputs} results, got {command.id.hex()}"
+        if type(command) is Invoke:
+            for position, ids in command.each.items():
+                if not 0 <= position < len(command.args):
+                    return f"expected the position of one of {len(command.args)} arguments in each, got {position}"
+                if len(ids) != RESULT_ID_BYTES * count:
+                    return f"expected {count} ids for argument {position}, got {len(ids)} bytes"
+        return ""
+
+    def _again(self, session: Session, n: int, first: bytes, width: int, names: list[str], digest: bytes) -> None:
+        """Some of the ids are known. If all are, by the same command, it was sent before, perhaps to an earlier ledger."""
+        results = self._results
+        known = [results.by_id.get(nth(first, k * width)) for k in range(len(names))]
+        for k, record in enumerate(known):
+            id = nth(first, k * width)
+            if record is None or record.id != id or record.digest != digest or record.device_name != names[k]:
+                self._reject(session, n, "IdConflict", f"the id {id.hex()} already names another command, or a part of one")
+                return
+        self._taken(session, n)
+        for record in known:
+            if record is not None and not record.unended and record.event is not None:
+                record.session = session
+                session.notify(record)
+
+    def _no_room(self, session: Session, names: list[str], payload: int) -> str:
+        """Which limit the command would break; none, usually."""
+        config = self._context.config
+        count = len(names)
+        results = self._results
+        if session.outstanding + count > config.session_commands and session.outstanding:
+            return f"the session has {session.outstanding} results that have not ended or that it has not seen"
+        if results.unended + count > config.total_commands and results.unended:
+            return f"this broker has {results.unended} commands that have not ended"
+        if results.bytes + payload * count > config.total_bytes and results.bytes:
+            return f"this broker has {results.bytes} bytes of commands that have not ended"
+        if count == 1:
+            device = self._devices.by_name.get(names[0])
+            if device is not None and not self._has_room(device, payload):
+                return _full(device)
+        return ""
+
+    def _has_room(self, device: Device, payload: int) -> bool:
+        config = self._context.config
+        mailbox = device.mailbox
+        if mailbox.commands >= config.mailbox_commands:
+            return False
+        return mailbox.size + payload <= config.mailbox_bytes or not mailbox.commands
+
+    # ------------------------------------------------------------------------------------------ the others
+
+    def _take_release(self, session: Session, message: Submit, command: Release, _frames: _Frames, _size: int) -> None:
+        self._taken(session, message.n)
+        devices = [device for name in message.devices if (device := self._devices.by_name.get(name)) is not None]
+        seq = self._results.next_seq()
+        if self._results.release(session, command.ids, devices=devices, seq=seq):
+            self._context.writes.append(
+                RecordRelease(seq=seq, incarnation=session.incarnation, n=message.n, ids=command.ids)
+            )
+
+    def _take_cancel(self, session: Session, message: Submit, command: Cancel, _frames: _Frames, _size: int) -> None:
+        self._taken(session, message.n)
+        self._results.cancel(command.id)
+
+    def _take_plan(self, session: Session, message: Submit, command: StorePlan, frames: _Frames, _size: int) -> None:
+        lacking = self._plans.store(command, frames)
+        if isinstance(lacking, Failure):
+            self._reject(session, message.n, lacking.code, lacking.message)
+        elif lacking:
+            self._lacking(session, message.n, lacking)
+        else:
+            self._taken(session, message.n)
+
+
+def _full(device: Device) -> str:
+    return f"the mailbox of {device.name} is full: {device.mailbox.commands} commands, {device.mailbox.size} bytes"
+
+
+def _for_device(command: Invoke | Put, k: int, width: int) -> Invoke | Put:
+    """The command for the ``k``-th of its devices: with its own ids, and its own arguments."""
+    id = nth(command.id, k * width)
+    if type(command) is not Invoke or not command.each:
+        return msgspec.structs.replace(command, id=id)
+    args = list(command.args)
+    for position, ids in command.each.items():
+        args[position] = ids[RESULT_ID_BYTES * k : RESULT_ID_BYTES * (k + 1)]
+    return msgspec.structs.replace(command, id=id, args=args, each={})
