@@ -55,6 +55,8 @@ class AgentCore:
         desk = self._desk = Desk(now, log_level)
         self._catalog = catalog
         self._local_level = log_level
+        self.stream_level = 0
+        """From which level on log events go to the broker, for those who follow the stream; 0: nobody does."""
         self._reannounce = False
         self._link = Link(desk, config, rng, device=device, store_id=store_id, boot=boot, token=token, ledger=ledger)
         self._tags = TagIndex(catalog)
@@ -113,7 +115,8 @@ class AgentCore:
         """Take in what has happened; what the driver must do about it, in order."""
         desk = self._desk
         desk.now = now
-        desk.instructions = instructions = []
+        instructions: list[e.AgentInstruction] = []
+        desk.instructions = instructions
         self._events[type(event)](event)
         return instructions
 
@@ -166,6 +169,7 @@ class AgentCore:
             self._desk.do(e.MarkRecorded(ids=ids))
 
     def _hear_log_level(self, stream: int) -> None:
+        self.stream_level = stream
         self._desk.log_level = min(self._local_level, stream) if stream else self._local_level
 
     # ------------------------------------------------------------------------------------------- other events

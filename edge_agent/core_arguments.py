@@ -12,7 +12,7 @@ from edge_agent.core_blobs import BlobWants
 from edge_agent.core_commands import Command
 from edge_agent.core_desk import WARNING, AgentConfig, Desk, failure
 from edge_agent.effects import AdoptTensor, DropFiles
-from edge_agent.jobs import Operand, Source
+from edge_agent.jobs import Operand, as_source
 
 __all__ = ["Arguments"]
 
@@ -54,7 +54,7 @@ class Arguments:
         self._needs: dict[bytes, _Need] = {}
         self._uses: dict[bytes, int] = {}
         self._releasing: set[bytes] = set()
-        self._borrowed: OrderedDict[bytes, tuple[Source, int]] = OrderedDict()  # and its size
+        self._borrowed: OrderedDict[bytes, tuple[bytes | str, int]] = OrderedDict()  # and its size
         self._borrowed_bytes = 0
 
     # ------------------------------------------------------------------------------------------- taking a command
@@ -110,19 +110,19 @@ class Arguments:
                     return argument_failed(
                         argument, failure("UnknownResult", f"{argument.hex()} is not on this device any more")
                     )
-                operands.append(source)
+                operands.append(as_source(source))
             elif argument is None:
                 operands.append(bytes(next(frames)))
             elif isinstance(argument, list):
                 found = self._catalog.with_tags(argument)
                 if len(found) != 1:
                     return _tag_failure(argument, len(found))
-                operands.append(found[0].source)
+                operands.append(as_source(found[0].source))
             else:
-                operands.append(argument)  # type: ignore[arg-type]  # ids are bytes, and were taken above
+                operands.append(argument)
         return operands
 
-    def source(self, id: bytes) -> Source | None:
+    def source(self, id: bytes) -> bytes | str | None:
         """Where the value of ``id`` is."""
         held = self._catalog.find(id)
         if held is not None:
@@ -195,7 +195,7 @@ class Arguments:
             elif id in self._needs:
                 self._borrow(id, bytes(frame), len(frame))
 
-    def _blob_arrived(self, id: bytes, _digest: bytes, result: Source | m.Failure) -> None:
+    def _blob_arrived(self, id: bytes, _digest: bytes, result: bytes | str | m.Failure) -> None:
         if isinstance(result, m.Failure):
             self.without_value(id, result)
         elif id in self._needs:
@@ -214,7 +214,7 @@ class Arguments:
         self.without_value(id, why)
         return waited
 
-    def _borrow(self, id: bytes, source: Source, size: int) -> None:
+    def _borrow(self, id: bytes, source: bytes | str, size: int) -> None:
         self._borrowed[id] = source, size
         self._borrowed_bytes += size
         self.here(id)
@@ -280,7 +280,8 @@ class Arguments:
 def argument_failed(id: bytes, why: m.Failure) -> m.Failure:
     """The failure of a command whose argument ``id`` has ended without a value."""
     said = f"argument {id.hex()} has ended without a value: {why.message}"
-    return failure("ArgumentFailed", said, argument=id.hex(), code=why.code, message=why.message)
+    details = {"argument": id.hex(), "code": why.code, "message": why.message}
+    return m.Failure(code="ArgumentFailed", message=said, details={**why.details, **details})
 
 
 def _tag_failure(tags: list[str], count: int) -> m.Failure:

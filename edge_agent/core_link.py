@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from broker.protocol import messages as m
 from broker.protocol.streams import Inbox, Outbox, Verdict
 from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk
 from edge_agent.effects import GiveUp, OpenBlobs, Reconnect, SaveRegistration
 from edge_agent.transitions import LINK, LinkStep, advance
+
+if TYPE_CHECKING:
+    import random
 
 __all__ = ["Link"]
 
@@ -79,7 +82,7 @@ class Link:
     def down(self) -> None:
         """The connection is gone."""
         if self.step in (LinkStep.REGISTERING, LinkStep.REGISTERED):
-            self._desk.log(INFO, "link_lost", device=self._device)
+            self._desk.log(INFO, "link_lost")
             self._move(LinkStep.DOWN)
 
     def stranger(self) -> None:
@@ -124,7 +127,7 @@ class Link:
 
     def refused(self, message: m.Refused) -> None:
         """The broker does not take us; for good, or for now."""
-        self._desk.log(WARNING, "agent_refused", device=self._device, code=message.code, reason=message.reason)
+        self._desk.log(WARNING, "agent_refused", code=message.code, reason=message.reason)
         if self.step is not LinkStep.REGISTERING:
             return
         duplicate = message.code == m.RefusalCode.DUPLICATE_DEVICE
@@ -200,7 +203,7 @@ class Link:
         elif self.step is LinkStep.REGISTERED:
             if now - self.heard > SILENCE * self._interval:
                 self.heard = now
-                self._desk.log(WARNING, "link_silent", device=self._device, seconds=SILENCE * self._interval)
+                self._desk.log(WARNING, "link_silent", seconds=SILENCE * self._interval)
                 self._desk.do(Reconnect(reason="silent"))
             elif now >= self._beat_at:
                 self._beat_at = now + self._jittered(self._interval)

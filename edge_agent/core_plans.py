@@ -10,7 +10,7 @@ from edge_agent.catalog import Catalog
 from edge_agent.core_blobs import BlobWants
 from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk, failure
 from edge_agent.effects import DropBlobs, KeepBlob
-from edge_agent.jobs import LoadPlan, PlanLoaded, PlanRefused, Source
+from edge_agent.jobs import LoadPlan, PlanLoaded, PlanRefused, Source, as_source
 from edge_agent.plan.errors import PlanMalformed
 from edge_agent.plan.format import Manifest, decode_manifest
 from edge_agent.transitions import PLAN, PlanStep, advance
@@ -101,7 +101,7 @@ class Plans:
                 plan.move(PlanStep.ASKED)
                 self._ask(plan)
                 return None
-            sources[part] = source
+            sources[part] = as_source(source)
         if not plan.counted:
             self._count(plan)
         plan.move(PlanStep.LOADING)
@@ -168,7 +168,7 @@ class Plans:
         plan.manifest_bytes = data
         return None
 
-    def _manifest_arrived(self, plan: Plan, result: Source | Failure) -> None:
+    def _manifest_arrived(self, plan: Plan, result: bytes | str | Failure) -> None:
         if plan.step is not PlanStep.ASKED:
             return
         if isinstance(result, Failure):
@@ -186,7 +186,7 @@ class Plans:
         self._desk.do(KeepBlob(digest=plan.id, source=result, manifest=True))
         self._ask(plan)
 
-    def _part_arrived(self, plan: Plan, digest: bytes, result: Source | Failure) -> None:
+    def _part_arrived(self, plan: Plan, digest: bytes, result: bytes | str | Failure) -> None:
         if plan.step is not PlanStep.ASKED:
             return
         if isinstance(result, Failure):

@@ -19,7 +19,7 @@ from edge_agent.core_link import Link
 from edge_agent.core_plans import Plan, Plans
 from edge_agent.core_tags import TagIndex
 from edge_agent.core_worker import WorkerDesk
-from edge_agent.jobs import CancelJob, JobFailed, JobFinished, PlanLoaded, PlanRefused, RunJob, UnloadPlan
+from edge_agent.jobs import CancelJob, File, JobFailed, JobFinished, PlanLoaded, PlanRefused, RunJob, UnloadPlan
 from edge_agent.transitions import PlanStep, Step
 
 __all__ = ["Runs"]
@@ -294,7 +294,7 @@ class Runs:
         command = self.worker.answered(answer.n)
         if not isinstance(command, Command) or command.step is not Step.RUNNING:
             # It was cancelled while it ran: the broker's record has decided.
-            self._desk.do(e.DropFiles(paths=[one.source for one in answer.outputs if isinstance(one.source, str)]))
+            self._desk.do(e.DropFiles(paths=[one.source.path for one in answer.outputs if isinstance(one.source, File)]))
             return
         body = command.body
         assert isinstance(body, m.Invoke)
@@ -306,7 +306,7 @@ class Runs:
                 dtype=output.dtype,
                 shape=tuple(output.shape),
                 nbytes=output.nbytes,
-                source=output.source,
+                source=output.source.path if isinstance(output.source, File) else output.source,
                 tags=tags,
                 description=body.description,
             )

@@ -3,8 +3,8 @@
 Orders go to the worker, answers come back. The worker does its orders one after another, in order; ``n`` numbers them, so
 that `edge_agent.pipe.Board` can tell which one was being done when a worker died.
 
-A tensor is given as its *source*: bytes are a tensor frame (see `broker.protocol.tensors`), a string is the path of a tensor
-file (see `edge_agent.tensor_files`), a number is itself. Plan parts likewise: bytes, or the path of a file that holds them.
+A tensor is given as its *source*: bytes are a tensor frame (see `broker.protocol.tensors`), a `File` is a tensor file
+(see `edge_agent.tensor_files`), a number is itself. Parts of plans likewise: bytes, or a file that holds them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from broker.protocol.messages import Failure
 __all__ = [
     "Answer",
     "CancelJob",
+    "File",
     "JobFailed",
     "JobFinished",
     "LoadPlan",
@@ -30,14 +31,27 @@ __all__ = [
     "Source",
     "UnloadPlan",
     "WorkerReady",
+    "as_source",
 ]
-
-Source: TypeAlias = bytes | str
-Operand: TypeAlias = bytes | str | bool | int | float
 
 
 class _Spoken(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True):
     """Something said on the pipe: a msgpack array with its tag in front."""
+
+
+class File(Struct, frozen=True, array_like=True):
+    """What is in a file of the store."""
+
+    path: str
+
+
+Source: TypeAlias = bytes | File
+Operand: TypeAlias = bytes | File | bool | int | float
+
+
+def as_source(where: bytes | str) -> Source:
+    """Bytes as they are, a path as `File`."""
+    return File(where) if isinstance(where, str) else where
 
 
 class LoadPlan(_Spoken, frozen=True, kw_only=True, tag=1):

@@ -69,10 +69,13 @@ class Pipe(Generic[_Out, _In]):
         except BlockingIOError:
             return
 
-    def hear(self) -> list[_In] | None:
-        """Read once, and return all that is whole by now (in non-blocking mode perhaps nothing); None: the other end is gone."""
+    def hear(self, *, wait: bool = True) -> list[_In] | None:
+        """Read once, and return all that is whole by now; None: the other end is gone.
+
+        That may be nothing: in non-blocking mode, or without ``wait``.
+        """
         try:
-            data = self._socket.recv(_READ)
+            data = self._socket.recv(_READ) if wait else self._socket.recv(_READ, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         except ConnectionResetError:

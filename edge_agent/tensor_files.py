@@ -21,7 +21,18 @@ import msgspec
 from broker.protocol.errors import TensorRefused
 from broker.protocol.tensors import MAX_DIMS, TensorHeader, nbytes_of
 
-__all__ = ["TensorFile", "header_of", "map_tensor", "pack", "read_header", "sync_folder", "write", "write_whole"]
+__all__ = [
+    "TensorFile",
+    "header_of",
+    "map_tensor",
+    "pack",
+    "read_header",
+    "sync_folder",
+    "tensor_path",
+    "tensors_in",
+    "write",
+    "write_whole",
+]
 
 _NAME = "tensor"
 _TYPES = {
@@ -43,6 +54,7 @@ _TYPES = {
 _DTYPES = {code: dtype for dtype, code in _TYPES.items()}
 _ALIGNMENT = 64
 _HEADER_LIMIT = 1 << 16
+_FOREIGN_HEADER_LIMIT = 16 << 20
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -69,6 +81,11 @@ class TensorFile:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+
+def tensor_path(folder: Path, id: bytes) -> Path:
+    """Where the store in ``folder`` has the file of a large tensor."""
+    return folder / "tensors" / f"{id.hex()}.safetensors"
 
 
 def pack(dtype: str, shape: Sequence[int]) -> bytes:
@@ -115,6 +132,33 @@ def read_header(path: str | os.PathLike[str]) -> TensorFile:
     """What the file at ``path`` holds. Raises `TensorRefused`, as `header_of`; OSError if it cannot be read."""
     with Path(path).open("rb") as file:
         return header_of(file.read(8 + _HEADER_LIMIT), os.fstat(file.fileno()).st_size)
+
+
+def tensors_in(path: str | os.PathLike[str]) -> dict[str, TensorFile]:
+    """All tensors in a safetensors file from anywhere, by name. Raises `TensorRefused`, or OSError if it cannot be read."""
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_FOREIGN_HEADER_LIMIT, size - 8):
+            raise TensorRefused(f"expected a safetensors file, got {size} bytes that are none")
+        try:
+            entries = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+            metadata = msgspec.json.decode(entries.pop("__metadata__", msgspec.Raw(b"{}")), type=dict[str, str])
+            found = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in entries.items()}
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise TensorRefused(f"expected a safetensors file: {error}") from None
+    tensors = {}
+    for name, entry in found.items():
+        dtype, shape = _DTYPES.get(entry.dtype, entry.dtype), tuple(entry.shape)
+        if metadata.get("dtype") == "complex128" and name == _NAME and shape[-1:] == (2,):
+            dtype, shape = "complex128", shape[:-1]
+        start, end = entry.data_offsets
+        if end - start != nbytes_of(dtype, shape) or 8 + length + end > size:
+            raise TensorRefused(
+                f"expected {nbytes_of(dtype, shape)} bytes for {name}, {dtype}{list(shape)}, got {end - start}"
+            )
+        tensors[name] = TensorFile(dtype, shape, 8 + length + start, end - start)
+    return tensors
 
 
 def map_tensor(path: str | os.PathLike[str]) -> TensorHeader:

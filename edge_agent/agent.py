@@ -1,0 +1,478 @@
+"""The agent's driver: sockets, the worker's pipe, the store and the clock around `edge_agent.core`.
+
+::
+
+    agent = Agent("tcp://127.0.0.1:5750", "pi-kitchen", Store.open(DIR))
+    agent.run()                                # in the foreground, until `request_stop`; or:
+    agent.start()
+    agent.wait_until_registered(timeout=10)
+    agent.stop()
+
+One thread does everything but blobs and the hashing of large files: it waits for whatever comes first, hands a batch of
+events to the core, and executes what the core returns, in order. Neither torch nor numpy is loaded in this process
+unless its worker is a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from broker.logs import Record, StreamSink, emit, get_logger
+from broker.protocol import messages as m
+from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
+from broker.protocol.errors import ConnectionRefused, ProtocolError, VersionRefused
+from broker.protocol.framing import MESSAGE_LIMIT, decode, encode, size_of
+from broker.protocol.ids import check_device_id
+from edge_agent import effects as e
+from edge_agent.agent_blobs import BlobDesk
+from edge_agent.agent_chores import Chores
+from edge_agent.core import AgentCore
+from edge_agent.core_desk import AgentConfig
+from edge_agent.store import Store
+from edge_agent.store_shelf import StoreShelf
+from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
+
+__all__ = ["Agent", "AgentConfig"]
+
+_BATCH = 256
+"""How many messages are taken in before anything is acknowledged."""
+
+_COMMIT_SECONDS = 0.1
+_COMMIT_WRITES = 1024
+"""What need not reach the disk before it is announced is written after so long, or when it is so much."""
+
+_LOOK_SECONDS = 5.0
+"""How often to look whether another program has changed the store without saying so."""
+
+_RECONNECT_MS = 100
+_RECONNECT_MAX_MS = 10_000
+_LINGER_MS = 500
+
+
+def _clock() -> float:
+    """Seconds, also those that the device slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Agent:
+    """A device. ``worker``: plans run in a process (the default) or on a thread of this one (virtual devices).
+
+    ``runtime`` None: nothing that runs plans is installed, and commands fail. Raises ValueError for a device id that is none.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        device: str,
+        store: Store | str | os.PathLike[str],
+        *,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        worker: Literal["process", "thread"] = "process",
+        runtime: str = "torch",
+        threads: int = 0,
+        config: AgentConfig | None = None,
+    ) -> None:
+        self.device = check_device_id(device)
+        self._endpoint = endpoint
+        self._folder = store.folder if isinstance(store, Store) else Path(store).absolute()
+        self._durable = store.durable if isinstance(store, Store) else True
+        self._own_context = context is None
+        self._context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
+        self._worker_kind = worker
+        self._runtime = runtime
+        self._threads = threads
+        self._config = config or AgentConfig(runtimes=(runtime,))
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._said: deque[e.AgentEvent] = deque()  # events from other threads, and from ourselves
+        self._state = threading.Condition()
+        self._registered = False
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._records: list[Record] = []
+        self._sink = StreamSink(self._records.append)
+        self._log = get_logger("agent", sink=self._sink, device=device)
+        # Made by `_open`, of the driver's thread alone:
+        self._shelf: StoreShelf
+        self._core: AgentCore
+        self._host: WorkerHost
+        self._blobs: BlobDesk
+        self._chores: Chores
+        self._dealer: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._poller = zmq.Poller()
+        self._polled: dict[int, int] = {}
+        self._connect_at = 0.0
+        self._fruitless = 0
+        self._commit_at = math.inf
+        self._look_at = 0.0
+        self._do: dict[type, Callable[[Any], None]] = {}
+
+    # ------------------------------------------------------------------------------------------- for its owner
+
+    def start(self) -> None:
+        """Run on a thread. Raises `StoreInUse` and what else a store can have."""
+        self._open()
+        self._thread = threading.Thread(target=self._run_quietly, name=f"agent-{self.device}", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Run on this thread, until `request_stop`. Raises `ConnectionRefused` if the broker refuses this device for good."""
+        self._open()
+        self._run()
+        if self._failure is not None:
+            raise self._failure
+
+    def request_stop(self) -> None:
+        """Let it end; any thread, and a signal handler, may call this."""
+        self._stopping = True
+        self._wake_up()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End what `start` has begun, and wait for it. Idempotent."""
+        self.request_stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def wait_until_registered(self, timeout: float | None = None) -> None:
+        """Wait until the broker knows this device. Raises TimeoutError, or what has ended the agent."""
+        with self._state:
+            self._state.wait_for(lambda: self._registered or self._ended, timeout)
+            if self._registered:
+                return
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                raise RuntimeError(f"the agent of {self.device} has ended")
+        raise TimeoutError(f"{self.device} was not registered at {self._endpoint} within {timeout} s")
+
+    @property
+    def registered(self) -> bool:
+        """Whether the broker knows this device just now."""
+        return self._registered
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process that runs plans; None: there is none just now."""
+        host = getattr(self, "_host", None)
+        return host.pid if isinstance(host, ProcessWorker) else None
+
+    # ------------------------------------------------------------------------------------------- life
+
+    def _open(self) -> None:
+        shelf = self._shelf = StoreShelf(self._folder, durable=self._durable)
+        token, ledger = shelf.registration()
+        boot = os.urandom(8)
+        self._core = AgentCore(
+            self._config,
+            shelf,
+            random.Random(boot),
+            device=self.device,
+            store_id=shelf.store_id,
+            boot=boot,
+            token=token,
+            ledger=ledger,
+            log_level=self._log.level,
+            now=_clock(),
+        )
+        if self._worker_kind == "process":
+            self._host = ProcessWorker(self._runtime, self._folder, threads=self._threads)
+        else:
+            self._host = ThreadWorker(self._load_runtime, self._folder)
+        self._blobs = BlobDesk(self._context, self.device, self._folder, self._endpoint, self._say)
+        self._chores = Chores(shelf, self._say)
+        self._do = {
+            Send: self._send,
+            Log: lambda log: emit(self._log, log),
+            e.Assign: lambda one: self._host.assign(one.orders),
+            e.KeepResult: lambda one: shelf.keep(one.ended, one.values, durable=one.durable),
+            e.MarkRecorded: lambda one: shelf.mark_recorded(one.ids),
+            e.StartWorker: self._start_worker,
+            e.StopWorker: lambda _: self._host.stop(),
+            e.LedgerChanged: lambda _: shelf.mark_unrecorded(),
+            e.DropValues: lambda one: shelf.drop(one.ids),
+            e.DropFiles: self._chores.drop_files,
+            e.AdoptTensor: self._chores.adopt,
+            e.HashFile: self._chores.hash,
+            e.KeepBlob: lambda one: shelf.keep_blob(one.digest, one.source, manifest=one.manifest),
+            e.DropBlobs: lambda one: shelf.drop_blobs(one.digests),
+            e.OpenBlobs: lambda one: self._blobs.open(one.endpoint),
+            e.FetchBlob: lambda one: self._blobs.fetch(one.digest, one.size),
+            e.OfferBlob: lambda one: self._blobs.offer(one.digest, one.source),
+            e.SaveRegistration: lambda one: shelf.save_registration(one.token, one.ledger),
+            e.Reconnect: lambda _: self._disconnected(),
+            e.GiveUp: self._give_up,
+        }
+
+    def _load_runtime(self) -> Any:
+        from edge_agent.worker import load_runtime  # on the worker's thread: it imports torch
+
+        return load_runtime(self._runtime)
+
+    def _run_quietly(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self._log.exception("agent_crashed", reason=str(error))
+            self._failure = error
+            raise
+        finally:
+            self._tell_state(ended=True)
+
+    def _run(self) -> None:
+        self._log.info("agent_starting", endpoint=self._endpoint, store=str(self._folder), runtime=self._runtime)
+        try:
+            self._poll_for(self._wake, zmq.POLLIN)
+            self._poll_for(self._shelf.changed, zmq.POLLIN)
+            self._connect()
+            while not self._stopping:
+                self._round()
+        finally:
+            self._close()
+            self._tell_state(ended=True)
+
+    def _close(self) -> None:
+        if self._dealer is not None:
+            self._handle(BatchEnded())
+        self._handle(e.Stopping())
+        self._flush_records()
+        self._host.stop()
+        if self._host.fileno() >= 0:
+            self._poll_out(self._host.fileno())
+            self._host.bury()
+        self._chores.close()
+        self._blobs.close()
+        self._shelf.close()
+        self._drop_sockets(linger=_LINGER_MS)
+        if self._own_context:
+            self._context.term()
+        self._log.info("agent_ended")
+        os.close(self._wake)
+
+    # ------------------------------------------------------------------------------------------- the loop
+
+    def _round(self) -> None:
+        ready = dict(self._poller.poll(self._timeout_ms()))
+        now = _clock()
+        if self._dealer is not None and self._dealer in ready:
+            self._receive(self._dealer)
+        pipe = self._host.fileno()
+        if pipe in ready:
+            self._hear_worker(ready[pipe])
+        if self._monitor is not None and self._monitor in ready:
+            self._watch_link()
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        while self._said:
+            self._handle(self._said.popleft())
+        if self._shelf.changed in ready or now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            if self._shelf.look():
+                self._handle(e.StoreChanged())
+        timer = self._core.next_timer()
+        if timer is not None and now >= timer:
+            self._handle(Tick())
+        self._handle(BatchEnded())
+        self._commit(now)
+        if self._dealer is None and now >= self._connect_at:
+            self._connect()
+        if self._core.registered != self._registered:
+            self._tell_state()
+        self._sink.level = self._core.stream_level
+        self._flush_records()
+        self._poll_worker()
+
+    def _timeout_ms(self) -> int:
+        due = min(self._look_at, self._commit_at)
+        timer = self._core.next_timer()
+        if timer is not None and timer < due:
+            due = timer
+        if self._dealer is None:
+            due = min(due, self._connect_at)
+        left = due - _clock()
+        return 0 if left <= 0 or self._said else math.ceil(left * 1000)
+
+    def _handle(self, event: e.AgentEvent) -> None:
+        do = self._do
+        for instruction in self._core.handle(event, _clock()):
+            do[type(instruction)](instruction)
+
+    def _commit(self, now: float) -> None:
+        """Write what must be on the disk now; the rest when it is time."""
+        shelf = self._shelf
+        if not shelf.must_commit:
+            waiting = shelf.waiting
+            if not waiting:
+                return
+            if self._commit_at == math.inf:
+                self._commit_at = now + _COMMIT_SECONDS
+            if now < self._commit_at and waiting < _COMMIT_WRITES:
+                return
+        self._commit_at = math.inf
+        done = shelf.commit()
+        if done.failure is not None:
+            self._log.error("store_write_failed", reason=done.failure.message, commands=len(done.failed))
+            self._handle(e.KeepFailed(ids=done.failed, failure=done.failure))
+        if done.kept:
+            self._handle(e.Kept(ids=done.kept))
+        if done.kept or done.failed:
+            self._handle(BatchEnded())
+
+    def _say(self, event: e.AgentEvent) -> None:
+        """Hand in an event; any thread may call."""
+        self._said.append(event)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        with contextlib.suppress(OSError):  # it is awake, or has ended
+            os.eventfd_write(self._wake, 1)
+
+    def _tell_state(self, *, ended: bool = False) -> None:
+        with self._state:
+            self._registered = self._core.registered and not ended
+            self._ended = self._ended or ended
+            self._state.notify_all()
+
+    # ------------------------------------------------------------------------------------------- the broker
+
+    def _connect(self) -> None:
+        dealer = self._dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.SNDHWM, 0)  # the streams' windows bound what is under way
+        dealer.setsockopt(zmq.RCVHWM, 0)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
+        dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        self._connect_at = math.inf
+        if self._endpoint.startswith("inproc:"):
+            dealer.connect(self._endpoint)
+            self._poller.register(dealer, zmq.POLLIN)
+            self._handle(LinkUp())  # such a connection has no events
+            return
+        self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        dealer.connect(self._endpoint)
+        self._poller.register(dealer, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+
+    def _watch_link(self) -> None:
+        while self._monitor is not None:
+            try:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._handle(LinkUp())
+            else:
+                self._disconnected()
+
+    def _disconnected(self) -> None:
+        """The connection is gone, or is to go: drop the socket with all that is in it, so that no old message meets a new one."""
+        if self._core.registered:
+            self._fruitless = 0
+        self._drop_sockets()
+        # A crowd of devices that lost the same broker must not come back in the same instant.
+        self._connect_at = _clock() + random.uniform(0.5, 1.5) * 0.05 * (1 << min(self._fruitless, 8))
+        self._fruitless += 1
+        self._said.append(LinkDown())
+
+    def _drop_sockets(self, linger: int = 0) -> None:
+        dealer, self._dealer = self._dealer, None
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None and dealer is not None:
+            self._poller.unregister(monitor)
+            dealer.disable_monitor()
+            monitor.close(linger=0)
+        if dealer is not None:
+            self._poller.unregister(dealer)
+            dealer.close(linger=linger)
+
+    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
+        for _ in range(_BATCH):
+            try:
+                header, *frames = dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode(header)
+            except ProtocolError as error:
+                self._log.warning("message_malformed", reason=str(error), bytes=len(header))
+                continue
+            self._handle(Received(message=message, frames=tuple(frames), size=len(header) + size_of(frames)))
+            if self._dealer is not dealer:
+                return  # this message has made us drop the connection
+
+    def _send(self, instruction: Send) -> None:
+        dealer = self._dealer
+        if dealer is None:
+            return  # the streams send again what matters
+        frames = instruction.frames
+        try:
+            if frames:
+                dealer.send_multipart((encode(instruction.message), *frames), zmq.NOBLOCK)
+            else:
+                dealer.send(encode(instruction.message), zmq.NOBLOCK)
+        except zmq.Again:
+            self._log.debug("send_dropped", message=type(instruction.message).__name__)
+
+    def _flush_records(self) -> None:
+        if self._records:
+            records = self._records[:]
+            self._records.clear()
+            self._send(Send(message=m.LogRecords(records=records)))
+
+    def _give_up(self, instruction: e.GiveUp) -> None:
+        kind = VersionRefused if instruction.code == m.RefusalCode.VERSION else ConnectionRefused
+        self._failure = kind(instruction.code, instruction.reason)
+        self._stopping = True
+
+    # ------------------------------------------------------------------------------------------- the worker
+
+    def _start_worker(self, _instruction: e.StartWorker) -> None:
+        try:
+            self._host.start()
+        except OSError as error:
+            self._said.append(e.WorkerDied(reason=str(error)))
+            return
+        self._poll_worker()
+
+    def _hear_worker(self, events: int) -> None:
+        if events & zmq.POLLOUT:
+            self._host.flush()
+        if not events & ~zmq.POLLOUT:
+            return
+        answers = self._host.hear()
+        if answers is None:
+            self._poll_out(self._host.fileno())
+            doing, reason = self._host.bury()
+            self._handle(e.WorkerDied(doing=doing, reason=reason))
+            return
+        for answer in answers:
+            self._handle(answer)
+
+    def _poll_worker(self) -> None:
+        pipe = self._host.fileno()
+        if pipe >= 0:
+            self._poll_for(pipe, zmq.POLLIN | zmq.POLLOUT if self._host.clogged else zmq.POLLIN)
+
+    def _poll_for(self, descriptor: int, events: int) -> None:
+        if self._polled.get(descriptor) != events:
+            self._polled[descriptor] = events
+            self._poller.register(descriptor, events)
+
+    def _poll_out(self, descriptor: int) -> None:
+        if self._polled.pop(descriptor, None) is not None:
+            self._poller.unregister(descriptor)

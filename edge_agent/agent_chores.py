@@ -1,0 +1,89 @@
+"""What takes long and needs no answer at once: reading large files. On a thread of its own, so that heartbeats don't wait."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from broker.protocol.errors import TensorRefused
+from broker.protocol.messages import Failure
+from edge_agent.effects import (
+    AdoptTensor,
+    AgentEvent,
+    DropFiles,
+    FileHashed,
+    HashFile,
+    TensorAdopted,
+    TensorUnfit,
+)
+from edge_agent.store_shelf import StoreShelf
+
+__all__ = ["Chores"]
+
+
+class Chores:
+    """Does one after the other, in order; ``say`` gets the events. The thread starts with the first chore."""
+
+    def __init__(self, shelf: StoreShelf, say: Callable[[AgentEvent], None]) -> None:
+        self._shelf = shelf
+        self._say = say
+        self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def adopt(self, instruction: AdoptTensor) -> None:
+        """See `AdoptTensor`."""
+        self._later(lambda: self._adopt(instruction))
+
+    def hash(self, instruction: HashFile) -> None:
+        """See `HashFile`."""
+        self._later(lambda: self._hash(instruction))
+
+    def drop_files(self, instruction: DropFiles) -> None:
+        """See `DropFiles`: after the chores that were there before, which may need the files."""
+        if self._thread is None:
+            self._shelf.drop_files(instruction.paths)
+        else:
+            self._later(lambda: self._shelf.drop_files(instruction.paths))
+
+    def close(self) -> None:
+        """Do what is left, and end."""
+        if self._thread is not None:
+            self._todo.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _later(self, chore: Callable[[], None]) -> None:
+        self._todo.put(chore)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="agent-chores", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while (chore := self._todo.get()) is not None:
+            chore()
+
+    def _adopt(self, instruction: AdoptTensor) -> None:
+        try:
+            held = self._shelf.adopt(instruction.id, instruction.source)
+        except TensorRefused as error:
+            self._say(TensorUnfit(id=instruction.id, failure=Failure(code="TensorRefused", message=str(error))))
+        except OSError as error:
+            said = f"the tensor could not be kept: {error.strerror}"
+            self._say(TensorUnfit(id=instruction.id, failure=Failure(code="StoreFull", message=said)))
+        else:
+            held = msgspec.structs.replace(
+                held, tags=instruction.tags, description=instruction.description, blob=instruction.blob
+            )
+            self._say(TensorAdopted(held=held))
+
+    def _hash(self, instruction: HashFile) -> None:
+        try:
+            with open(instruction.path, "rb") as file:  # noqa: PTH123 - hashlib wants the file itself
+                digest, size = hashlib.file_digest(file, "sha256").digest(), file.tell()
+        except OSError:
+            digest, size = b"", 0
+        self._say(FileHashed(id=instruction.id, digest=digest, size=size))

@@ -1,0 +1,221 @@
+"""``edgeplan-agent``: run a device, and look after what is in its store."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+import msgspec
+
+from broker.protocol.errors import TensorRefused
+from broker.protocol.ids import check_device_id
+from broker.settings import (
+    ExitCode,
+    ProgramFailed,
+    check_insecure,
+    config_option,
+    insecure_option,
+    log_options,
+    run_program,
+    setting,
+    version_option,
+)
+
+if TYPE_CHECKING:
+    from edge_agent.store import Entry, Store
+
+__all__ = ["cli", "main"]
+
+_RUN_EXAMPLE = "edgeplan-agent run --broker tcp://127.0.0.1:5750 --id pi-kitchen --store ~/edgeplan --insecure"
+_PUT_EXAMPLE = 'edgeplan-agent put reading.npy --store ~/edgeplan --tag input_data --description "two readings"'
+
+store_option = setting(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="The folder of the device's store; made if it is not there.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(epilog=f"Example: {_RUN_EXAMPLE}")
+@version_option
+def cli() -> None:
+    """A device of edgeplan: runs the plans that coordinators send, on the tensors that live here."""
+
+
+@cli.command(epilog=f"Example: {_RUN_EXAMPLE}")
+@setting("--broker", default="tcp://127.0.0.1:5750", metavar="ENDPOINT", help="Where the broker listens.")
+@setting("--id", "device", required=True, metavar="NAME", help="The device's id: letters, digits, '_', '.', '-'.")
+@store_option
+@setting(
+    "--runtime",
+    type=click.Choice(["torch", "onnx"]),
+    default=None,
+    help="What runs the plans.  [default: torch where it is installed]",
+)
+@setting("--threads", type=click.IntRange(0), default=0, help="Threads that a plan may use; 0: half of the cores.")
+@setting("--idle", type=click.FloatRange(0), default=60.0, help="Seconds without work after which the worker ends.")
+@setting("--label", multiple=True, metavar="KEY=VALUE", help="What you want to say of the device. May be repeated.")
+@insecure_option
+@log_options
+@config_option
+def run(
+    broker: str,
+    device: str,
+    store: Path,
+    runtime: str | None,
+    threads: int,
+    idle: float,
+    label: tuple[str, ...],
+    insecure: bool,
+) -> None:
+    """Run a device until SIGTERM or ctrl-C. Logs agent_registered when the broker knows it."""
+    from edge_agent.agent import Agent, AgentConfig
+    from edge_agent.store_database import StoreError
+
+    check_insecure(broker, insecure=insecure)
+    try:
+        check_device_id(device)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--id") from None
+    name = _runtime(runtime)
+    config = AgentConfig(runtimes=(name,), labels=_labels(label), idle_seconds=idle)
+    agent = Agent(broker, device, store, runtime=name, threads=threads, config=config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.request_stop())
+    try:
+        agent.run()
+    except (StoreError, OSError, sqlite3.Error) as error:
+        raise ProgramFailed(ExitCode.STORAGE, str(error)) from error
+
+
+def _runtime(chosen: str | None) -> str:
+    """The runtime to use. It is found without being imported: the agent's own process never loads it."""
+    if chosen == "onnx":
+        raise ProgramFailed(
+            ExitCode.USAGE, "the onnx runtime comes with a later version of edgeplan; use --runtime torch"
+        )
+    if importlib.util.find_spec("torch") is None:
+        raise ProgramFailed(
+            ExitCode.USAGE, "torch is not installed here; install it with: pip install 'edgeplan[torch]'"
+        )
+    return "torch"
+
+
+def _labels(given: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for label in given:
+        key, separator, value = label.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"expected KEY=VALUE, got {label!r}", param_hint="--label")
+        labels[key] = value
+    return labels
+
+
+@cli.command(epilog=f"Example: {_PUT_EXAMPLE}")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@store_option
+@click.option("--tag", "tags", multiple=True, help="A tag to find it by. May be repeated.")
+@click.option("--description", default="", help="What it is, for people.")
+@click.option("--name", default=None, help="Which tensor of a .safetensors file, where it has several.")
+@json_option
+@config_option
+def put(file: Path, store: Path, tags: tuple[str, ...], description: str, name: str | None, as_json: bool) -> None:
+    """Add the tensor in FILE (.npy or .safetensors) to the store, also while the agent runs. Prints its id."""
+    with _opened(store) as opened:
+        try:
+            if file.suffix == ".safetensors":
+                id = _put_safetensors(opened, file, name, tags, description)
+            else:
+                id = _put_npy(opened, file, tags, description)
+        except (TensorRefused, ValueError) as error:
+            raise ProgramFailed(ExitCode.FAILED, f"{file}: {error}") from error
+        except (OSError, sqlite3.Error) as error:
+            raise ProgramFailed(ExitCode.STORAGE, str(error)) from error
+        _print([opened.entry(id)], as_json=as_json, brief=True)
+
+
+def _put_npy(store: Store, file: Path, tags: tuple[str, ...], description: str) -> str:
+    import numpy  # only this needs it
+
+    array = numpy.load(file, allow_pickle=False)
+    if not isinstance(array, numpy.ndarray):
+        raise TensorRefused("expected a .npy file with one array")
+    return store.put(array, tags, description)
+
+
+def _put_safetensors(store: Store, file: Path, name: str | None, tags: tuple[str, ...], description: str) -> str:
+    from edge_agent.tensor_files import tensors_in
+
+    found = tensors_in(file)
+    if name is None and len(found) == 1:
+        (name,) = found
+    if name is None or name not in found:
+        names = ", ".join(sorted(found)) or "none"
+        raise TensorRefused(f"expected --name with one of the tensors in the file ({names})")
+    tensor = found[name]
+    with file.open("rb") as opened:
+        opened.seek(tensor.offset)
+        data = opened.read(tensor.nbytes)
+    return store.put_elements(tensor.dtype, tensor.shape, memoryview(data), tags, description)
+
+
+@cli.command("list", epilog="Example: edgeplan-agent list --store ~/edgeplan")
+@store_option
+@json_option
+@config_option
+def list_(store: Path, as_json: bool) -> None:
+    """List what is in the store."""
+    with _opened(store) as opened:
+        _print(opened.entries(), as_json=as_json)
+
+
+@cli.command(epilog="Example: edgeplan-agent delete 9f3c000000000000000000000000001 --store ~/edgeplan")
+@click.argument("id")
+@store_option
+@config_option
+def delete(id: str, store: Path) -> None:
+    """Remove a tensor that was put here, by its ID."""
+    from edge_agent.store import NoSuchTensor, NotTheOwner
+
+    with _opened(store) as opened:
+        try:
+            opened.delete(id)
+        except NoSuchTensor as error:
+            raise ProgramFailed(ExitCode.NOT_FOUND, str(error)) from error
+        except NotTheOwner as error:
+            raise ProgramFailed(ExitCode.FAILED, str(error)) from error
+
+
+def _opened(folder: Path) -> Store:
+    from edge_agent.store import Store, StoreError
+
+    try:
+        return Store.open(folder)
+    except (StoreError, OSError, sqlite3.Error) as error:
+        raise ProgramFailed(ExitCode.STORAGE, str(error)) from error
+
+
+def _print(entries: list[Entry], *, as_json: bool, brief: bool = False) -> None:
+    if as_json:
+        found = [msgspec.to_builtins(entry) for entry in entries]
+        click.echo(msgspec.json.encode(found[0] if brief else found).decode())
+        return
+    for entry in entries:
+        if brief:
+            click.echo(entry.id)
+        else:
+            owner = "own" if entry.own else "result"
+            kind = f"{entry.dtype}{list(entry.shape)}"
+            click.echo("  ".join(filter(None, [entry.id, owner, kind, ",".join(entry.tags), entry.description])))
+
+
+def main() -> NoReturn:
+    """The program."""
+    run_program(cli, "edgeplan-agent")

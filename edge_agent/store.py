@@ -1,0 +1,287 @@
+"""A device's store, for the device's own programs: put tensors in, tag them, take them out again. Also while the agent runs.
+
+::
+
+    from edge_agent import Store
+    store = Store.open("/var/lib/edgeplan/store")
+    store.put(reading, tags=["input_data"], description="two readings")
+
+What is put here stays until its owner deletes it. Needs numpy to put and get, and no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from broker.protocol.errors import TensorRefused
+from broker.protocol.ids import parse_result_id
+from broker.protocol.messages import INLINE_TENSORS_BYTES
+from broker.protocol.tensors import DTYPES, MAX_DIMS, nbytes_of
+from edge_agent.store_database import Database, StoreDamaged, StoreError, StoreInUse, StoreTooNew
+from edge_agent.tensor_files import map_tensor, tensor_path, write
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Entry", "NoSuchTensor", "NotTheOwner", "Store", "StoreDamaged", "StoreError", "StoreInUse", "StoreTooNew"]
+
+_MAX_TAG = 256
+_encode = msgspec.msgpack.Encoder().encode
+_shapes = msgspec.msgpack.Decoder(tuple[int, ...])
+_tags = msgspec.msgpack.Decoder(tuple[str, ...])
+_NAMES = {type_string: name for name, (type_string, _) in DTYPES.items() if name != "bfloat16"}
+_COLUMNS = "id, dtype, shape, nbytes, tags, description, own"
+
+
+class NoSuchTensor(StoreError, KeyError):
+    """No tensor in the store has this id."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(id)
+
+    def __str__(self) -> str:
+        return f"no tensor in this store has the id {self.id}"
+
+
+class NotTheOwner(StoreError):
+    """The tensor is a result, or was sent by a coordinator: that one releases it."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(id)
+
+    def __str__(self) -> str:
+        return f"{self.id} was not put here by the device's owner; the coordinator it belongs to releases it"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor in the store, without its value. ``id``: 32 hex digits. ``own``: put by the device's owner."""
+
+    id: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    tags: tuple[str, ...]
+    description: str
+    own: bool
+
+
+class Store:
+    """The tensors of one device. Make one with `open` (or `temporary`). Any thread may call, and any number of processes."""
+
+    def __init__(self, database: Database, *, temporary: bool = False) -> None:
+        self._database = database
+        self._temporary = temporary
+        self.id = database.meta("store_id")
+        """The store's random id: 8 bytes, with which the ids of all its own tensors begin."""
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Store:
+        """The store in ``folder``, which is made if it is not there.
+
+        Raises `StoreDamaged`, `StoreTooNew`, or OSError.
+        """
+        return cls(Database(Path(folder).absolute()))
+
+    @classmethod
+    def temporary(cls) -> Store:
+        """A store that is gone when it is closed: for virtual devices and tests."""
+        return cls(Database(Path(tempfile.mkdtemp(prefix="edgeplan-store-")), durable=False), temporary=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._database.folder
+
+    @property
+    def durable(self) -> bool:
+        """Whether it is to survive."""
+        return self._database.durable
+
+    def put(self, array: Any, tags: Sequence[str] = (), description: str = "") -> str:
+        """Keep a copy of a tensor: of numpy, of torch, or anything that numpy makes an array of. Its id, 32 hex digits.
+
+        It is on the disk when this returns. Raises `TensorRefused` for a dtype that cannot travel, ValueError for a tag that is empty
+        or longer than 256 characters, OSError or sqlite3.OperationalError when the disk is full.
+        """
+        return self.put_elements(*_plain(array), tags, description)
+
+    def put_elements(
+        self, dtype: str, shape: Sequence[int], data: memoryview, tags: Sequence[str] = (), description: str = ""
+    ) -> str:
+        """As `put`, for elements in C order, little-endian, of a dtype by name (``bfloat16`` too)."""
+        tags = _checked_tags(tags)
+        if len(data) != nbytes_of(dtype, list(shape)) or len(shape) > MAX_DIMS:
+            raise TensorRefused(f"expected the elements of {dtype}{list(shape)}, got {len(data)} bytes")
+        frame = _frame(dtype, shape, data) if len(data) <= INLINE_TENSORS_BYTES else None
+        id = self._next_id()
+        if frame is None:
+            write(tensor_path(self.folder, id), dtype, shape, data)
+        row = (
+            id,
+            dtype,
+            _encode(tuple(shape)),
+            len(data),
+            frame,
+            frame is None,
+            _encode(tags),
+            description,
+            time.time(),
+        )
+        with self._database.transaction(durable=True) as connection:
+            connection.execute(
+                "INSERT INTO tensors (id, own, dtype, shape, nbytes, frame, file, tags, description, created)"
+                " VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, id) for tag in tags])
+        self._database.say_changed()
+        return id.hex()
+
+    def get(self, id: str) -> np.ndarray[Any, Any]:
+        """A copy of a tensor's value. A bfloat16 tensor comes as its bits, uint16. Raises `NoSuchTensor`."""
+        import numpy
+
+        from broker.protocol.tensors import decode_array
+
+        with self._database.read() as connection:
+            row = connection.execute("SELECT frame FROM tensors WHERE id = ?", (_raw(id),)).fetchone()
+        if row is None:
+            raise NoSuchTensor(id)
+        if row[0] is not None:
+            return decode_array(row[0]).copy()
+        header = map_tensor(tensor_path(self.folder, _raw(id)))
+        return numpy.frombuffer(header.data, dtype=DTYPES[header.dtype][0]).reshape(header.shape).copy()
+
+    def search(self, *tags: str) -> list[Entry]:
+        """The tensors that carry all of ``tags``, oldest first; without any: all that are tagged."""
+        tags = _checked_tags(tags)
+        if not tags:
+            return self._select("WHERE id IN (SELECT id FROM tags)")
+        marks = ", ".join("?" * len(tags))
+        matching = f"SELECT id FROM tags WHERE tag IN ({marks}) GROUP BY id HAVING count(*) = ?"  # noqa: S608 - marks only
+        return self._select(f"WHERE id IN ({matching})", (*tags, len(tags)))
+
+    def entries(self) -> list[Entry]:
+        """All tensors in the store, results of coordinators too, oldest first."""
+        return self._select("")
+
+    def entry(self, id: str) -> Entry:
+        """What is known of a tensor. Raises `NoSuchTensor`."""
+        found = self._select("WHERE id = ?", (_raw(id),))
+        if not found:
+            raise NoSuchTensor(id)
+        return found[0]
+
+    def delete(self, id: str) -> None:
+        """Remove a tensor that was put here. Raises `NoSuchTensor`, or `NotTheOwner` for a coordinator's."""
+        raw = _raw(id)
+        if not self.entry(id).own:
+            raise NotTheOwner(id)
+        with self._database.transaction(durable=True) as connection:
+            connection.execute("DELETE FROM tags WHERE id = ?", (raw,))
+            connection.execute("DELETE FROM tensors WHERE id = ?", (raw,))
+        tensor_path(self.folder, raw).unlink(missing_ok=True)
+        self._database.say_changed()
+
+    def close(self) -> None:
+        """Let go of it; a temporary one is removed."""
+        self._database.close()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next_id(self) -> bytes:
+        with self._database.transaction(durable=False) as connection:
+            connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'last_own'")
+            (counter,) = connection.execute("SELECT value FROM meta WHERE key = 'last_own'").fetchone()
+        return self.id + int(counter).to_bytes(8, "big")
+
+    def _select(self, where: str, values: tuple[object, ...] = ()) -> list[Entry]:
+        with self._database.read() as connection:
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM tensors {where} ORDER BY rowid", values).fetchall()  # noqa: S608
+        return [_entry(row) for row in rows]
+
+
+def _entry(row: sqlite3.Row | tuple[Any, ...]) -> Entry:
+    id, dtype, shape, nbytes, tags, description, own = row  # noqa: A001 - the column's name
+    return Entry(bytes(id).hex(), dtype, _shapes.decode(shape), nbytes, _tags.decode(tags), description, bool(own))
+
+
+def _raw(id: str) -> bytes:
+    """The id's bytes. Raises `NoSuchTensor` for what is no id."""
+    try:
+        return parse_result_id(id)
+    except ValueError:
+        raise NoSuchTensor(id) from None
+
+
+def _checked_tags(tags: Sequence[Any]) -> tuple[str, ...]:
+    """The tags, each once, in their order. Raises ValueError."""
+    if isinstance(tags, str):
+        raise ValueError(f"expected a list of tags, got the text {tags!r}")
+    for tag in tags:
+        if not isinstance(tag, str) or not 0 < len(tag) <= _MAX_TAG:
+            raise ValueError(f"expected tags of 1 to {_MAX_TAG} characters, got {tag!r}")
+    return tuple(dict.fromkeys(tags))
+
+
+def _frame(dtype: str, shape: Sequence[int], data: memoryview) -> bytes:
+    import numpy
+
+    from broker.protocol.tensors import encode_array
+
+    array = numpy.frombuffer(data, dtype=DTYPES[dtype][0]).reshape(tuple(shape))
+    return encode_array(array, bfloat16_bits=dtype == "bfloat16")
+
+
+def _plain(array: Any) -> tuple[str, tuple[int, ...], memoryview]:
+    """dtype name, shape, and the elements in C order, little-endian."""
+    import numpy
+
+    bfloat16 = False
+    if type(array).__module__.partition(".")[0] == "torch":
+        array, bfloat16 = _from_torch(array)
+    plain = numpy.asarray(array)
+    if plain.dtype.byteorder == ">":
+        plain = plain.astype(plain.dtype.newbyteorder("<"))
+    name = "bfloat16" if bfloat16 else _NAMES.get(plain.dtype.str)
+    if name is None:
+        raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {plain.dtype}")
+    flat = numpy.ascontiguousarray(plain).reshape(-1)
+    return name, plain.shape, flat.view(numpy.uint8).data if flat.size else memoryview(b"")
+
+
+def _from_torch(tensor: Any) -> tuple[Any, bool]:
+    """A torch tensor as a numpy array; and whether that holds the bits of bfloat16."""
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise TensorRefused(f"expected a dense tensor, got {tensor.layout} of {tensor.dtype}")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if plain.dtype is torch.bfloat16:
+        return plain.contiguous().view(torch.uint16).numpy(), True
+    try:
+        return plain.numpy(), False
+    except TypeError as error:
+        raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {tensor.dtype}: {error}") from None

@@ -1,0 +1,291 @@
+"""What a worker does with its orders: load plans, run them, keep large results as files. The same on a process and on a thread.
+
+`serve` is the loop; what belongs to one runtime (torch) stands behind `Runtime`, so that this module imports neither torch
+nor numpy itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from broker.protocol.errors import EdgePlanError
+from broker.protocol.ids import nth
+from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, LogValue
+from broker.protocol.tensors import TensorHeader, inspect, nbytes_of
+from edge_agent.jobs import (
+    Answer,
+    CancelJob,
+    File,
+    JobFailed,
+    JobFinished,
+    LoadPlan,
+    Operand,
+    Order,
+    Output,
+    PlanLoaded,
+    PlanRefused,
+    RunJob,
+    Source,
+    UnloadPlan,
+    WorkerReady,
+)
+from edge_agent.pipe import Board, Pipe
+from edge_agent.plan.calls import bind_sizes
+from edge_agent.plan.checker import CheckedPlan, check_plan
+from edge_agent.plan.errors import ArgumentMismatch, OpFailed, PlanMalformed
+from edge_agent.plan.format import decode_graph, decode_manifest, digest_of
+from edge_agent.tensor_files import map_tensor, tensor_path, write
+
+__all__ = ["Runtime", "Workbench", "serve"]
+
+_COALESCE_SECONDS = 0.001
+"""How long an answer may wait for others, to be said with them."""
+
+_MAPPED_FILES = 8
+"""How many tensor files stay mapped. One that is deleted meanwhile still takes its room on the disk."""
+
+_Mapped: TypeAlias = tuple[str, tuple[int, ...], Any]
+"""dtype name, shape, the runtime's tensor."""
+
+
+class Runnable(Protocol):
+    """A loaded plan."""
+
+    between_ops: Callable[[int], None] | None
+
+    def run(self, user_inputs: Sequence[Any], sizes: dict[str, int]) -> list[Any]:
+        """Its outputs. Raises `OpFailed`."""
+
+
+class Runtime(Protocol):
+    """What runs plans, and knows its own tensors."""
+
+    name: str
+    version: str
+
+    def load(self, checked: CheckedPlan, state: Sequence[TensorHeader]) -> Runnable:
+        """A plan, ready to run."""
+
+    def tensor(self, header: TensorHeader) -> Any:
+        """A tensor of the runtime over the elements that ``header`` describes: a view where they are writable."""
+
+    def number(self, value: float, dtype: str) -> Any:
+        """A 0-d tensor."""
+
+    def describe(self, tensor: Any) -> tuple[str, tuple[int, ...]]:
+        """A tensor's dtype name and shape."""
+
+    def frame(self, tensor: Any) -> bytes:
+        """A tensor as a frame. Raises `TensorRefused`."""
+
+    def elements(self, tensor: Any) -> memoryview:
+        """A tensor's elements, C order, little-endian."""
+
+
+class _Left(BaseException):
+    """The job that is being run was cancelled: out of it, past everything that handles errors."""
+
+
+class _Loaded:
+    """A plan on the bench. ``inputs``: kind and dtype of each user input."""
+
+    __slots__ = ("checked", "inputs", "runnable")
+
+    def __init__(self, checked: CheckedPlan, runnable: Runnable) -> None:
+        self.checked = checked
+        self.runnable = runnable
+        self.inputs = [(one.name, one.kind, one.dtype) for one in checked.graph.inputs if one.kind != "state"]
+
+
+class Workbench:
+    """Does one order at a time. ``folder`` is the store's; large results go there as files, on the disk before they are told of."""
+
+    def __init__(self, runtime: Runtime, folder: Path, board: Board) -> None:
+        self._runtime = runtime
+        self._folder = folder
+        self._board = board
+        self._plans: dict[bytes, _Loaded] = {}
+        self._files: OrderedDict[str, _Mapped] = OrderedDict()
+        self._cancelled: set[int] = set()
+        self._now_doing = 0
+
+    def cancel(self, n: int) -> None:
+        """Don't start job ``n``."""
+        self._cancelled.add(n)
+
+    def do(self, order: Order) -> Answer | None:
+        """Carry out an order; its answer, if it has one."""
+        if isinstance(order, RunJob):
+            self._board.doing = self._now_doing = order.n
+            answer: Answer | None = self._run(order)
+        elif isinstance(order, LoadPlan):
+            self._board.doing = order.n
+            answer = self._load(order)
+        else:
+            if isinstance(order, UnloadPlan):
+                self._plans.pop(order.plan, None)
+            return None
+        self._board.doing = 0
+        return answer
+
+    # ------------------------------------------------------------------------------------------- plans
+
+    def _load(self, order: LoadPlan) -> Answer:
+        started = time.perf_counter()
+        try:
+            self._plans[order.plan] = self._read(order)
+        except Exception as error:  # noqa: BLE001 - a plan from anywhere must not end the worker; the agent is told
+            return PlanRefused(n=order.n, plan=order.plan, failure=_failure_of(error, order.plan))
+        return PlanLoaded(n=order.n, plan=order.plan, seconds=time.perf_counter() - started)
+
+    def _read(self, order: LoadPlan) -> _Loaded:
+        manifest = decode_manifest(order.manifest)
+        graph_bytes, state = _whole(order.graph), [_whole(source) for source in order.state]
+        names = [manifest.graph, *manifest.state]
+        for name, part in zip(names, [graph_bytes, *state], strict=True):
+            if digest_of(part) != name:
+                raise PlanMalformed(
+                    f"expected a part of the plan with digest {name.hex()}, got {digest_of(part).hex()}"
+                )
+        headers = [inspect(frame) for frame in state]
+        checked = check_plan(manifest, decode_graph(graph_bytes), headers)
+        runnable = self._runtime.load(checked, headers)
+        runnable.between_ops = self._between_ops
+        return _Loaded(checked, runnable)
+
+    def _between_ops(self, _index: int) -> None:
+        if self._board.leave == self._now_doing:
+            raise _Left
+
+    # ------------------------------------------------------------------------------------------- jobs
+
+    def _run(self, job: RunJob) -> Answer:
+        started = time.perf_counter()
+        if self._cancelled:
+            cancelled = job.n in self._cancelled
+            self._cancelled = {n for n in self._cancelled if n > job.n}
+            if cancelled:
+                return _left(job)
+        loaded = self._plans.get(job.plan)
+        if loaded is None:
+            said = f"plan {job.plan.hex()} is not loaded"
+            return JobFailed(n=job.n, failure=Failure(code="PlanNotFound", message=said))
+        try:
+            outputs = self._outputs(job, self._call(loaded, job.args))
+        except _Left:
+            return _left(job)
+        except Exception as error:  # noqa: BLE001 - whatever a plan runs into is the invoker's to know
+            return JobFailed(n=job.n, failure=_failure_of(error, job.plan))
+        return JobFinished(n=job.n, outputs=outputs, seconds=time.perf_counter() - started)
+
+    def _call(self, loaded: _Loaded, args: Sequence[Operand]) -> list[Any]:
+        if len(args) != len(loaded.inputs):
+            name = loaded.checked.graph.name or "the plan"
+            raise ArgumentMismatch(name, f"{len(loaded.inputs)} arguments", str(len(args)))
+        runtime = self._runtime
+        inputs: list[Any] = []
+        shapes: list[tuple[str, Sequence[int]] | None] = []
+        for (name, kind, dtype), arg in zip(loaded.inputs, args, strict=True):
+            if isinstance(arg, bytes):
+                header = inspect(arg)
+                shapes.append((header.dtype, header.shape))
+                inputs.append(runtime.tensor(header))
+            elif isinstance(arg, File):
+                of_file, shape, tensor = self._mapped(arg.path)
+                shapes.append((of_file, shape))
+                inputs.append(tensor)
+            elif kind == "number":
+                shapes.append((dtype, ()))
+                inputs.append(runtime.number(arg, dtype))
+            else:
+                raise ArgumentMismatch(name, f"a tensor of {dtype}", f"the number {arg}")
+        sizes = bind_sizes(loaded.checked.graph, shapes)
+        return loaded.runnable.run(inputs, sizes)
+
+    def _outputs(self, job: RunJob, tensors: list[Any]) -> list[Output]:
+        if len(tensors) != job.outputs:
+            raise ArgumentMismatch("the plan", f"{job.outputs} results", str(len(tensors)))
+        outputs = []
+        for k, tensor in enumerate(tensors):
+            dtype, shape = self._runtime.describe(tensor)
+            nbytes = nbytes_of(dtype, shape)
+            source: Source
+            if nbytes <= INLINE_TENSORS_BYTES:
+                source = self._runtime.frame(tensor)
+            else:
+                path = tensor_path(self._folder, nth(job.id, k))
+                write(path, dtype, shape, self._runtime.elements(tensor))
+                source = File(str(path))
+            outputs.append(Output(dtype=dtype, shape=list(shape), nbytes=nbytes, source=source))
+        return outputs
+
+    def _mapped(self, path: str) -> _Mapped:
+        """The tensor in a file; the files used last stay mapped."""
+        mapped = self._files.get(path)
+        if mapped is None:
+            header = map_tensor(path)
+            mapped = self._files[path] = (header.dtype, header.shape, self._runtime.tensor(header))
+            if len(self._files) > _MAPPED_FILES:
+                self._files.popitem(last=False)
+        else:
+            self._files.move_to_end(path)
+        return mapped
+
+
+def serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> None:
+    """Do orders until the other end of the pipe is gone. Raises OSError when it goes while something is being said."""
+    pipe.say([ready])
+    orders: deque[Order] = deque()
+    answers: list[Answer] = []
+    since = 0.0
+    while True:
+        heard = pipe.hear(wait=not orders)
+        if heard is None:
+            return
+        for order in heard:
+            if isinstance(order, CancelJob):
+                bench.cancel(order.n)
+            orders.append(order)
+        if not orders:
+            continue
+        answer = bench.do(orders.popleft())
+        if answer is not None:
+            now = time.perf_counter()
+            since = since if answers else now
+            answers.append(answer)
+            if orders and now - since < _COALESCE_SECONDS:
+                continue
+        if answers:
+            pipe.say(answers)
+            answers.clear()
+
+
+def _whole(source: Source) -> bytes:
+    return source if isinstance(source, bytes) else Path(source.path).read_bytes()
+
+
+def _left(job: RunJob) -> JobFailed:
+    return JobFailed(n=job.n, failure=Failure(code="InvocationCancelled", message="the job was cancelled"))
+
+
+def _failure_of(error: Exception, plan: bytes) -> Failure:
+    """What is told of an error: its class for what is ours, `ExecutionFailed` for what an op of the plan ran into."""
+    details: dict[str, LogValue] = {"plan": plan.hex()}
+    if isinstance(error, OpFailed):
+        details |= {"op": error.op, "op_index": error.op_index, "error": error.error_type}
+        return Failure(code="ExecutionFailed", message=error.message, details=details)
+    if isinstance(error, EdgePlanError):
+        details |= {name: value for name, value in vars(error).items() if isinstance(value, (str, int, float))}
+        return Failure(code=type(error).__name__, message=str(error), details=details)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure(
+            code="StoreFull", message=f"the result could not be kept: {os.strerror(error.errno)}", details=details
+        )
+    details["error"] = type(error).__name__
+    return Failure(code="ExecutionFailed", message=f"{type(error).__name__}: {error}", details=details)

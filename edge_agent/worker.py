@@ -1,0 +1,79 @@
+"""The worker process: executes plans, so that the agent's own process stays small and answers whatever a plan does.
+
+Started by `edge_agent.worker_hosts.ProcessWorker` as ``python -m edge_agent.worker``, with one end of a socket pair and a
+few bytes of shared memory. It never outlives its agent: it ends when the pipe closes, and the kernel kills it when the
+agent's thread is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import mmap
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from edge_agent.jobs import WorkerReady
+from edge_agent.pipe import Board, worker_end
+from edge_agent.workbench import Runtime, Workbench, serve
+
+__all__ = ["load_runtime", "main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def load_runtime(name: str) -> Runtime:
+    """The runtime of that name. Raises ImportError where it is not installed, ValueError where there is none."""
+    if name != "torch":
+        raise ValueError(f"expected the runtime torch, got {name!r}")
+    from edge_agent.worker_torch import TorchTensors
+
+    return TorchTensors()
+
+
+def main() -> None:
+    """Serve one agent, until it goes."""
+    parser = argparse.ArgumentParser(prog="edge_agent.worker", description="Runs plans for an agent, which starts it.")
+    parser.add_argument("--pipe", type=int, required=True)
+    parser.add_argument("--board", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--runtime", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+
+    _die_with(options.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole terminal: the agent decides
+    end = socket.socket(fileno=options.pipe)
+    board = Board(memoryview(mmap.mmap(options.board, Board.SIZE)))
+    runtime = load_runtime(options.runtime)
+    if options.runtime == "torch":
+        import torch
+
+        torch.set_num_threads(options.threads)
+    gc.freeze()  # torch's hundred thousand objects are here to stay: don't look through them again and again
+    pipe = worker_end(end)
+    try:
+        serve(
+            pipe,
+            Workbench(runtime, options.folder, board),
+            WorkerReady(pid=os.getpid(), runtime=runtime.name, version=runtime.version),
+        )
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the agent is gone, and nobody wants the answer
+    os._exit(0)  # all is on the disk that should be; taking torch apart would only take time
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when the thread that has started it ends, as in prctl(2)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)  # it was gone before we asked
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The torch runtime as the workbench wants it. Imports torch: only workers import this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from broker.protocol.errors import TensorRefused
+from broker.protocol.tensors import DTYPES, TensorHeader
+from edge_agent.plan.checker import CheckedPlan
+from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
+from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, TORCH_DTYPES, encode_tensor
+
+__all__ = ["TorchTensors"]
+
+
+class TorchTensors:
+    """See `edge_agent.workbench.Runtime`."""
+
+    name = "torch"
+    version = str(torch.__version__)
+
+    def __init__(self) -> None:
+        self._runtime = TorchRuntime()
+
+    def load(self, checked: CheckedPlan, state: Sequence[TensorHeader]) -> LoadedPlan:
+        """A plan, ready to run."""
+        return self._runtime.load(checked, [self.tensor(header) for header in state])
+
+    def tensor(self, header: TensorHeader) -> torch.Tensor:
+        """A tensor over the header's elements, or over a copy where they cannot be written to: torch has no read-only tensors."""
+        dtype = TORCH_DTYPES[header.dtype]
+        if not header.nbytes:
+            return torch.empty(header.shape, dtype=dtype)
+        data = bytearray(header.data) if header.data.readonly else header.data
+        return torch.frombuffer(data, dtype=dtype).reshape(header.shape)
+
+    def number(self, value: float, dtype: str) -> torch.Tensor:
+        """A 0-d tensor."""
+        return torch.tensor(value, dtype=TORCH_DTYPES[dtype])
+
+    def describe(self, tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+        """A tensor's dtype name and shape. Raises `TensorRefused` for a dtype that cannot travel."""
+        name = DTYPE_NAMES.get(tensor.dtype)
+        if name is None:
+            raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {tensor.dtype}")
+        return name, tuple(tensor.shape)
+
+    def frame(self, tensor: torch.Tensor) -> bytes:
+        """A tensor as a frame."""
+        return encode_tensor(tensor)
+
+    def elements(self, tensor: torch.Tensor) -> memoryview:
+        """A tensor's elements."""
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return plain.view(torch.uint8).numpy().data
