@@ -1,6 +1,7 @@
 """The coordinator's side: capture torch code as plans, send them, and hold pointers to what devices keep.
 
-``fleet = connect()``, ``VirtualWorker(fleet, id="device_1")``, ``@func2plan()``, ``class Net(Plan)``. Errors are in `coordinator.errors`.
+``fleet = connect()``, ``VirtualWorker(fleet, id="device_1")``, ``@func2plan()``, ``class Net(Plan)``. Errors are in
+`coordinator.errors`.
 """
 
 from __future__ import annotations

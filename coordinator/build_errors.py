@@ -1,0 +1,195 @@
+"""Why a function can't become a plan. See `coordinator.errors` for the whole tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from broker.protocol.errors import EdgePlanError
+from edge_agent.plan.errors import UnknownOp
+
+__all__ = [
+    "ArgumentNotSupported",
+    "DataDependentBranch",
+    "DataDependentSize",
+    "DimPinned",
+    "MutatedInput",
+    "MutatedState",
+    "NumpyInPlan",
+    "OpNotSupported",
+    "OutputNotSupported",
+    "PlanBuildError",
+    "PythonRandomness",
+    "RandomOpNotSupported",
+    "ResultDiffers",
+    "SourceLine",
+]
+
+
+class SourceLine(NamedTuple):
+    """A place in the user's code. ``text`` is the line itself, stripped."""
+
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.text}"
+
+
+class PlanBuildError(EdgePlanError):
+    """The function can't become a plan. ``where`` is the line of the user's code, if it is known."""
+
+    def __init__(self, reason: str, *, where: SourceLine | None = None) -> None:
+        self.reason = reason
+        self.where = where
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return self.reason if self.where is None else f"{self.reason}\n    {self.where}"
+
+
+class ArgumentNotSupported(PlanBuildError):
+    """An example argument is of a type that can't travel, or does not fit ``args_shape`` or ``args_dtype``."""
+
+    def __init__(self, argument: str, expected: str, got: str) -> None:
+        self.argument = argument
+        self.expected = expected
+        self.got = got
+        super().__init__(f"{argument}: expected {expected}, got {got}")
+
+
+class OutputNotSupported(PlanBuildError):
+    """A result of the function is not something that a plan can return."""
+
+    def __init__(self, output: str, got: str, *, where: SourceLine | None = None) -> None:
+        self.output = output
+        self.got = got
+        super().__init__(f"{output}: expected tensors and numbers in lists, tuples and dicts, got {got}", where=where)
+
+
+class DataDependentBranch(PlanBuildError):
+    """Python decides by what a tensor holds; a plan has no Python on the device."""
+
+    def __init__(self, *, where: SourceLine | None = None) -> None:
+        super().__init__(
+            "this line branches on what a tensor holds, which is not known when the plan is built: "
+            "write it with torch.cond(condition, if_true, if_false, operands), or with torch.where",
+            where=where,
+        )
+
+
+class DataDependentSize(PlanBuildError):
+    """A shape, or a number that Python sees, would be made of what a tensor holds."""
+
+    def __init__(self, op: str = "", *, where: SourceLine | None = None) -> None:
+        self.op = op
+        by = f" ({op})" if op else ""
+        super().__init__(
+            f"this line makes a size or a Python number of what a tensor holds{by}, which is not known when the plan "
+            "is built: keep it a tensor, or give the size a bound that the shapes fix (torch.where in place of a mask)",
+            where=where,
+        )
+
+
+class DimPinned(PlanBuildError):
+    """A dim declared dynamic works at one size only. ``argument`` and ``dim`` name it, ``size`` is that one."""
+
+    def __init__(
+        self, argument: str, dim: int | None, size: int | None, *, hint: str = "", where: SourceLine | None = None
+    ) -> None:
+        self.argument = argument
+        self.dim = dim
+        self.size = size
+        self.hint = hint
+        what = "a dim" if dim is None else f"dim {dim}"
+        at = "" if size is None else f" at the size {size}"
+        reason = f"{what} of {argument} was declared dynamic, but this code is right only{at or ' at one size'}"
+        super().__init__(f"{reason}: {hint}" if hint else reason, where=where)
+
+
+class PythonRandomness(PlanBuildError):
+    """Python's own randomness or clock: its value would be frozen into the plan. ``function`` is what was called."""
+
+    def __init__(self, function: str, *, where: SourceLine | None = None) -> None:
+        self.function = function
+        super().__init__(
+            f"{function} gives another value at each call, and a plan would freeze the one it gave at build: "
+            "make it an argument of the plan",
+            where=where,
+        )
+
+
+class RandomOpNotSupported(PlanBuildError):
+    """A random torch op; plans get a generator of their own in a later version."""
+
+    def __init__(self, op: str, *, where: SourceLine | None = None) -> None:
+        self.op = op
+        super().__init__(
+            f"{op} draws random numbers, which plans can't do yet: make them an argument of the plan, "
+            "or call eval() on the module if this is dropout",
+            where=where,
+        )
+
+
+class MutatedInput(PlanBuildError):
+    """The function writes to one of its arguments; a device's tensors are never changed by a plan."""
+
+    def __init__(self, argument: str, *, where: SourceLine | None = None) -> None:
+        self.argument = argument
+        super().__init__(
+            f"{argument} is written to in place, and a plan doesn't change its arguments: work on {argument}.clone() "
+            "and return it",
+            where=where,
+        )
+
+
+class MutatedState(PlanBuildError):
+    """The function writes to a buffer, a parameter or a tensor from outside, which stays behind on the coordinator."""
+
+    def __init__(self, name: str, *, where: SourceLine | None = None) -> None:
+        self.name = name
+        super().__init__(
+            f"{name} is written to in place, and a plan doesn't change what it carries: "
+            "return the new value, or call eval() on the module if this is batch norm",
+            where=where,
+        )
+
+
+class NumpyInPlan(PlanBuildError):
+    """The function needs the values themselves while it is traced: numpy, ``tolist``, a print of a tensor."""
+
+    def __init__(self, function: str, *, where: SourceLine | None = None) -> None:
+        self.function = function
+        super().__init__(
+            f"{function} needs a tensor's values, which are not known when the plan is built: "
+            "use torch's functions instead",
+            where=where,
+        )
+
+
+class OpNotSupported(PlanBuildError, UnknownOp):
+    """An op that no device's registry has."""
+
+    def __init__(self, op: str, *, where: SourceLine | None = None) -> None:
+        PlanBuildError.__init__(self, f"{op} is not an op that plans can carry", where=where)
+        self.op = op
+        self.index = None
+
+    __str__ = PlanBuildError.__str__
+
+
+class ResultDiffers(PlanBuildError):
+    """Run side by side, the plan and the function differ. ``output`` names the result, ``sizes`` the sizes tried."""
+
+    def __init__(
+        self, output: str, difference: str, sizes: Mapping[str, int], *, where: SourceLine | None = None
+    ) -> None:
+        self.output = output
+        self.difference = difference
+        self.sizes = dict(sizes)
+        at = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "the example"
+        super().__init__(
+            f"the captured plan is not right: at {at}, its {output} differs from the function's: {difference}",
+            where=where,
+        )

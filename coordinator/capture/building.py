@@ -1,0 +1,163 @@
+"""`capture`: all the steps from torch code to a graph that is known to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import torch
+
+from broker.protocol.tensors import inspect
+from coordinator.capture.arguments import Arguments
+from coordinator.capture.graphs import StateSource, graph_of
+from coordinator.capture.inline import while_inlining
+from coordinator.capture.sidebyside import SideBySide, resized
+from coordinator.capture.tracing import Target, torch_as_traced, trace
+from coordinator.capture.watch import run_watched
+from coordinator.errors import DimPinned, PlanBuildError, SourceLine
+from edge_agent.plan.checker import CheckedGraph, check_graph, check_plan
+from edge_agent.plan.errors import PlanError
+from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, digest_of, encode_graph
+from edge_agent.runtimes.torch import TorchRuntime
+from edge_agent.runtimes.torch_tensors import encode_tensor
+
+__all__ = ["Captured", "capture"]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph with its types, where its state comes from, in order, and the user's line for each op."""
+
+    checked: CheckedGraph
+    state: tuple[StateSource, ...]
+    lines: tuple[SourceLine | None, ...]
+
+    @property
+    def graph(self) -> Graph:
+        """The graph."""
+        return self.checked.graph
+
+
+def capture(target: Target, arguments: Arguments, *, name: str) -> Captured:
+    """Capture what ``target`` does to such arguments. See `coordinator.capture.arguments` for how to make them.
+
+    Raises a `PlanBuildError` that says what can't be captured, and at which line; an exception of the user's code as
+    it is, with a note.
+    """
+    first: Exception | None = None
+    for attempt, last in _attempts(arguments):
+        try:
+            return _capture(target, arguments, attempt, name)
+        except DimPinned as error:
+            first = first or error
+        except Exception as error:
+            if last or attempt is arguments or isinstance(error, PlanBuildError):
+                raise
+    assert first is not None
+    raise first
+
+
+def _capture(target: Target, arguments: Arguments, traced_with: Arguments, name: str) -> Captured:
+    traced = trace(target, traced_with)
+    graph, state, lines, bounds = graph_of(traced, traced_with, name=name)
+    try:
+        checked = check_graph(graph)
+    except PlanError as error:
+        index = getattr(error, "index", None)
+        raise PlanBuildError(
+            f"the captured plan is not right: {error}", where=None if index is None else lines[index]
+        ) from error
+    tensors = [_tensor_of(target, source) for source in state]
+    frames = [encode_tensor(tensor) for tensor in tensors]
+    manifest = Manifest(
+        version=FORMAT_VERSION,
+        graph=digest_of(encode_graph(graph)),
+        outputs=checked.output_types,
+        state=[digest_of(frame) for frame in frames],
+    )
+    plan = check_plan(manifest, graph, [inspect(frame) for frame in frames])
+    both = SideBySide(arguments, _Eager(target))
+    wider = both.check(plan, TorchRuntime().load(plan, tensors), bounds)
+    final = msgspec.structs.replace(graph, symbols=list(wider.symbols))
+    return Captured(replace(checked, graph=final), tuple(state), tuple(lines))
+
+
+def _tensor_of(target: Target, source: StateSource) -> torch.Tensor:
+    if source.tensor is not None:
+        return source.tensor
+    if source.index is not None:
+        return target.state[source.index]
+    assert target.module is not None
+    return named_tensor(target.module, source.name)
+
+
+def named_tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """The parameter or buffer of this name, as it is now. Raises AttributeError if there is none."""
+    path, _, attribute = name.rpartition(".")
+    tensor = getattr(module.get_submodule(path), attribute)
+    if not isinstance(tensor, torch.Tensor):
+        raise AttributeError(f"{name} is no longer a tensor")
+    return tensor
+
+
+class _Eager:
+    """Calls the user's code with concrete arguments; the first time under watch for what a plan would freeze."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._watched = False
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def call() -> Any:
+            return self._target.call(self._target.state, args, kwargs)
+
+        with torch_as_traced(), while_inlining():
+            if self._watched:
+                return call()
+            self._watched = True
+            return run_watched(call)
+
+
+# ------------------------------------------------------------------------------------------------- sizes to trace with
+
+_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
+
+
+def _attempts(arguments: Arguments) -> Iterator[tuple[Arguments, bool]]:
+    """The examples to trace with, one after the other, and whether it is the last.
+
+    First the user's own, if all dims that may vary have a size of 2 or more there (torch takes 0 and 1 for
+    constants). Then with all such dims different, so that none is taken for another; then all equal, for code that
+    needs them so.
+    """
+    sizes = [leaf.example.shape[dim] for leaf in arguments.leaves for dim in leaf.dynamic]
+    if not sizes or (arguments.given and min(sizes) >= 2):
+        yield arguments, not sizes
+    if not sizes:
+        return
+    fixed = {
+        size for leaf in arguments.leaves for dim, size in enumerate(leaf.example.shape) if dim not in leaf.dynamic
+    }
+    free = [prime for prime in _PRIMES if prime not in fixed]
+    yield _with_sizes(arguments, free), len(sizes) == 1
+    if len(sizes) > 1:
+        yield _with_sizes(arguments, free[:1] * len(sizes)), True
+
+
+def _with_sizes(arguments: Arguments, sizes: Sequence[int]) -> Arguments:
+    """The same call with other sizes of the dims that may vary; dims of one name stay equal."""
+    generator = torch.Generator().manual_seed(0)
+    chosen: dict[str, int] = {}
+    left = iter([*sizes, *range(101, 1000)])
+    examples = []
+    for leaf in arguments.leaves:
+        shape = list(leaf.example.shape)
+        for dim, name in leaf.dynamic.items():
+            size = chosen[name] if name in chosen else next(left)
+            if name:
+                chosen[name] = size
+            shape[dim] = size
+        examples.append(resized(leaf.example, shape, generator))
+    return arguments.with_examples(examples)

@@ -1,0 +1,210 @@
+"""The plan and the function, run side by side: what was captured is believed only after that.
+
+They run at the example's sizes and at others that meet the plan's conditions. The sizes 0 and 1 are left out by torch's
+tracing (it assumes 2 or more); the plan takes them if, and only if, it is right there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+
+from coordinator.capture.arguments import Arguments, draw
+from coordinator.capture.symbols import Bounds
+from coordinator.capture.tracing import results_of
+from coordinator.errors import DimPinned, ResultDiffers
+from edge_agent.plan.checker import CheckedPlan
+from edge_agent.plan.errors import ConditionFailed, OpFailed
+from edge_agent.plan.expressions import evaluate
+from edge_agent.plan.format import Symbol
+from edge_agent.runtimes.torch import LoadedPlan
+from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
+
+__all__ = ["SideBySide", "resized"]
+
+_FEWEST = 2
+"""The smallest size that torch traces with."""
+
+_TOLERANCE: dict[torch.dtype, float] = {
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+    torch.float32: 1e-4,
+    torch.complex64: 1e-4,
+    torch.float64: 1e-8,
+    torch.complex128: 1e-8,
+}
+"""How far two results may lie apart, beside the largest of them: decompositions add up in another order."""
+
+
+class SideBySide:
+    """Runs both. ``eager`` calls the user's code with concrete arguments."""
+
+    def __init__(self, arguments: Arguments, eager: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        self.arguments = arguments
+        self.eager = eager
+
+    def check(self, plan: CheckedPlan, loaded: LoadedPlan, bounds: Bounds) -> Bounds:
+        """Compare at the example, at another size, and at 0 and 1. Returns the bounds, wider by what held at 0 and 1.
+
+        Raises `ResultDiffers`, or `DimPinned` where no other size meets the conditions.
+        """
+        self._plan, self._graph, self._loaded = plan, plan.graph, loaded
+        sizes = self._sizes_of_example()
+        if all(size >= _FEWEST for size in sizes.values()):
+            if not bounds.hold(sizes):
+                self._no_other_size(bounds)
+            self._compare(sizes)
+        if not bounds.symbols:
+            return bounds
+        near = {name: max(size, _FEWEST) for name, size in sizes.items()}
+        other = next((other for other in islice(bounds.search(near), 4) if self._compare(other)), None)
+        if other is None and not (bounds.hold(near) and self._compare(near)):
+            self._no_other_size(bounds)
+        bounds = self._widened(bounds, other or near)
+        if self.arguments.given and not bounds.hold(sizes):
+            raise ResultDiffers("result", "the plan is right only for larger sizes", sizes)
+        return bounds
+
+    def _no_other_size(self, bounds: Bounds) -> None:
+        leaf, dim = next((leaf, dim) for leaf in self.arguments.leaves for dim in leaf.dynamic)
+        raise DimPinned(leaf.path, dim, None, hint=f"no sizes meet all conditions: {bounds.conditions}")
+
+    # --------------------------------------------------------------------------------------------- 0 and 1
+
+    def _widened(self, bounds: Bounds, near: Mapping[str, int]) -> Bounds:
+        """The bounds with the sizes 1 and 0 let in, where the plan is right at them: alone, and all together."""
+        for small in (1, 0):
+            candidates = [symbol for symbol in bounds.symbols if symbol.low == small + 1]
+            good = [
+                symbol
+                for symbol in candidates
+                if self._right_at(bounds, {**near, symbol.name: small}, {symbol.name: small})
+            ]
+            if len(good) > 1:
+                together = {symbol.name: small for symbol in good}
+                if not self._right_at(bounds, {**near, **together}, together):
+                    good = []
+            bounds = _lowered(bounds, good, small)
+        return bounds
+
+    def _right_at(self, bounds: Bounds, sizes: dict[str, int], small: Mapping[str, int]) -> bool:
+        bounds._derive(sizes)  # noqa: SLF001
+        wider = _lowered(bounds, [symbol for symbol in bounds.symbols if symbol.name in small], min(small.values()))
+        if not wider.hold(sizes):
+            return False
+        try:
+            return self._compare(sizes)
+        except ResultDiffers:
+            return False
+
+    # --------------------------------------------------------------------------------------------- comparing
+
+    def _sizes_of_example(self) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for leaf, spec in zip(self.arguments.leaves, self._graph.inputs, strict=False):
+            for size, dim in zip(leaf.example.shape, spec.shape, strict=True):
+                if isinstance(dim, str):
+                    sizes.setdefault(dim, size)
+        return sizes
+
+    def _resized(self, sizes: Mapping[str, int]) -> Arguments:
+        generator = torch.Generator().manual_seed(len(sizes))
+        return self.arguments.with_examples(
+            [
+                resized(leaf.example, [int(evaluate(dim, sizes)) for dim in spec.shape], generator)
+                for leaf, spec in zip(self.arguments.leaves, self._graph.inputs, strict=False)
+            ]
+        )
+
+    def _compare(self, sizes: Mapping[str, int]) -> bool:
+        """Whether both ran at these sizes, and gave the same. False: neither runs at them. Raises `ResultDiffers`."""
+        arguments = self._resized(sizes)
+        values = [leaf.value() for leaf in arguments.leaves]
+        wanted, failed = _outcome(lambda: self.eager(*arguments.call(values)))
+        got, refused = _outcome(
+            lambda: self._loaded.run([leaf.example.clone() for leaf in arguments.leaves], dict(sizes))
+        )
+        if failed and refused:
+            return False
+        if failed or refused:
+            who, error = ("function", failed) if failed else ("plan", refused)
+            other = "plan" if failed else "function"
+            raise ResultDiffers(
+                "result", f"the {who} fails ({type(error).__name__}: {error}), the {other} does not", sizes
+            )
+        tree, leaves, paths = results_of(wanted)
+        if tree != self._graph.tree:
+            raise ResultDiffers(
+                "output", f"the function's results nest as {tree}, the plan's as {self._graph.tree}", sizes
+            )
+        for k, path in enumerate(paths):
+            declared = self._plan.manifest.outputs[k]
+            difference = _difference(leaves[k], got[k]) or _undeclared(got[k], declared, sizes)
+            if difference:
+                raise ResultDiffers(path, difference, sizes)
+        return True
+
+
+def _lowered(bounds: Bounds, symbols: Sequence[Symbol], low: int) -> Bounds:
+    return Bounds(
+        tuple(replace(symbol, low=low) if symbol in symbols else symbol for symbol in bounds.symbols), bounds.conditions
+    )
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return call(), None
+    except (ConditionFailed, OpFailed, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return None, error
+
+
+def resized(tensor: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """An example of another size, of the same sort: its own values over again, those of floats a little changed."""
+    if list(tensor.shape) == list(shape):
+        return tensor
+    if tensor.numel() == 0:
+        return draw(shape, tensor.dtype, generator)
+    for dim, size in enumerate(shape):
+        if tensor.shape[dim] != size:
+            tensor = tensor.index_select(dim, torch.arange(size) % tensor.shape[dim])
+    if tensor.is_floating_point() or tensor.is_complex():
+        tensor = tensor * (1 + 0.1 * draw(shape, tensor.dtype, generator))
+    return tensor.contiguous()
+
+
+def _difference(wanted: Any, got: torch.Tensor) -> str:
+    """What tells a result from the one wanted; empty if nothing does."""
+    if not isinstance(wanted, torch.Tensor):
+        wanted = torch.tensor(wanted, dtype=torch.float64 if isinstance(wanted, float) else None)
+    wanted = wanted.detach().cpu()
+    if wanted.dtype != got.dtype:
+        return f"{wanted.dtype} became {got.dtype}"
+    if wanted.shape != got.shape:
+        return f"shape {tuple(wanted.shape)} became {tuple(got.shape)}"
+    tolerance = _TOLERANCE.get(wanted.dtype, 0.0)
+    finite = wanted[torch.isfinite(wanted)] if tolerance else wanted
+    scale = float(finite.abs().max()) if tolerance and finite.numel() else 0.0
+    if (
+        torch.allclose(wanted, got, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+        if tolerance
+        else torch.equal(wanted, got)
+    ):
+        return ""
+    return f"its values differ by up to {_largest_gap(wanted, got)}"
+
+
+def _largest_gap(wanted: torch.Tensor, got: torch.Tensor) -> str:
+    wide = torch.complex128 if wanted.is_complex() else torch.float64
+    gap = (wanted.to(wide) - got.to(wide)).abs()
+    return f"{float(gap.nan_to_num(float('inf')).max()):.3g}"
+
+
+def _undeclared(got: torch.Tensor, declared: Any, sizes: Mapping[str, int]) -> str:
+    shape = [evaluate(dim, sizes) for dim in declared.shape]
+    if declared.dtype != DTYPE_NAMES[got.dtype] or shape != list(got.shape):
+        return f"the plan declares {declared.dtype}{shape} and gives {DTYPE_NAMES[got.dtype]}{list(got.shape)}"
+    return ""

@@ -1,0 +1,160 @@
+"""What a plan can't do, seen while it happens: values asked for while tracing, Python's randomness and clock in eager
+code.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
+
+from coordinator.capture import places
+from coordinator.capture.python_numbers import Numbers
+from coordinator.errors import DataDependentBranch, DataDependentSize, NumpyInPlan, PythonRandomness, SourceLine
+
+__all__ = ["TraceWatch", "run_watched"]
+
+_BRANCHES = {torch.Tensor.__bool__}
+_VALUES = {
+    torch.Tensor.item,
+    torch.Tensor.tolist,
+    torch.Tensor.__int__,
+    torch.Tensor.__float__,
+    torch.Tensor.__complex__,
+    torch.Tensor.__index__,
+}
+_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
+
+
+class TraceWatch(TorchFunctionMode):
+    """Between the user's function and torch while it is traced: stops it where it asks for a value that is not known,
+    and lets Python numbers behave as such.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """torch calls this in place of ``func``."""
+        kwargs = kwargs or {}
+        if args and _is_unknown(args[0]):
+            where = places.here()
+            if where is not None:
+                if func in _BRANCHES:
+                    raise DataDependentBranch(where=where)
+                if func in _VALUES:
+                    raise DataDependentSize(f"Tensor.{func.__name__}", where=where)
+                if func in _NUMPY:
+                    raise NumpyInPlan("numpy", where=where)
+        if len(self.numbers):
+            return self.numbers.call(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _is_unknown(value: object) -> bool:
+    return isinstance(value, FakeTensor) and value.constant is None
+
+
+# ------------------------------------------------------------------------------------------------- eager code
+
+_CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"}
+_SYSTEM = {"urandom", "getrandom"}
+_NOW = {"now", "utcnow", "today"}
+
+
+def run_watched(call: Callable[[], Any]) -> Any:
+    """Call eager user code. Raises `PythonRandomness`, with the line, if it draws on Python's or numpy's random
+    numbers, on the system's, or on a clock: a plan would freeze what they gave.
+    """
+    found: list[tuple[str, SourceLine]] = []
+
+    def profile(frame: FrameType, event: str, function: Any) -> None:
+        if event != "c_call" or found:
+            return
+        name = _drawn(function)
+        if name is None:
+            return
+        where = _asked_by(frame)
+        if where is not None:
+            found.append((name, where))
+
+    numpy_state = _numpy_state()
+    previous = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        result = call()
+    finally:
+        sys.setprofile(previous)
+    if found:
+        raise PythonRandomness(found[0][0], where=found[0][1])
+    if _numpy_state() != numpy_state:
+        raise PythonRandomness("numpy.random", where=_numpy_line(call))
+    return result
+
+
+def _drawn(function: Any) -> str | None:
+    name = getattr(function, "__name__", "")
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, random.Random):
+        return None if name in ("seed", "setstate", "getstate") else f"random.{name}"
+    if isinstance(owner, type) and issubclass(owner, dt.date):
+        return f"{owner.__name__}.{name}" if name in _NOW else None
+    module = getattr(function, "__module__", None)
+    if module == "time" and name in _CLOCKS:
+        return f"time.{name}"
+    if module in ("posix", "nt") and name in _SYSTEM:
+        return f"os.{name}"
+    return None
+
+
+def _asked_by(frame: FrameType | None) -> SourceLine | None:
+    # torch looks at the clock for its own ends; the standard library asks for whoever called it
+    while frame is not None and places.is_stdlib(frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None or not places.is_user(frame.f_code.co_filename):
+        return None
+    return places.of_frame(frame)
+
+
+def _numpy_state() -> bytes | None:
+    if "numpy" not in sys.modules:
+        return None
+    import numpy as np
+
+    state: Any = np.random.get_state()  # noqa: NPY002 -- the legacy generator is the one without an owner
+    return bytes(state[1]) + int(state[2]).to_bytes(4, "little")
+
+
+def _numpy_line(call: Callable[[], Any]) -> SourceLine | None:
+    """The line that draws from numpy's global generator: the code runs once more, line by line."""
+    last: SourceLine | None = None
+    found: SourceLine | None = None
+    state = _numpy_state()
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal last, found
+        if not places.is_user(frame.f_code.co_filename):
+            return None
+        if found is None and _numpy_state() != state:
+            found = last
+        if event in ("line", "call"):
+            last = places.of_frame(frame)
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(previous)
+    return found or last

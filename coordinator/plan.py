@@ -1,0 +1,475 @@
+"""Plans: torch functions and modules that devices run. `func2plan` makes one of a function, `Plan` is the base of
+module plans.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from torch import nn
+
+from broker.protocol.tensors import inspect as inspect_tensor
+from coordinator.capture.arguments import arguments_from_example, arguments_from_shapes
+from coordinator.capture.building import Captured, capture, named_tensor
+from coordinator.capture.graphs import StateSource
+from coordinator.capture.inline import inlining
+from coordinator.capture.tracing import Target
+from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLine
+from coordinator.plan_state import PlanState, TracedState
+from coordinator.signature import Signature
+from edge_agent.plan.bundle import PlanBundle
+from edge_agent.plan.checker import check_plan
+from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, TensorType, Tree, digest_of, encode_graph
+from edge_agent.plan.readable import readable
+from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
+from edge_agent.runtimes.torch_tensors import decode_tensor, encode_tensor
+
+__all__ = ["FunctionPlan", "Plan", "StoredPlan", "func2plan"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PROTECTED = frozenset(
+    {
+        "bind",
+        "build",
+        "build_method",
+        "bundle",
+        "graph",
+        "id",
+        "is_built",
+        "load",
+        "name",
+        "output_tree",
+        "output_types",
+        "owner",
+        "readable_plan",
+        "run_plan",
+        "save",
+        "send",
+        "signature",
+        "source_table",
+        "state",
+    }
+)
+"""Attributes that a plan needs for itself."""
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What `build` made: the graph, where its state comes from, and what the module looked like."""
+
+    graph: Graph
+    graph_bytes: bytes
+    outputs: tuple[TensorType, ...]
+    state: tuple[StateSource, ...]
+    lines: tuple[SourceLine | None, ...]
+    signature: Signature
+    looks: Mapping[str, str]
+
+    def __deepcopy__(self, _memo: object) -> _Built:
+        return self
+
+
+class Plan(nn.Module):
+    """A torch module that devices run: subclass it and define ``forward``, `build` it with an example, then `send` it.
+
+    Called, it is the live, differentiable module; `run_plan` runs what was built. A changed weight is sent anew with
+    the next `send`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._built: _Built | None = None
+        self._frames: dict[str, tuple[bytes, bytes]] = {}
+        self._loaded: tuple[bytes, LoadedPlan] | None = None
+
+    def __init_subclass__(cls, *, ours: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in () if ours else sorted(_PROTECTED & cls.__dict__.keys()):
+            raise ProtectedName(cls.__name__, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._check_name(name)
+        super().__setattr__(name, value)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """As torch's."""
+        self._check_name(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch's."""
+        self._check_name(name)
+        super().register_parameter(name, param)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As torch's."""
+        self._check_name(name)
+        super().add_module(name, module)
+
+    def _check_name(self, name: str) -> None:
+        if name in _PROTECTED:
+            raise ProtectedName(type(self).__name__, name)
+
+    # --------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def name(self) -> str:
+        """The class's name, or the function's."""
+        return type(self).__name__
+
+    @property
+    def owner(self) -> str:
+        """Whose it is: ``me``, since plans are made here and devices have copies."""
+        return "me"
+
+    @property
+    def is_built(self) -> bool:
+        """Whether it can be sent."""
+        return self._built is not None
+
+    @property
+    def id(self) -> str:
+        """The hash that names the plan with its weights as they are now: 64 hex digits, equal in every process that
+        builds the same.
+
+        Raises `PlanNotBuilt`.
+        """
+        return self.bundle().plan_id.hex()
+
+    @property
+    def state(self) -> PlanState:
+        """What the plan carries: of a module, its parameters and buffers."""
+        return PlanState.over([*self.parameters(), *self.buffers()])
+
+    @property
+    def readable_plan(self) -> str:
+        """The ops, one a line, with types. Raises `PlanNotBuilt`."""
+        return readable(self._need("it can be read").graph, plan_name=self.name)
+
+    def __repr__(self) -> str:
+        if not self.__dict__.get("_built"):
+            return f"<Plan {self.name} id:- owner:{self.owner} not built>"
+        try:
+            return f"<Plan {self.name} id:{self.id[:8]} owner:{self.owner} built>"
+        except PlanStale:
+            return f"<Plan {self.name} id:- owner:{self.owner} changed since it was built>"
+
+    # --------------------------------------------------------------------------------------------- building
+
+    def build(
+        self,
+        *args: Any,
+        args_shape: Sequence[Any] | Mapping[str, Any] | None = None,
+        args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Plan:
+        """Capture what the plan does to such arguments; the plan itself, built.
+
+        ``args_shape`` has an entry an argument (or maps names to them): a shape, with -1 or a name for each dim that
+        may vary, nested as the argument is. Without example arguments, it and ``args_dtype`` say all: values are made
+        up. Raises `coordinator.errors.PlanBuildError`.
+        """
+        target = self._target()
+        entry, skip = self._entry()
+        if not args and not kwargs and args_shape is not None:
+            arguments = arguments_from_shapes(entry, args_shape, args_dtype, skip=skip)
+        else:
+            arguments = arguments_from_example(
+                entry, args, kwargs, args_shape=args_shape, args_dtype=args_dtype, skip=skip
+            )
+        looks = self._looks()
+        self._keep(capture(target, arguments, name=self.name), looks)
+        return self
+
+    def _target(self) -> Target:
+        return Target(self, module=self)
+
+    def _entry(self) -> tuple[Callable[..., Any], frozenset[str]]:
+        """The function whose parameters are the plan's arguments, and the names among them that are not."""
+        return self.forward, frozenset()
+
+    def _keep(self, captured: Captured, looks: Mapping[str, str]) -> None:
+        self._built = _Built(
+            graph=captured.graph,
+            graph_bytes=encode_graph(captured.graph),
+            outputs=tuple(captured.checked.output_types),
+            state=captured.state,
+            lines=captured.lines,
+            signature=Signature(captured.graph),
+            looks=looks,
+        )
+        self._frames = {}
+        self._loaded = None
+
+    def _need(self, action: str) -> _Built:
+        if self._built is None:
+            raise PlanNotBuilt(self.name, action)
+        return self._built
+
+    def _looks(self) -> dict[str, str]:
+        """What must not change between `build` and `send`."""
+        looks = {f"mode of {name or 'the module'}": _mode(module) for name, module in self.named_modules()}
+        looks |= {f"parameter {name}": _brief(tensor) for name, tensor in self.named_parameters(remove_duplicate=False)}
+        looks |= {f"buffer {name}": _brief(tensor) for name, tensor in self.named_buffers(remove_duplicate=False)}
+        return looks
+
+    def _check_fresh(self, built: _Built) -> None:
+        now = self._looks()
+        changes = [
+            f"{what}: {built.looks.get(what, 'none')} became {now.get(what, 'none')}"
+            for what in dict.fromkeys([*built.looks, *now])
+            if built.looks.get(what) != now.get(what)
+        ]
+        if changes:
+            raise PlanStale(self.name, changes)
+
+    # --------------------------------------------------------------------------------------------- sending
+
+    def bundle(self) -> PlanBundle:
+        """The plan with its weights as they are now, as it is sent. Raises `PlanNotBuilt`, or `PlanStale` if the
+        module has changed.
+        """
+        built = self._need("being sent to a worker")
+        self._check_fresh(built)
+        frames: dict[bytes, bytes] = {}
+        digests: list[bytes] = []
+        for source in built.state:
+            digest, frame = self._frame(source)
+            digests.append(digest)
+            frames[digest] = frame
+        manifest = Manifest(
+            version=FORMAT_VERSION, graph=digest_of(built.graph_bytes), outputs=list(built.outputs), state=digests
+        )
+        return PlanBundle(
+            manifest,
+            built.graph_bytes,
+            frames,
+            {"source": msgspec.msgpack.encode([entry and tuple(entry) for entry in built.lines])},
+        )
+
+    def _frame(self, source: StateSource) -> tuple[bytes, bytes]:
+        """The digest and the frame of a tensor of the state. Whether it has changed is told by its content: a write
+        through ``.data`` leaves no other trace.
+        """
+        frame = encode_tensor(self._tensor(source))
+        known = self._frames.get(source.name)
+        if known is None or known[1] != frame:
+            known = self._frames[source.name] = (digest_of(frame), frame)
+        return known
+
+    def _tensor(self, source: StateSource) -> torch.Tensor:
+        return named_tensor(self, source.name) if source.tensor is None else source.tensor
+
+    def send(self, *targets: Any) -> Any:
+        """Send the plan to devices, or to the devices that a fleet knows now; a `coordinator.pointer_plan.PointerPlan`.
+
+        Raises `PlanNotBuilt`, or `PlanStale` if the module has changed since it was built.
+        """
+        self._need("being sent to a worker")
+        from coordinator.pointer_plan import send_plan
+
+        return send_plan(self, targets)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the plan, with its weights as they are now, to a file. Raises `PlanNotBuilt` or `PlanStale`."""
+        self._need("being saved")
+        self.bundle().save(path)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> StoredPlan:
+        """The plan of a file: built, to be run or sent. Raises `edge_agent.plan.errors.PlanMalformed` for a file that
+        was cut or altered.
+        """
+        return StoredPlan(PlanBundle.load(path))
+
+    # --------------------------------------------------------------------------------------------- running here
+
+    def run_plan(self, *args: Any, **kwargs: Any) -> Any:
+        """Run what was built, here, with the weights as they are now: what a device with the same runtime would give.
+
+        Raises `PlanNotBuilt`, `PlanStale`, `ArgumentMismatch` or `ConditionFailed`.
+        """
+        built = self._need("being run")
+        leaves = built.signature.bind(args, kwargs)
+        sizes = built.signature.sizes(leaves)
+        values = self._load().run(built.signature.tensors(leaves), sizes)
+        return built.signature.results(values)
+
+    def _load(self) -> LoadedPlan:
+        bundle = self.bundle()
+        if self._loaded is None or self._loaded[0] != bundle.plan_id:
+            frames = [bundle.state[digest] for digest in bundle.manifest.state]
+            checked = check_plan(bundle.manifest, bundle.graph, [inspect_tensor(frame) for frame in frames])
+            self._loaded = (
+                bundle.plan_id,
+                TorchRuntime().load(checked, [decode_tensor(frame) for frame in frames]),
+            )
+        return self._loaded[1]
+
+    # --------------------------------------------------------------------------------------------- for pointer plans
+
+    @property
+    def graph(self) -> Graph:
+        """The graph. Raises `PlanNotBuilt`."""
+        return self._need("it has a graph").graph
+
+    @property
+    def signature(self) -> Signature:
+        """The calls that it takes. Raises `PlanNotBuilt`."""
+        return self._need("it has a signature").signature
+
+    @property
+    def output_tree(self) -> Tree:
+        """How its results nest. Raises `PlanNotBuilt`."""
+        return self._need("it has results").graph.tree
+
+    @property
+    def output_types(self) -> tuple[TensorType, ...]:
+        """The types of its results, in order: an invocation takes as many ids. Raises `PlanNotBuilt`."""
+        return self._need("it has results").outputs
+
+    @property
+    def source_table(self) -> tuple[SourceLine | None, ...]:
+        """The line that each op came from. Raises `PlanNotBuilt`."""
+        return self._need("it has ops").lines
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """See `Signature.bind`. Raises `PlanNotBuilt` or `ArgumentMismatch`."""
+        return self.signature.bind(args, kwargs)
+
+
+class FunctionPlan(Plan, ours=True):
+    """A plan made of a function, by `func2plan`. Called, it runs what was built, here."""
+
+    def __init__(self, function: Callable[..., Any], state: Sequence[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self._function = function
+        self._state = PlanState(state)
+        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+            object.__setattr__(self, attribute, getattr(function, attribute, None))
+        object.__setattr__(self, "__wrapped__", function)
+        self._takes_state = _has_parameter(function, "state")
+        if len(self._state) and not self._takes_state:
+            raise TypeError(f"{self.name} was given state, and has no parameter 'state' to get it")
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return str(getattr(self._function, "__name__", None) or type(self._function).__name__)
+
+    @property
+    def state(self) -> PlanState:
+        """The tensors that the plan carries: `PlanState.read`, `PlanState.write`."""
+        return self._state
+
+    def _target(self) -> Target:
+        if not self._takes_state or not len(self._state):
+            return Target(self._function)
+        return Target(self._function, state=self._state.read(), state_view=TracedState)
+
+    def _entry(self) -> tuple[Callable[..., Any], frozenset[str]]:
+        return self._function, frozenset({"state"} if len(self._state) else ())
+
+    def _looks(self) -> dict[str, str]:
+        return {f"state[{k}]": _brief(tensor) for k, tensor in enumerate(self._state.read())}
+
+    def _tensor(self, source: StateSource) -> torch.Tensor:
+        return super()._tensor(source) if source.index is None else self._state.read()[source.index]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The function itself, as inside another plan."""
+        if len(self._state):
+            kwargs["state"] = self._state
+        return self._function(*args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run what was built, here; inside another plan that is being built, be a part of it."""
+        if inlining():
+            return self.forward(*args, **kwargs)
+        return self.run_plan(*args, **kwargs)
+
+
+class StoredPlan(Plan, ours=True):
+    """A plan read from a file. Called, it runs, here; it can be sent, and not be built again."""
+
+    def __init__(self, bundle: PlanBundle) -> None:
+        super().__init__()
+        checked = bundle.verify()
+        table = bundle.beside.get("source")
+        lines = [] if table is None else msgspec.msgpack.decode(table, type=list[tuple[str, int, str] | None])
+        self._bundle = bundle
+        self._built = _Built(
+            graph=checked.graph,
+            graph_bytes=bundle.graph_bytes,
+            outputs=tuple(bundle.manifest.outputs),
+            state=(),
+            lines=tuple(None if line is None else SourceLine(*line) for line in lines),
+            signature=Signature(checked.graph),
+            looks={},
+        )
+
+    @property
+    def name(self) -> str:
+        """The name that it was built under."""
+        return self.graph.name
+
+    @property
+    def state(self) -> PlanState:
+        """A copy of the tensors that it carries."""
+        return PlanState(decode_tensor(self._bundle.state[digest]) for digest in self._bundle.manifest.state)
+
+    def bundle(self) -> PlanBundle:
+        """The plan as it was saved."""
+        return self._bundle
+
+    def build(self, *_args: Any, **_options: Any) -> Plan:
+        """A stored plan has no code to build from: raises TypeError."""
+        raise TypeError(f"{self.name} was loaded from a file: it is built, and its code is elsewhere")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, here."""
+        return self.run_plan(*args, **kwargs)
+
+
+def func2plan(
+    args_shape: Sequence[Any] | Mapping[str, Any] | Callable[..., Any] | None = None,
+    args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
+    state: Sequence[torch.Tensor] = (),
+) -> Any:
+    """Decorator: a `FunctionPlan` of a function, with or without parentheses.
+
+    With ``args_shape`` it is built at once (see `Plan.build`). ``state`` has the tensors that the function gets by
+    ``state.read()``.
+    """
+    if callable(args_shape):
+        return FunctionPlan(args_shape)
+
+    def decorate(function: Callable[..., Any]) -> FunctionPlan:
+        plan = FunctionPlan(function, state)
+        if args_shape is not None:
+            plan.build(args_shape=args_shape, args_dtype=args_dtype)
+        return plan
+
+    return decorate
+
+
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _mode(module: nn.Module) -> str:
+    return f"{type(module).__name__}, {'train' if module.training else 'eval'}"
+
+
+def _brief(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
