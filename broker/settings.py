@@ -122,25 +122,31 @@ def _load_config(context: click.Context, _parameter: click.Parameter, path: Path
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.UsageError(f"expected a settings file in TOML, got {path}: {error}", context) from None
-    known = set(_names(context.find_root().command)) | set(_names(context.command))
-    settings = {key.replace("-", "_"): value for key, value in table.items()}
-    for name, value in settings.items():
-        if name not in known:
-            names = ", ".join(sorted(known))
-            raise click.UsageError(f"expected settings of {names}, got {name!r} in {path}", context)
+    known = dict(_settings(context.find_root().command))
+    mine = dict(_settings(context.command))
+    defaults: dict[str, Any] = {}
+    for written, value in table.items():
+        key = written.replace("_", "-")
+        if key not in known and key not in mine:
+            names = ", ".join(sorted(known | mine))
+            raise click.UsageError(f"expected settings of {names}, got {written!r} in {path}", context)
         if isinstance(value, dict):
-            raise click.UsageError(f"expected a value for {name!r} in {path}, got a table", context)
-    context.default_map = {**(context.default_map or {}), **settings}
+            raise click.UsageError(f"expected a value for {written!r} in {path}, got a table", context)
+        if key in mine:
+            defaults[mine[key]] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
 
 
-def _names(command: click.Command) -> Iterator[str]:
-    """The settings of a command and of those below it."""
+def _settings(command: click.Command) -> Iterator[tuple[str, str]]:
+    """The settings of a command and of those below it: the flag without its dashes, and what the function calls it."""
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name not in {None, "config", "version"}:
-            yield str(parameter.name)
+            for flag in (*parameter.opts, *parameter.secondary_opts):
+                if flag.startswith("--"):
+                    yield flag.removeprefix("--"), str(parameter.name)
     if isinstance(command, click.Group):
         for below in command.commands.values():
-            yield from _names(below)
+            yield from _settings(below)
 
 
 config_option = click.option(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from broker.settings import ExitCode
@@ -63,6 +65,19 @@ def test_the_exit_codes_are_listed() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\d) \| `(\w+)` \|", text, flags=re.MULTILINE)
     assert [(int(number), name) for number, name in listed] == [(code.value, code.name) for code in ExitCode]
+
+
+@pytest.mark.parametrize("module", ["broker.cli", "edge_agent.cli"])
+def test_every_setting_of_a_service_is_listed(module: str) -> None:
+    """Each flag of its ``run`` command has a row, and each row of its table is a flag."""
+    program = importlib.import_module(module).cli
+    common = {"--log-level", "--log-format", "--insecure", "--config"}
+    flags = {option.opts[0] for option in program.commands["run"].params if isinstance(option, click.Option)}
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    name = {"broker.cli": "edgeplan-broker", "edge_agent.cli": "edgeplan-agent"}[module]
+    table = text.partition(f"| setting of `{name} run` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(--[\w-]+)` \|", table, flags=re.MULTILINE)) == flags - common
+    assert all(re.search(rf"`{flag}\b", text) for flag in common)
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:

@@ -39,13 +39,14 @@ def program() -> None:
 @program.command()
 @setting("--listen", default="tcp://127.0.0.1:5750", help="Where peers connect.")
 @setting("--max-message", type=int, default=100)
+@setting("--id", "device", default="nameless")
 @setting("--tag", multiple=True)
 @insecure_option
 @log_options
 @config_option
-def run(listen: str, max_message: int, tag: tuple[str, ...], insecure: bool) -> None:
+def run(listen: str, max_message: int, device: str, tag: tuple[str, ...], insecure: bool) -> None:
     """Print the settings."""
-    click.echo(json.dumps([listen, max_message, list(tag), insecure]))
+    click.echo(json.dumps([listen, max_message, list(tag), insecure, device]))
     logs.get_logger("x").debug("at_debug")
 
 
@@ -76,8 +77,8 @@ def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(runner: 
     file = tmp_path / "settings.toml"
     file.write_text('max-message = 1\ntag = ["a", "b"]\ninsecure = true\n')
     config = ("--config", str(file))
-    assert settings_of(runner) == ["tcp://127.0.0.1:5750", 100, [], False]
-    assert settings_of(runner, *config) == ["tcp://127.0.0.1:5750", 1, ["a", "b"], True]
+    assert settings_of(runner) == ["tcp://127.0.0.1:5750", 100, [], False, "nameless"]
+    assert settings_of(runner, *config) == ["tcp://127.0.0.1:5750", 1, ["a", "b"], True, "nameless"]
     assert settings_of(runner, *config, EDGEPLAN_MAX_MESSAGE="2")[1] == 2
     assert settings_of(runner, *config, "--max-message", "3", EDGEPLAN_MAX_MESSAGE="2")[1] == 3
     assert settings_of(runner, EDGEPLAN_CONFIG=str(file))[1] == 1
@@ -89,6 +90,16 @@ def test_a_key_may_be_written_with_either_dash(runner: CliRunner, tmp_path: Path
     file = tmp_path / "settings.toml"
     file.write_text("max_message = 7\n")
     assert settings_of(runner, "--config", str(file))[1] == 7
+
+
+def test_a_key_has_the_flags_name_whatever_the_function_calls_it(runner: CliRunner, tmp_path: Path) -> None:
+    """An operator reads --help, not the source."""
+    file = tmp_path / "settings.toml"
+    file.write_text('id = "pi"\n')
+    assert settings_of(runner, "--config", str(file))[4] == "pi"
+    assert settings_of(runner, EDGEPLAN_ID="pi")[4] == "pi"
+    file.write_text('device = "pi"\n')
+    assert runner.invoke(program, ["run", "--config", str(file)]).exit_code == ExitCode.USAGE
 
 
 def test_one_file_may_serve_all_commands_of_a_program(runner: CliRunner, tmp_path: Path) -> None:

@@ -50,6 +50,18 @@ def test_each_refusal_is_listed(code: m.RefusalCode) -> None:
     assert f"| `{code.value}` |" in DOCUMENT
 
 
+def test_each_failure_is_listed() -> None:
+    """Every code that a broker or a device sends: a coordinator in another language must know what it gets."""
+    root = Path(__file__).parents[3]
+    sources = [
+        path.read_text(encoding="utf-8") for part in ("broker", "edge_agent") for path in (root / part).rglob("*.py")
+    ]
+    sent = {code for text in sources for code in re.findall(r'(?:Failure\(\s*code=|\bfailure\(\s*)"(\w+)"', text)}
+    assert len(sent) > 10
+    listed = set(re.findall(r"`(\w+)`", DOCUMENT.partition("### Failures")[2]))
+    assert sent - listed == set()
+
+
 def test_each_status_is_listed() -> None:
     """In the table of types."""
     listed = ", ".join(f"`{status.value}`" for status in m.ResultStatus)
