@@ -16,7 +16,7 @@ from typing import Any
 from broker.protocol.tensors import DTYPES, MAX_DIMS, TensorHeader
 from edge_agent.plan.arguments import Binder
 from edge_agent.plan.errors import PlanMalformed, PlanTypeError
-from edge_agent.plan.expressions import INT_LIMIT, check_expression, is_symbol_name, render, symbols_of
+from edge_agent.plan.expressions import INT_LIMIT, check_expression, is_symbol_name, render
 from edge_agent.plan.format import Dim, Graph, Input, Manifest, Op, TensorType
 from edge_agent.plan.registry import lookup
 from edge_agent.plan.sizes import Sizes
@@ -152,7 +152,7 @@ def _check_inputs(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[
             raise PlanMalformed(f"expected the user's inputs before the state, got {one.name} after it")
         seen_state = seen_state or one.kind == "state"
         types.append(_input_type(one, symbols, sizes))
-    _check_bound(graph, symbols)
+    _check_told(graph, symbols)
     return types
 
 
@@ -172,15 +172,16 @@ def _input_type(one: Input, symbols: dict[str, None], sizes: Sizes) -> TensorTyp
     return TensorType(dtype=one.dtype, shape=[sizes.normal(dim) for dim in one.shape])
 
 
-def _check_bound(graph: Graph, symbols: dict[str, None]) -> None:
-    """Every symbol must be told by some argument: by a dim that is the symbol, or that is a multiple of it and a constant."""
+def _check_told(graph: Graph, symbols: dict[str, None]) -> None:
+    """Every symbol must be told by some argument: by a dim that is the symbol, or a multiple of it plus a constant."""
+    plain = Sizes()
     told: set[str] = set()
     for one in graph.inputs:
         for dim in one.shape:
             if isinstance(dim, str):
                 told.add(dim)
-            elif isinstance(dim, list) and len(alone := symbols_of(dim)) == 1:
-                told |= alone
+            elif isinstance(dim, list) and (line := plain.line(dim)) is not None:
+                told.add(line[0])
     for name in symbols:
         if name not in told:
             raise PlanMalformed(f"expected an input whose shape tells the size {name}, got none")

@@ -1,20 +1,142 @@
-"""A plan as people read it."""
+"""A plan as people read it.
+
+::
+
+    plan_double_abs(x: float32[2]) -> float32[2]:
+        add = aten.add.Tensor(x, x)
+        abs = aten.abs.default(add)
+        return abs
+"""
 
 from __future__ import annotations
 
-from edge_agent.plan.format import Graph, TensorType
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["readable", "render_type"]
+from edge_agent.plan.checker import check_graph
+from edge_agent.plan.expressions import render
+from edge_agent.plan.format import Argument, Graph, Op, Special, TensorType
+from edge_agent.plan.registry import REGISTRY
+from edge_agent.plan.trees import unflatten
+
+__all__ = ["readable", "render_type", "step_text", "value_names"]
+
+_LONG = 100
+"""From how many characters on a signature has a line for each input."""
 
 
 def render_type(tensor: TensorType) -> str:
-    """``float32[s0, 6]``."""
-    raise NotImplementedError
+    """``float32[s0, 6]``; without dims: ``float32[]``."""
+    return f"{tensor.dtype}[{', '.join(map(render, tensor.shape))}]"
 
 
 def readable(graph: Graph, *, plan_name: str = "") -> str:
     """The graph as text: a typed signature, symbols and conditions, one op a line. ``plan_name`` stands in for the graph's name.
 
-    The graph must pass the checker; raises what it raises.
+    The graph is checked for its types; raises what `check_graph` raises.
     """
-    raise NotImplementedError
+    checked = check_graph(graph)
+    names = value_names(graph)
+    inputs = [f"{names[place]}: {render_type(checked.types[place])}" for place in range(len(graph.inputs))]
+    for place, one in enumerate(graph.inputs):
+        if one.kind != "user":
+            inputs[place] += f" ({one.kind})"
+    outputs = _nest(unflatten(graph.tree, [_Text(render_type(one)) for one in checked.output_types]))
+    lines = [_signature(plan_name or graph.name or "plan", inputs, outputs)]
+    lines += [f"    for {_range(symbol.name, symbol.low, symbol.high)}" for symbol in graph.symbols]
+    lines += [f"    if {render(condition)}" for condition in graph.conditions]
+    first = len(graph.inputs)
+    for op in graph.ops:
+        lines.append(f"    {_step(op, first, names)}")
+        first += op.outputs
+    returned = _nest(unflatten(graph.tree, [_Text(names[value]) for value in graph.outputs]))
+    lines.append(f"    return {returned}")
+    return "\n".join(lines)
+
+
+def step_text(graph: Graph, index: int) -> str:
+    """One op of a checked graph, as `readable` writes it: ``add = aten.add.Tensor(x, x)``."""
+    first = len(graph.inputs) + sum(op.outputs for op in graph.ops[:index])
+    return _step(graph.ops[index], first, value_names(graph))
+
+
+def value_names(graph: Graph) -> list[str]:
+    """A name for each value: an input's own, an op's after the op, with a number where it has been taken."""
+    names: list[str] = []
+    taken: dict[str, int] = {}
+    for one in graph.inputs:
+        taken[one.name] = 0
+        names.append(one.name)
+    for op in graph.ops:
+        parts = op.name.split(".")
+        base = parts[1] if len(parts) > 1 else op.name
+        for place in range(op.outputs):
+            names.append(_free(f"{base}_{place}" if op.outputs > 1 else base, taken))
+    return names
+
+
+def _free(base: str, taken: dict[str, int]) -> str:
+    name, count = base, taken.get(base, 0)
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    taken[base] = count
+    taken[name] = 0
+    return name
+
+
+class _Text(str):
+    """A leaf of a nest that stands without quotes."""
+
+    __slots__ = ()
+
+
+def _nest(nest: Any) -> str:
+    if isinstance(nest, _Text):
+        return nest
+    if isinstance(nest, dict):
+        return "{" + ", ".join(f"{key!r}: {_nest(value)}" for key, value in nest.items()) + "}"
+    if isinstance(nest, list):
+        return "[" + ", ".join(map(_nest, nest)) + "]"
+    if isinstance(nest, tuple):
+        return "(" + ", ".join(map(_nest, nest)) + (",)" if len(nest) == 1 else ")")
+    return "None"
+
+
+def _signature(name: str, inputs: Sequence[str], outputs: str) -> str:
+    line = f"{name}({', '.join(inputs)}) -> {outputs}:"
+    if len(line) <= _LONG:
+        return line
+    return "\n".join([f"{name}(", *(f"        {one}," for one in inputs), f") -> {outputs}:"])
+
+
+def _range(name: str, low: int, high: int | None) -> str:
+    return f"{name} from {low} to {high}" if high is not None else f"{name} of {low} or more"
+
+
+def _step(op: Op, first: int, names: Sequence[str]) -> str:
+    bound = ", ".join(names[first : first + op.outputs])
+    listed = "," if op.outputs == 1 and REGISTRY[op.name].outputs is None else ""
+    return f"{bound}{listed} = {_call(op, names)}" if bound else _call(op, names)
+
+
+def _call(op: Op, names: Sequence[str]) -> str:
+    arguments = [_argument(one, names) for one in op.args]
+    arguments += [f"{name}={_argument(one, names)}" for name, one in op.kwargs.items()]
+    return f"{op.name}({', '.join(arguments)})"
+
+
+def _argument(argument: Argument, names: Sequence[str]) -> str:
+    if not isinstance(argument, Special):
+        return repr(argument)
+    if argument.v is not None:
+        return names[argument.v]
+    if argument.s is not None:
+        return render(argument.s)
+    if argument.l is not None:
+        return f"[{', '.join(_argument(one, names) for one in argument.l)}]"
+    if argument.t is not None:
+        return f"({', '.join(_argument(one, names) for one in argument.t)})"
+    if argument.c is not None:
+        return repr(complex(*argument.c))
+    return str(argument.d or argument.o)

@@ -84,6 +84,14 @@ class Sizes:
         """The most that a dim can be, as far as is known."""
         return dim if type(dim) is int else self._range(self._poly(dim))[1]
 
+    def line(self, dim: Dim) -> tuple[str, int, int] | None:
+        """``(s, a, b)`` if the dim is ``a * s + b`` for one symbol s, and a of 1 or more; else None."""
+        poly = self._poly(dim)
+        terms = [term for term in poly if term]
+        if len(terms) != 1 or len(terms[0]) != 1 or not isinstance(terms[0][0], str) or poly[terms[0]] < 1:
+            return None
+        return terms[0][0], poly[terms[0]], poly.get((), 0)
+
     # ---------------------------------------------------------------------------------------- what dims make
 
     def add(self, *dims: Dim) -> Dim:

@@ -1,29 +1,120 @@
-"""The torch runtime: a checked plan to a callable that runs it, op by op."""
+"""The torch runtime: a checked plan to a callable that runs it, op by op.
+
+Loading does all that can be done once: it resolves the registry's overloads, and lays out a list of *slots*: the plan's values first, then constants,
+symbolic numbers, and lists made of others. A step takes its arguments from slots and puts its results into slots; running is a loop over steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import OpFailed
+from edge_agent.plan.expressions import evaluate
+from edge_agent.plan.format import Argument, Expression, Graph, Op, Special
+from edge_agent.plan.readable import step_text
+from edge_agent.plan.registry import REGISTRY, OpSpec
+from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
-__all__ = ["LoadedPlan", "OpFailed", "TorchRuntime"]
+__all__ = ["LoadedPlan", "OpFailed", "TorchRuntime", "overload"]
+
+_MEMORY_FORMATS = {
+    "contiguous_format": torch.contiguous_format,
+    "preserve_format": torch.preserve_format,
+    "channels_last": torch.channels_last,
+    "channels_last_3d": torch.channels_last_3d,
+}
+_CPU = torch.device("cpu")
+
+
+class _Step(NamedTuple):
+    """``slots[target] = call(*gather(slots))``; then the slots in ``free`` are emptied. ``many``: how many slots from ``target`` on take the results,
+    for an op with any other number of outputs than one. ``index``: which op of the plan."""
+
+    call: Callable[..., Any]
+    gather: Callable[[list[Any]], Sequence[Any]]
+    target: int
+    many: int | None
+    free: tuple[int, ...]
+    index: int
+
+
+def overload(name: str) -> torch._ops.OpOverload[..., Any]:
+    """The torch overload of a registered op. Raises KeyError for any other name: the registry decides what can be run."""
+    _, packet, variant = REGISTRY[name].name.split(".")
+    found: torch._ops.OpOverload[..., Any] = getattr(getattr(torch.ops.aten, packet), variant)
+    return found
 
 
 class LoadedPlan:
-    """A plan with its state, ready to run, as often as wanted. ``between_ops``, if set, is called with an op's index before that op runs;
-    what it raises ends the run."""
+    """A plan with its state, ready to run, as often as wanted, also from several threads at once.
 
-    between_ops: Callable[[int], None] | None
+    ``between_ops``, if set, is called with each op's index before that op runs; what it raises ends the run, unchanged.
+    """
+
+    def __init__(self, graph: Graph, layout: _Layout) -> None:
+        self.between_ops: Callable[[int], None] | None = None
+        self._graph = graph
+        self._steps = layout.steps
+        self._slots = layout.slots
+        self._symbolic = layout.symbolic
+        self._outputs = layout.outputs
+        self._deterministic = layout.deterministic
+        self._inputs = sum(one.kind != "state" for one in graph.inputs)
 
     def run(self, user_inputs: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
-        """The plan's outputs, one a leaf of its output tree. ``sizes`` comes from `edge_agent.plan.calls.bind_sizes`, which has checked the inputs.
+        """The plan's outputs, one a leaf of its output tree, sharing no memory with each other, with the inputs or with the state.
 
-        Raises `OpFailed`.
+        ``sizes`` comes from `edge_agent.plan.calls.bind_sizes`, which has checked the inputs. Raises `OpFailed`.
         """
-        raise NotImplementedError
+        slots = self._slots.copy()
+        slots[: self._inputs] = user_inputs
+        for slot, expression in self._symbolic:
+            slots[slot] = evaluate(expression, sizes)
+        with_grad = torch.is_grad_enabled()
+        # what torch.no_grad() does; that itself costs as much as a small op
+        torch._C._set_grad_enabled(False)  # noqa: SLF001
+        try:
+            if self._deterministic or torch.get_default_dtype() is not torch.float32:
+                with _settings(deterministic=self._deterministic):
+                    self._run_steps(slots)
+            else:
+                self._run_steps(slots)
+            return [slots[value].clone() if shared else slots[value] for value, shared in self._outputs]
+        finally:
+            torch._C._set_grad_enabled(with_grad)  # noqa: SLF001
+
+    def _run_steps(self, slots: list[Any]) -> None:
+        if self.between_ops is None:
+            self._execute(self._steps, slots)
+            return
+        last = -1
+        for step in self._steps:
+            if step.index != last:
+                last = step.index
+                self.between_ops(last)
+            self._execute((step,), slots)
+
+    def _execute(self, steps: Sequence[_Step], slots: list[Any]) -> None:
+        index = 0
+        try:
+            for call, gather, target, many, free, index in steps:  # noqa: B007  # index is for the error
+                if many is None:
+                    slots[target] = call(*gather(slots))
+                else:
+                    slots[target : target + many] = _as_many(call(*gather(slots)), many)
+                for slot in free:
+                    slots[slot] = None
+        except Exception as error:
+            op = self._graph.ops[index]
+            failed = OpFailed(op.name, index, type(error).__name__, str(error))
+            failed.add_note(f"while running {step_text(self._graph, index)}")
+            raise failed from error
 
 
 class TorchRuntime:
@@ -33,4 +124,198 @@ class TorchRuntime:
 
     def load(self, checked: CheckedPlan, state: Sequence[torch.Tensor]) -> LoadedPlan:
         """Resolve the plan's ops and bind their arguments, once. ``state`` is in the manifest's order."""
-        raise NotImplementedError
+        return LoadedPlan(checked.graph, _Layout(checked, state))
+
+
+class _Layout:
+    """Lays out the slots and steps of a plan."""
+
+    def __init__(self, checked: CheckedPlan, state: Sequence[torch.Tensor]) -> None:
+        graph = checked.graph
+        inputs = len(graph.inputs)
+        self.slots: list[Any] = [None] * len(checked.checked.types)
+        self.slots[inputs - len(state) : inputs] = state
+        self.symbolic: list[tuple[int, Expression]] = []
+        self._constants: dict[tuple[type, str], int] = {}
+        self._expressions: dict[str, int] = {}
+        self._roots = list(range(len(self.slots)))  # a value's root stands for all that may share its memory
+        self._lists: set[int] = set()
+        steps: list[_Step] = []
+        uses: list[Sequence[int]] = []
+        bound = inputs
+        for index, (op, spec) in enumerate(zip(graph.ops, checked.checked.specs, strict=True)):
+            for step, slots in self._op(index, op, spec, bound):
+                steps.append(step)
+                uses.append(slots)
+            bound += op.outputs
+        user = inputs - len(state)
+        passing = {*range(user), *range(inputs, bound), *self._lists} - set(graph.outputs)
+        self.steps = _freeing(steps, uses, passing)
+        self.deterministic = any(_needs_order(op) for op in graph.ops)
+        self.outputs = self._shared(graph, inputs)
+
+    def _op(self, index: int, op: Op, spec: OpSpec, target: int) -> Iterator[tuple[_Step, tuple[int, ...]]]:
+        call: Callable[..., Any] = overload(spec.name)._op
+        uses: list[int] = []
+        args, kwargs = _by_position(spec, op)
+        slots = []
+        for argument in (*args, *kwargs.values()):
+            slot, parts = self._slot(argument)
+            if parts is not None:  # a list whose elements are known only when the plan runs
+                yield _Step(_as_list, _gatherer(parts), slot, None, (), index), tuple(parts)
+            slots.append(slot)
+            uses += _values(argument)
+        if kwargs:
+            call = _with_keywords(call, tuple(kwargs))
+        if spec.views:
+            for value in uses:
+                for output in range(target, target + op.outputs):
+                    self._roots[self._root(output)] = self._root(value)
+        many = None if op.outputs == 1 and spec.outputs == 1 else op.outputs
+        yield _Step(call, _gatherer(slots), target, many, (), index), tuple(slots)
+
+    def _slot(self, argument: Argument) -> tuple[int, list[int] | None]:
+        """The slot of an argument; for a list that must be made at every run, also the slots of its elements."""
+        if isinstance(argument, Special):
+            if argument.v is not None:
+                return argument.v, None
+            if argument.s is not None:
+                return self._expression(argument.s), None
+            elements = argument.l if argument.l is not None else argument.t
+            if elements is not None and any(isinstance(one, Special) and (one.v, one.s) != (None, None) for one in elements):
+                made = self._new(None)
+                self._lists.add(made)
+                return made, [self._slot(one)[0] for one in elements]
+        return self._constant(_constant(argument)), None
+
+    def _expression(self, expression: Expression) -> int:
+        key = repr(expression)
+        if key not in self._expressions:
+            self._expressions[key] = self._new(None)
+            self.symbolic.append((self._expressions[key], expression))
+        return self._expressions[key]
+
+    def _constant(self, value: Any) -> int:
+        if isinstance(value, list):
+            return self._new(value)
+        # repr tells 0.0 from -0.0, and 1 from 1.0 and True
+        key = (type(value), repr(value))
+        if key not in self._constants:
+            self._constants[key] = self._new(value)
+        return self._constants[key]
+
+    def _new(self, value: Any) -> int:
+        self.slots.append(value)
+        return len(self.slots) - 1
+
+    def _root(self, value: int) -> int:
+        while self._roots[value] != value:
+            self._roots[value] = self._roots[self._roots[value]]
+            value = self._roots[value]
+        return value
+
+    def _shared(self, graph: Graph, inputs: int) -> list[tuple[int, bool]]:
+        """For each output, its slot, and whether it may share memory with an input, the state or an earlier output."""
+        taken = {self._root(value) for value in range(inputs)}
+        outputs = []
+        for value in graph.outputs:
+            root = self._root(value)
+            outputs.append((value, root in taken))
+            taken.add(root)
+        return outputs
+
+
+def _freeing(steps: Sequence[_Step], uses: Sequence[Sequence[int]], passing: set[int]) -> list[_Step]:
+    """The steps, each emptying those of the ``passing`` slots that no later one uses. All others belong to the plan, or are its outputs."""
+    freeing: list[_Step] = []
+    needed: set[int] = set()
+    for step, used in zip(reversed(steps), reversed(uses), strict=True):
+        touched = {*used, *range(step.target, step.target + (1 if step.many is None else step.many))}
+        freeing.append(step._replace(free=tuple(sorted((touched & passing) - needed))))
+        needed |= touched
+    return freeing[::-1]
+
+
+def _as_list(*elements: Any) -> list[Any]:
+    return list(elements)
+
+
+def _as_many(results: Any, count: int) -> Sequence[Any]:
+    if len(results) != count:
+        raise ValueError(f"expected {count} results, as the plan says, got {len(results)}")
+    found: Sequence[Any] = results
+    return found
+
+
+def _gatherer(slots: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
+    """What takes these slots, in order: in C, whatever their number."""
+    if len(slots) > 1:
+        return operator.itemgetter(*slots)
+    start = slots[0] if slots else 0
+    return operator.itemgetter(slice(start, start + len(slots)))
+
+
+def _with_keywords(call: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    count = len(names)
+
+    def called(*args: Any) -> Any:
+        return call(*args[:-count], **dict(zip(names, args[-count:], strict=True)))
+
+    return called
+
+
+def _by_position(spec: OpSpec, op: Op) -> tuple[list[Argument], dict[str, Argument]]:
+    """The arguments, with those by name moved to their position where the ones before them are given."""
+    args = list(op.args)
+    kwargs = dict(op.kwargs)
+    for parameter in spec.parameters[len(args) :]:
+        if parameter.keyword_only or parameter.name not in kwargs:
+            break
+        args.append(kwargs.pop(parameter.name))
+    return args, kwargs
+
+
+def _values(argument: Argument) -> list[int]:
+    if not isinstance(argument, Special):
+        return []
+    if argument.v is not None:
+        return [argument.v]
+    elements = argument.l if argument.l is not None else argument.t
+    return [value for one in elements or () for value in _values(one)]
+
+
+def _constant(argument: Argument) -> Any:
+    if not isinstance(argument, Special):
+        return argument
+    if argument.d is not None:
+        return TORCH_DTYPES[argument.d]
+    if argument.c is not None:
+        return complex(*argument.c)
+    elements = argument.l if argument.l is not None else argument.t
+    if elements is not None:
+        return [_constant(one) for one in elements]
+    kind, _, name = (argument.o or "").partition(":")
+    return {"memory_format": _MEMORY_FORMATS.get(name), "layout": torch.strided, "device": _CPU}[kind]
+
+
+def _needs_order(op: Op) -> bool:
+    # on the CPU, adding up in parallel into shared places is the one op here whose result depends on who comes first
+    return op.name == "aten.index_put.default" and (True in op.args[3:4] or op.kwargs.get("accumulate") is True)
+
+
+@contextlib.contextmanager
+def _settings(*, deterministic: bool) -> Iterator[None]:
+    """What a plan takes for granted of the process, and gives back as it was: a default dtype of float32; deterministic ops, where it matters."""
+    dtype = torch.get_default_dtype()
+    strict = torch.are_deterministic_algorithms_enabled()
+    if dtype is not torch.float32:
+        torch.set_default_dtype(torch.float32)
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if dtype is not torch.float32:
+            torch.set_default_dtype(dtype)
+        if deterministic:
+            torch.use_deterministic_algorithms(strict)
