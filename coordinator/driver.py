@@ -99,7 +99,6 @@ class SessionDriver:
         self._wake_out.settimeout(0)
         self._woken = False
         # Of the thread alone:
-        self._timer: float | None = None
         self._reopen = False
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -305,24 +304,12 @@ class SessionDriver:
         dealer.close(linger=linger)
 
     def _round(self) -> None:
-        events = self._poller.poll(self._timeout_ms())
-        dealer, monitor = self._dealer, self._monitor
-        for ready, _ in events:
-            if ready is dealer:
-                self._receive(dealer)
-            elif monitor is not None and ready is monitor:
-                self._watch(monitor)
-            else:
-                self._woken = False  # before the queue is looked at: what comes after wakes again
-                with contextlib.suppress(BlockingIOError):
-                    self._wake_out.recv(4096)
         with self.lock:
             self.core.log_level = self._log.level
             timer = self.core.next_timer()
             if timer is not None and time.monotonic() >= timer:
                 self._feed(Tick())
                 timer = self.core.next_timer()
-        self._timer = timer
         if self._reopen:
             self._reopen = False
             self._disconnect(linger=0)
@@ -331,10 +318,18 @@ class SessionDriver:
         self._send_all()
         if self._finishing and not self.core.unaccepted and not self._outgoing:
             self._idle.set()
-
-    def _timeout_ms(self) -> int | None:
-        # A timer that a user's call has set meanwhile comes with a wake.
-        return None if self._timer is None else max(0, int((self._timer - time.monotonic()) * 1000) + 1)
+        # A timer that a user's call sets meanwhile comes with a wake.
+        wait = None if timer is None else max(0, int((timer - time.monotonic()) * 1000) + 1)
+        dealer, monitor = self._dealer, self._monitor
+        for ready, _ in self._poller.poll(wait):
+            if ready is dealer:
+                self._receive(dealer)
+            elif monitor is not None and ready is monitor:
+                self._watch(monitor)
+            else:
+                self._woken = False  # before the queue is looked at: what comes after wakes again
+                with contextlib.suppress(BlockingIOError):
+                    self._wake_out.recv(4096)
 
     def _receive(self, dealer: zmq.Socket[bytes]) -> None:
         handle, execute, lock = self.core.handle, self._execute, self.lock

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 import zmq
 
+from broker.logs import LEVELS
 from broker.protocol.errors import ConnectionRefused, EdgePlanError, VersionRefused
 from broker.protocol.ids import check_device_id, nth, parse_result_id
 from broker.protocol.messages import (
@@ -51,8 +52,10 @@ from coordinator.errors import (
     SessionTakenOver,
     error_from_failure,
 )
+from coordinator.log_stream import LogStream
 from coordinator.notifications import AsCompleted, Notifications
 from coordinator.pointers import PointerTensor
+from coordinator.subscriptions import Subscription
 from coordinator.transfers import Blobs, endpoint_beside
 from coordinator.values import Gathering
 from coordinator.waiting import Deadline, Signal, wait_for
@@ -114,7 +117,7 @@ class _Term:
 def _close(
     driver: SessionDriver,
     blobs: Blobs,
-    streams: weakref.WeakSet[Notifications],
+    streams: weakref.WeakSet[Subscription[Any]],
     owned: list[_Closable],
 ) -> None:
     """Close a fleet: also called when it was forgotten, so it may not refer to it."""
@@ -138,7 +141,7 @@ class Fleet:
         self.driver = SessionDriver(endpoint, config=SessionConfig(), context=context)
         self.blobs = Blobs(self.driver)
         self._owned: list[_Closable] = []
-        self._streams: weakref.WeakSet[Notifications] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[Subscription[Any]] = weakref.WeakSet()
         self._sources: OrderedDict[bytes, Sequence[tuple[str, int, str] | None]] = OrderedDict()
         self._finalizer = weakref.finalize(self, _close, self.driver, self.blobs, self._streams, self._owned)
         try:
@@ -342,12 +345,39 @@ class Fleet:
 
         At best effort: what an observer misses is not repeated. Close it, or leave it by its ``with`` statement.
         """
-        self.driver.check()
-        opened = self.driver.opened
-        logs = "" if opened is None else opened.logs
-        stream = Notifications(self.context, endpoint_beside(self.endpoint, logs), prefix)
+        stream = Notifications(self.context, self._published_at(), prefix)
         self._streams.add(stream)
         return stream
+
+    def logs(
+        self, level: str = "debug", *, device: str = "", component: str = "", session: str = "", result: str = ""
+    ) -> LogStream:
+        """The log events of all programs of the fleet from now on, of ``level`` and above: for ``for`` and ``async
+        for``.
+
+        See `LogStream` for what the others pick out. Raises ValueError for a level that there is none.
+        """
+        if level not in LEVELS:
+            raise ValueError(f"expected a level of {', '.join(LEVELS)}, got {level!r}")
+        stream = LogStream(
+            self.context,
+            self._published_at(),
+            level=LEVELS[level],
+            device=device,
+            component=component,
+            session=session,
+            result=result,
+        )
+        self._streams.add(stream)
+        return stream
+
+    def _published_at(self) -> str:
+        self.driver.check()
+        opened = self.driver.opened
+        if opened is None or not opened.logs:
+            failure = Failure(code="NotAllowed", message="this broker publishes neither logs nor notifications")
+            raise error_from_failure(failure)
+        return endpoint_beside(self.endpoint, opened.logs)
 
     # --------------------------------------------------------------------------------------------- for the rest of the
 

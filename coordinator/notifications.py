@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
-
-import zmq
 
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import decode
 from broker.protocol.messages import Cancelled, Expired, Failure, Notify, ResultFailed, ResultReady, ResultStatus
 from coordinator.core_results import Result
-from coordinator.errors import FleetClosed, ResultTimeout
+from coordinator.errors import ResultTimeout
+from coordinator.subscriptions import Subscription
 from coordinator.waiting import AsyncSignal, Deadline, Signal
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from coordinator.driver import Context, SessionDriver
     from coordinator.pointers import PointerTensor
 
 __all__ = ["AsCompleted", "Notification", "Notifications"]
-
-NOTIFICATION_TOPIC = b"n."
-_LOOK = 0.2
-"""How often a waiting iterator looks whether it was closed, in seconds."""
 
 
 class AsCompleted:
@@ -116,79 +107,14 @@ class Notification(NamedTuple):
     failure: Failure | None = None
 
 
-class Notifications:
+class Notifications(Subscription[Notification]):
     """Iterates over results of anybody as they end. See `Fleet.notifications`."""
 
     def __init__(self, context: Context, endpoint: str, prefix: str) -> None:
-        if not endpoint:
-            raise FleetClosed
-        self._socket = context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 100_000)
-        self._socket.connect(endpoint)
-        self._socket.setsockopt(zmq.SUBSCRIBE, NOTIFICATION_TOPIC + _checked(prefix).encode())
-        self._lock = threading.Lock()  # held while the socket is used
-        self._closed = False
+        super().__init__(context, endpoint, [b"n." + _checked(prefix).encode()])
 
-    def receive(self, timeout: float | None = None) -> Notification | None:
-        """The next one; None, if there is none within ``timeout`` seconds. Raises `FleetClosed` when this was
-        closed.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = _LOOK if end is None else min(_LOOK, end - time.monotonic())
-            with self._lock:
-                if self._closed:
-                    raise FleetClosed
-                if self._socket.poll(max(0, int(left * 1000))):
-                    notification = _parse(self._socket.recv_multipart())
-                    if notification is not None:
-                        return notification
-                    continue
-            if end is not None and time.monotonic() >= end:
-                return None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Notification:
-        try:
-            notification = self.receive()
-        except FleetClosed:
-            raise StopIteration from None
-        assert notification is not None
-        return notification
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Notification:
-        while True:
-            # A thread waits, for a short while each time: so that a cancelled coroutine leaves none behind.
-            try:
-                notification = await asyncio.to_thread(self.receive, _LOOK)
-            except FleetClosed:
-                raise StopAsyncIteration from None
-            if notification is not None:
-                return notification
-
-    def close(self) -> None:
-        """End the iteration. Idempotent."""
-        self._closed = True
-        with self._lock:
-            self._socket.close(linger=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_lock"):
-            self.close()
+    def _parse(self, frames: Sequence[bytes]) -> Notification | None:
+        return _parse(frames)
 
 
 def _checked(prefix: str) -> str:

@@ -98,6 +98,12 @@ class PointerTensor:
         return None if self._shape is None else torch.Size(self._shape)
 
     @property
+    def known_type(self) -> tuple[str, tuple[int, ...]] | None:
+        """Dtype name and shape, if both are known yet."""
+        self._learn()
+        return None if self._dtype is None or self._shape is None else (self._dtype, self._shape)
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """The tags that the tensor carries on its device."""
         return self._tags

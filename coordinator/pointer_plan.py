@@ -1,0 +1,365 @@
+"""`PointerPlan`: a plan on devices, called with pointers, and giving pointers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from broker.protocol.errors import TensorRefused
+from broker.protocol.messages import INLINE_TENSORS_BYTES, Argument, Failure, Invoke, Release
+from coordinator.core_events import PlanParts, SendPlan, SubmitCommand
+from coordinator.core_results import Result
+from coordinator.device import Device
+from coordinator.errors import ForeignPointer, error_from_failure
+from coordinator.fleet import Fleet
+from coordinator.pointers import PointerTensor
+from coordinator.sending import check_tensor, nbytes_of, put
+from edge_agent.plan.errors import ArgumentMismatch
+from edge_agent.plan.expressions import evaluate, symbols_of
+from edge_agent.plan.format import TensorType, digest_of
+from edge_agent.plan.trees import unflatten
+from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, encode_tensor
+
+if TYPE_CHECKING:
+    from coordinator.plan import Plan
+
+__all__ = ["PointerPlan", "send_plan"]
+
+_Type: TypeAlias = tuple[str, tuple[int, ...]] | None
+_Shapes: TypeAlias = list[tuple[int, ...] | None]
+
+_CHECKED_CALLS = 256
+"""For how many combinations of argument types it is remembered that they fit."""
+_MOST_DEADLINE_MS = 1 << 53
+
+
+def send_plan(plan: Plan, targets: Sequence[Device | Fleet]) -> PointerPlan:
+    """Send a built plan to devices, or to all that the fleets among ``targets`` know now. What the broker has already
+    is not sent again.
+
+    Raises `PlanNotBuilt`, `PlanStale`, `ForeignPointer` for devices of two fleets, TypeError for no device at all.
+    """
+    bundle = plan.bundle()
+    devices: dict[str, Device] = {}
+    fleet: Fleet | None = None
+    for target in targets:
+        if not isinstance(target, Device | Fleet):
+            raise TypeError(f"expected devices, or a fleet, to send a plan to, got a {type(target).__name__}")
+        if fleet is None:
+            fleet = target if isinstance(target, Fleet) else target.fleet
+        elif fleet is not (target if isinstance(target, Fleet) else target.fleet):
+            raise ForeignPointer(f"{target!r}")
+        for device in target.devices() if isinstance(target, Fleet) else [target]:
+            devices.setdefault(device.id, device)
+    if fleet is None:
+        raise TypeError("expected at least one device to send a plan to")
+    if not devices:
+        failure = Failure(code="UnknownDevice", message="the broker knows no device yet, so there is none to send to")
+        raise error_from_failure(failure)
+    beside = {name: digest_of(content) for name, content in bundle.beside.items()}
+    blobs = bundle.parts | {digest: bundle.beside[name] for name, digest in beside.items()}
+    parts = PlanParts(plan=bundle.plan_id, blobs=blobs, beside=beside)
+    fleet.keep_source(parts.plan, plan.source_table)
+    fleet.driver.feed(SendPlan(plan=parts))
+    single = len(targets) == 1 and isinstance(targets[0], Device)
+    return PointerPlan(fleet, tuple(devices), plan, parts, single=single)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    deadline_ms: int = 0
+    seed: int | None = None
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    inline: bool = True
+
+
+class PointerPlan:
+    """A plan that was sent. Made by `Plan.send`.
+
+    Called with what the plan takes (tensors, numbers, pointers in place of tensors), it sends one command and returns
+    pointers, nested as the plan's results are, without waiting for anything. A tensor on the device may be named by
+    its tags: a string, or a list of strings.
+
+    Sent to several devices (or to a fleet), a call is still one command. Each argument is then the same for all: tags,
+    a number, a local tensor, a pointer; or a dict from device id to pointer. What is returned is a dict from device id
+    to pointers.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        devices: tuple[str, ...],
+        plan: Plan,
+        parts: PlanParts,
+        *,
+        single: bool,
+        options: _Options | None = None,
+    ) -> None:
+        self.fleet = fleet
+        self.name = plan.name
+        self._device_ids = devices
+        self._plan = plan
+        self._parts = parts
+        self._single = single
+        self._options = options or _Options()
+        self._signature = plan.signature
+        self._types = plan.output_types
+        self._tree = plan.output_tree
+        self._checked: dict[tuple[_Type, ...], _Shapes] = {}
+
+    # --------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def id(self) -> str:
+        """The plan's id: 64 hex digits."""
+        return self._parts.plan.hex()
+
+    @property
+    def devices(self) -> list[Device]:
+        """Where it was sent, in the order in which results are numbered."""
+        return [self.fleet.device(device) for device in self._device_ids]
+
+    def __repr__(self) -> str:
+        to = ", ".join(f"{device}:{self.id[:8]}" for device in self._device_ids[:4])
+        more = "" if len(self._device_ids) <= 4 else f", and {len(self._device_ids) - 4} more"
+        return f"[PointerPlan {self.name} | me:{self.fleet.short_id} -> {to}{more}]"
+
+    def options(
+        self,
+        *,
+        deadline: float | None = None,
+        seed: int | None = None,
+        tags: Sequence[str] | None = None,
+        description: str | None = None,
+        inline: bool | None = None,
+    ) -> PointerPlan:
+        """The same, with settings for its invocations; what is None stays as it is.
+
+        ``deadline``: seconds until an invocation that has not ended expires, time queued for a sleeping device
+        included. ``seed``: for random ops. ``tags`` and ``description``: what the results carry on the device.
+        ``inline``: False keeps even a small result on the device until it is fetched.
+        """
+        changes: dict[str, Any] = {}
+        if deadline is not None:
+            changes["deadline_ms"] = _milliseconds(deadline)
+        if tags is not None:
+            changes["tags"] = _checked_tags((tags,) if isinstance(tags, str) else tags)
+        for name, value in (("seed", seed), ("description", description), ("inline", inline)):
+            if value is not None:
+                changes[name] = value
+        plan = PointerPlan(
+            self.fleet,
+            self._device_ids,
+            self._plan,
+            self._parts,
+            single=self._single,
+            options=replace(self._options, **changes),
+        )
+        plan._checked = self._checked
+        return plan
+
+    # --------------------------------------------------------------------------------------------- calling it
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One invocation; see the class. Returns at once.
+
+        Raises `ArgumentMismatch`, `ConditionFailed` or `TensorRefused` for arguments that do not fit, `ForeignPointer`
+        for a pointer of another fleet, before anything is sent.
+        """
+        leaves = self._signature.bind(args, kwargs)
+        shapes = self._check(leaves)
+        call = _Call(self, leaves)
+        results = call.submit(self._parts, len(self._types), self._options)
+        if self._single:
+            return self._pointers(results[0], shapes)
+        return {result.device: self._pointers(result, shapes) for result in results}
+
+    def _pointers(self, result: Result, shapes: _Shapes) -> Any:
+        fleet, options = self.fleet, self._options
+        pointers = [
+            PointerTensor(
+                fleet,
+                result,
+                k,
+                dtype=kind.dtype,
+                shape=shape,
+                tags=options.tags,
+                description=options.description,
+            )
+            for k, (kind, shape) in enumerate(zip(self._types, shapes, strict=True))
+        ]
+        return pointers[0] if type(self._tree) is int else unflatten(self._tree, pointers)
+
+    def _check(self, leaves: Sequence[Any]) -> _Shapes:
+        """Compare the arguments with the plan's signature; the shape of each output, as far as it is known by them."""
+        types = tuple([self._type(leaf, k) for k, leaf in enumerate(leaves)])
+        shapes = self._checked.get(types)
+        if shapes is None:
+            shapes = self._checked_shapes(leaves, types)
+        if not self._single:
+            self._check_each(leaves, types)
+        return shapes
+
+    def _checked_shapes(self, leaves: Sequence[Any], types: tuple[_Type, ...]) -> _Shapes:
+        fitting = [leaf if type_ is not None else None for leaf, type_ in zip(leaves, types, strict=True)]
+        sizes = self._signature.sizes(fitting)
+        shapes = [_shape_of(kind, sizes) for kind in self._types]
+        if len(self._checked) >= _CHECKED_CALLS:
+            self._checked.clear()
+        self._checked[types] = shapes
+        return shapes
+
+    def _type(self, leaf: Any, k: int) -> _Type:
+        """The type of one argument, as far as it is known. What can't be an argument at all is refused."""
+        if type(leaf) is PointerTensor:
+            if leaf.fleet is not self.fleet:
+                raise ForeignPointer(f"the pointer {leaf.id}", self._signature.inputs[k].name)
+            return leaf.known_type
+        if isinstance(leaf, torch.Tensor):
+            try:
+                check_tensor(leaf)
+            except TensorRefused as error:
+                raise TensorRefused(f"{self._signature.inputs[k].name}: {error.reason}") from None
+            return DTYPE_NAMES[leaf.dtype], tuple(leaf.shape)
+        given = self._signature.inputs[k]
+        if isinstance(leaf, bool | int | float) and given.kind == "number":
+            return given.dtype, ()
+        if _is_tags(leaf):
+            _checked_tags((leaf,) if isinstance(leaf, str) else leaf)
+            return None
+        if isinstance(leaf, Mapping) and not self._single:
+            self._check_mapping(leaf, k)
+            return None
+        self._signature.types([leaf if k == other else None for other in range(len(self._signature.inputs))])
+        # It has a dtype and a shape, whatever it is; but it can't travel.
+        raise ArgumentMismatch(given.name, "a tensor, a number, a pointer or tags", f"a {type(leaf).__name__}")
+
+    def _check_mapping(self, leaf: Mapping[Any, Any], k: int) -> None:
+        name = self._signature.inputs[k].name
+        devices = {device.id if isinstance(device, Device) else device for device in leaf}
+        if devices != set(self._device_ids):
+            missing = [device for device in self._device_ids if device not in devices]
+            unknown = [str(device) for device in devices if device not in self._device_ids]
+            got = f"none for {', '.join(missing)}" if missing else f"one for {', '.join(unknown)}, too"
+            raise ArgumentMismatch(name, "a pointer for each device that the plan was sent to", got)
+        for device, pointer in leaf.items():
+            if not isinstance(pointer, PointerTensor):
+                raise ArgumentMismatch(f"{name}[{_device_id(device)!r}]", "a pointer", f"a {type(pointer).__name__}")
+            if pointer.fleet is not self.fleet:
+                raise ForeignPointer(f"the pointer {pointer.id}", f"{name}[{_device_id(device)!r}]")
+
+    def _check_each(self, leaves: Sequence[Any], types: tuple[_Type, ...]) -> None:
+        """Where an argument differs from device to device, it must fit on each."""
+        mappings = {k: _by_id(leaf) for k, leaf in enumerate(leaves) if isinstance(leaf, Mapping)}
+        if not mappings:
+            return
+        for device in self._device_ids:
+            here = [mappings[k][device] if k in mappings else leaf for k, leaf in enumerate(leaves)]
+            found = tuple([here[k].known_type if k in mappings else known for k, known in enumerate(types)])
+            if found not in self._checked:
+                self._checked_shapes(here, found)
+
+
+class _Call:
+    """One call's arguments on their way into a command."""
+
+    def __init__(self, plan: PointerPlan, leaves: Sequence[Any]) -> None:
+        self._fleet = plan.fleet
+        self._devices = plan._device_ids
+        self._args: list[Argument] = []
+        self._frames: list[bytes] = []
+        self._each: dict[int, bytes] = {}
+        self._passing: list[PointerTensor] = []  # tensors that were put for this call alone
+        room = INLINE_TENSORS_BYTES
+        for k, leaf in enumerate(leaves):
+            if type(leaf) is PointerTensor:
+                self._args.append(leaf.result_id)
+            elif isinstance(leaf, torch.Tensor):
+                size = nbytes_of(leaf)
+                if size <= room:
+                    room -= size
+                    self._args.append(None)
+                    self._frames.append(encode_tensor(leaf))
+                else:
+                    self._put(k, leaf)
+            elif isinstance(leaf, Mapping):
+                pointers = _by_id(leaf)
+                self._vary(k, [pointers[device] for device in self._devices])
+            elif isinstance(leaf, bool | int | float):
+                self._args.append(leaf)
+            else:
+                self._args.append([leaf] if isinstance(leaf, str) else list(leaf))
+
+    def _put(self, k: int, tensor: torch.Tensor) -> None:
+        pointers = put(self._fleet, self._devices, tensor)
+        self._passing += pointers
+        self._vary(k, pointers)
+
+    def _vary(self, k: int, pointers: Sequence[PointerTensor]) -> None:
+        self._args.append(pointers[0].result_id)
+        if len(pointers) > 1:
+            self._each[k] = b"".join(pointer.result_id for pointer in pointers)
+
+    def submit(self, parts: PlanParts, outputs: int, options: _Options) -> list[Result]:
+        driver = self._fleet.driver
+        driver.check()
+        with driver.lock:
+            command = Invoke(
+                id=driver.core.take_ids(outputs * len(self._devices)),
+                plan=parts.plan,
+                args=self._args,
+                outputs=outputs,
+                deadline_ms=options.deadline_ms,
+                inline=options.inline,
+                seed=options.seed,
+                tags=list(options.tags),
+                description=options.description,
+                each=self._each,
+            )
+            results = driver.submit(
+                SubmitCommand(devices=self._devices, command=command, frames=tuple(self._frames), plan=parts)
+            )
+            for pointer in self._passing:
+                # It acts after the invocation: then nothing needs the tensor any more.
+                release = Release(ids=[pointer.result_id])
+                driver.submit(SubmitCommand(devices=(pointer.result.device,), command=release))
+        driver.wake()
+        return results
+
+
+def _shape_of(kind: TensorType, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    if any(not symbols_of(dim) <= sizes.keys() for dim in kind.shape):
+        return None
+    return tuple(int(evaluate(dim, sizes)) for dim in kind.shape)
+
+
+def _is_tags(leaf: Any) -> bool:
+    return isinstance(leaf, str) or (
+        isinstance(leaf, list | tuple) and bool(leaf) and all(isinstance(tag, str) for tag in leaf)
+    )
+
+
+def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    for tag in tags:
+        if not isinstance(tag, str) or not 1 <= len(tag) <= 256:
+            raise ValueError(f"expected tags of 1 to 256 characters, got {tag!r}")
+    return tuple(dict.fromkeys(tags))
+
+
+def _device_id(device: Any) -> str:
+    return device.id if isinstance(device, Device) else str(device)
+
+
+def _by_id(pointers: Mapping[Any, PointerTensor]) -> dict[str, PointerTensor]:
+    return {_device_id(device): pointer for device, pointer in pointers.items()}
+
+
+def _milliseconds(deadline: float) -> int:
+    milliseconds = round(deadline * 1000)
+    if not 0 < milliseconds < _MOST_DEADLINE_MS:
+        raise ValueError(f"expected a deadline of some seconds, got {deadline!r}")
+    return milliseconds

@@ -1,0 +1,85 @@
+"""`VirtualWorker`: a real agent in this process, for notebooks and tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+import torch
+
+from coordinator.device import Device
+from coordinator.errors import BrokerUnreachable
+from coordinator.fleet import Fleet
+from coordinator.tagging import description_of, tags_of
+from edge_agent.agent import Agent
+from edge_agent.store import Store
+
+__all__ = ["VirtualWorker"]
+
+_LOOK = 0.002
+"""How often to ask whether the broker has the tags of a new device, in seconds; that takes a millisecond or two."""
+
+
+class VirtualWorker(Device):
+    """A device in this process: agent, store and runtime are the real ones, but plans run on a thread.
+
+    ``data``: tensors that it owns from the start, with the tags that `tagged` gave them. ``store``: a folder for its
+    store, which survives it; without one, a temporary one. Returns when the broker knows the device and its tags. It
+    ends with its fleet, or by `close`.
+
+    Raises `ConnectionRefused` when the broker does not take it (there is a device of that id), `BrokerUnreachable`
+    when it is not taken within ``timeout`` seconds.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        id: str,
+        *,
+        data: Iterable[torch.Tensor] = (),
+        store: str | os.PathLike[str] | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        super().__init__(fleet, fleet.device(id).id)
+        self._store = Store.temporary() if store is None else Store.open(store)
+        self._agent: Agent | None = None
+        try:
+            expected = {self._keep(tensor) for tensor in data if tags_of(tensor)}
+            for tensor in data:
+                if not tags_of(tensor):
+                    self._keep(tensor)
+            self._agent = Agent(fleet.endpoint, id, self._store, context=fleet.context, worker="thread")
+            self._agent.start()
+            fleet.own(self)
+            self._wait_until_known(expected, timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def store(self) -> Store:
+        """What it owns and keeps: `Store.put` adds to it, as a device's own programs do."""
+        return self._store
+
+    def _keep(self, tensor: torch.Tensor) -> str:
+        return self._store.put(tensor, tags=tags_of(tensor), description=description_of(tensor))
+
+    def _wait_until_known(self, expected: set[str], timeout: float) -> None:
+        assert self._agent is not None
+        deadline = time.monotonic() + timeout
+        try:
+            self._agent.wait_until_registered(timeout)
+        except TimeoutError:
+            raise BrokerUnreachable(self.fleet.endpoint, timeout) from None
+        while not expected <= {pointer.id for pointer in self.search()}:
+            if time.monotonic() > deadline:
+                raise BrokerUnreachable(self.fleet.endpoint, timeout)
+            time.sleep(_LOOK)
+
+    def close(self) -> None:
+        """End the agent, and the store if it was a temporary one. Idempotent."""
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.stop()
+        self._store.close()
