@@ -36,7 +36,12 @@ def cli() -> None:
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})
 @setting("--listen", default="tcp://127.0.0.1:5750", metavar="ENDPOINT", help="Where devices and coordinators connect.")
-@setting("--logs", default=None, metavar="ENDPOINT", help="Where logs and notifications are published.  [default: the port after --listen]")
+@setting(
+    "--logs",
+    default=None,
+    metavar="ENDPOINT",
+    help="Where logs and notifications are published.  [default: the port after --listen]",
+)
 @setting("--blobs", default=None, metavar="ENDPOINT", help="Where blobs move.  [default: the port after that]")
 @setting(
     "--data",
@@ -45,8 +50,18 @@ def cli() -> None:
     metavar="DIR",
     help="A folder for blobs, made if need be. Without it they are kept in memory.",
 )
-@setting("--max-message", default=_DEFAULTS.max_message, type=click.IntRange(min=1 << 16), help="The largest message, in bytes.")
-@setting("--heartbeat-ms", default=_DEFAULTS.heartbeat_ms, type=click.IntRange(min=100), help="How often peers say that they live.")
+@setting(
+    "--max-message",
+    default=_DEFAULTS.max_message,
+    type=click.IntRange(min=1 << 16),
+    help="The largest message, in bytes.",
+)
+@setting(
+    "--heartbeat-ms",
+    default=_DEFAULTS.heartbeat_ms,
+    type=click.IntRange(min=100),
+    help="How often peers say that they live.",
+)
 @insecure_option
 @log_options
 @config_option
@@ -59,7 +74,7 @@ def run(
     heartbeat_ms: int,
     insecure: bool,
 ) -> None:
-    """Run a broker until SIGTERM or ctrl-C.
+    r"""Run a broker until SIGTERM or ctrl-C.
 
     \b
     Example:

@@ -14,7 +14,9 @@ _DAY_MS = 24 * 3600 * 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
-    """Times in seconds unless the name says ``ms``, sizes in bytes. Every table of the broker is bounded by one of these."""
+    """Times in seconds unless the name says ``ms``, sizes in bytes. Every table of the broker is bounded by one
+    of these.
+    """
 
     max_message: int = MESSAGE_LIMIT
     """The largest message, all frames. A larger one is refused."""

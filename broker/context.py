@@ -1,7 +1,7 @@
 """What the parts of the broker's core share: what they say, the time, timers, and the counters.
 
-A part appends to ``out`` and ``writes``; `broker.core` hands ``out`` to the driver when an event is done with, and ``writes`` to
-the ledger when a batch is.
+A part appends to ``out`` and ``writes``; `broker.core` hands ``out`` to the driver when an event is done with, and
+``writes`` to the ledger when a batch is.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class Context:
         self.followed = 0
         """From which level on the log stream is followed; 0: by nobody."""
         self.notifications_followed = False
+        self.seq = 0
+        """The last number of a command, release or errand."""
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
 
@@ -105,6 +107,11 @@ class Context:
         if level >= self.level:
             self.out.append(Log(level=level, event=event, fields=fields))
 
+    def next_seq(self) -> int:
+        """The number of the next command, release or errand."""
+        self.seq += 1
+        return self.seq
+
     # ------------------------------------------------------------------------------------------ time
 
     def wall_ms(self, when: float | None = None) -> int:
@@ -116,7 +123,7 @@ class Context:
         return wall_ms / 1000 - self.wall_offset
 
     def at(self, when: float, timer: Timer) -> None:
-        """Call ``timer`` once ``when`` has come. It can't be taken back: it must see for itself whether it is still needed."""
+        """Call ``timer`` once ``when`` has come. It can't be taken back: it must see whether it is still needed."""
         heapq.heappush(self._timers, (when, next(self._count), timer))
 
     def next_timer(self) -> float | None:
@@ -128,4 +135,3 @@ class Context:
         now = self.now
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2](now)
-

@@ -1,7 +1,7 @@
 """The broker as a pure state machine: `BrokerCore.handle` takes what happened and returns what to do about it.
 
-It has no socket, no clock, no disk. `broker.server` executes its instructions; tests and the simulation do so under a virtual
-clock. Each part of the state has a module of its own:
+It has no socket, no clock, no disk. `broker.server` executes its instructions; tests and the simulation do so under a
+virtual clock. Each part of the state has a module of its own:
 
     `broker.devices`      who is there, tokens, presence        `broker.mailboxes`    commands to devices, numbered
     `broker.sessions`     incarnations, notifications           `broker.submissions`  what sessions submit, fanned out
@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from broker.announcements import Announcements
 from broker.config import BrokerConfig
 from broker.context import DEBUG, INFO, WARNING, Blobs, Context
 from broker.devices import Device, Devices
@@ -80,7 +81,8 @@ from broker.values import Values as ValueDesk
 __all__ = ["MALFORMED", "TOO_LARGE", "BrokerCore"]
 
 MALFORMED = "malformed"
-"""The code of `Refused` for one message that was dropped: it is none of this protocol, or none that its sender may send."""
+"""The code of `Refused` for one message that was dropped: it is none of this protocol, or none that its sender
+may send."""
 
 TOO_LARGE = "too_large"
 """The code of `Refused` for one message that was dropped because of its size."""
@@ -91,7 +93,9 @@ class _Ticket:
 
     __slots__ = ("devices", "number", "sessions")
 
-    def __init__(self, number: int, sessions: list[tuple[Session, bytes, int]], devices: list[tuple[Device, int, int]]) -> None:
+    def __init__(
+        self, number: int, sessions: list[tuple[Session, bytes, int]], devices: list[tuple[Device, int, int]]
+    ) -> None:
         self.number = number
         self.sessions = sessions
         self.devices = devices
@@ -100,9 +104,9 @@ class _Ticket:
 class BrokerCore:
     """See the module.
 
-    ``snapshot``: what the ledger gave at its `open`, its id and this broker's epoch among it. ``blobs`` is asked which blobs are
-    there. ``random_bytes``: os.urandom, or a seeded source. ``wall_offset``: what to add to ``now`` to get seconds since the Unix epoch.
-    ``now``: as in `handle`.
+    ``snapshot``: what the ledger gave at its `open`, its id and this broker's epoch among it. ``blobs`` is asked
+    which blobs are there. ``random_bytes``: os.urandom, or a seeded source. ``wall_offset``: what to add to ``now``
+    to get seconds since the Unix epoch. ``now``: as in `handle`.
     """
 
     def __init__(
@@ -127,10 +131,11 @@ class BrokerCore:
         self.values = ValueDesk(context, self.devices, self.plans)
         self.results = Results(context, self.plans, self.sessions, self.values)
         self.submissions = Submissions(context, self.devices, self.sessions, self.results, self.plans)
-        self.devices.changed_store = self.results.store_lost
+        self.announcements = Announcements(context, self.results, self.sessions, self.values)
+        self.devices.changed_store = self.announcements.store_lost
         self.devices.worn_out = self.results.worn_out
         self.devices.arrived = self.values.arrived
-        self.sessions.settled = self.results.settled
+        self.sessions.settled = self.results.retention.settled
         self.values.record_of = self.results.by_id.get
         self.submissions.acknowledge = self._owe_session
         self._owed_sessions: dict[Session, None] = {}
@@ -181,13 +186,12 @@ class BrokerCore:
         """What to do about ``event``, in this order. ``now`` is in seconds, on a clock that never runs backwards."""
         context = self._context
         context.now = now
-        out: list[object] = []
-        context.out = out
         self._events[type(event)](event)
         while context.due:
             due, context.due = context.due, {}
             for stream in due:
                 stream.pump(now)
+        out, context.out = context.out, []
         return out
 
     def next_timer(self) -> float | None:
@@ -280,7 +284,9 @@ class BrokerCore:
         context.total.bytes_in += event.size
         code = TOO_LARGE if event.too_large else MALFORMED
         device = self.devices.by_peer.get(event.peer)
-        context.log(WARNING, "message_refused", device="" if device is None else device.name, code=code, reason=event.reason)
+        context.log(
+            WARNING, "message_refused", device="" if device is None else device.name, code=code, reason=event.reason
+        )
         context.send(event.peer, Refused(version=PROTOCOL_VERSION, code=code, reason=event.reason))
 
     # ------------------------------------------------------------------------------------------ from devices
@@ -296,14 +302,14 @@ class BrokerCore:
             return
         if self._context.level <= DEBUG:
             self._context.log(DEBUG, "result_announced", result=announced.id.hex(), device=device.name, n=message.n)
-        self.results.announced(device, announced, event.frames)
+        self.announcements.ended(device, announced, event.frames)
 
     def _on_taken(self, device: Device, message: Taken, _event: Received) -> None:
         device.mailbox.taken(message.n, self._context.now, device.boot)
 
     def _on_device_heartbeat(self, device: Device, message: Heartbeat, _event: Received) -> None:
         self.devices.heartbeat(device, len(message.running))
-        self.results.started(device, message.running)
+        self.announcements.running(device, message.running)
 
     def _on_need_blobs(self, device: Device, message: NeedBlobs, event: Received) -> None:
         self.plans.provide(event.peer, device.tally, message.digests)
@@ -318,15 +324,15 @@ class BrokerCore:
     def _on_seen(self, session: Session, message: Seen, _event: Received) -> None:
         self.sessions.seen(session, message.n)
 
-    def _on_search(self, session: Session, message: Search, event: Received) -> None:
+    def _on_search(self, _session: Session, message: Search, event: Received) -> None:
         known = self.devices.by_name
         devices = [device for device in message.devices if device in known] if message.devices else None
         entries = self.devices.tags.search(message.tags, devices)
         as_of = {name: self.devices.last_seen(known[name]) for name in entries if name in known}
         self._context.send(event.peer, Found(r=message.r, entries=entries, as_of=as_of))
 
-    def _on_ask_status(self, session: Session, message: AskStatus, event: Received) -> None:
-        self._context.send(event.peer, StatusReport(r=message.r, entries=[self._status(id) for id in message.ids]))
+    def _on_ask_status(self, _session: Session, message: AskStatus, event: Received) -> None:
+        self._context.send(event.peer, StatusReport(r=message.r, entries=[self._status(each) for each in message.ids]))
 
     def _status(self, id: bytes) -> StatusEntry:
         entry = self.results.entry(id)
@@ -346,10 +352,10 @@ class BrokerCore:
             description=tagged.description,
         )
 
-    def _on_list_devices(self, session: Session, message: ListDevices, event: Received) -> None:
+    def _on_list_devices(self, _session: Session, message: ListDevices, event: Received) -> None:
         self._context.send(event.peer, DeviceList(r=message.r, devices=self.devices.infos()))
 
-    def _on_ask_stats(self, session: Session, message: AskStats, event: Received) -> None:
+    def _on_ask_stats(self, _session: Session, message: AskStats, event: Received) -> None:
         devices = {device.name: device.tally.counters() for device in self.devices}
         total = self._context.total.counters()
         self._context.send(event.peer, Stats(r=message.r, total=total, devices=devices, gauges=self.gauges()))
@@ -364,7 +370,7 @@ class BrokerCore:
             "unended": self.results.unended,
             "unended_bytes": self.results.bytes,
             "results": len(self.results.by_id),
-            "value_bytes": self.results.value_bytes,
+            "value_bytes": self.results.retention.value_bytes,
             "plans": len(self.plans),
             "values_wanted": len(self.values),
         }
@@ -498,21 +504,23 @@ class BrokerCore:
         steps += [(release.seq, release) for release in snapshot.releases]
         steps += [(errand.seq, errand) for errand in snapshot.errands]
         by_id = {stored.command.id: stored for stored in snapshot.results}
+        self._context.seq = max(
+            [seq for seq, _ in steps] + [stored.command.seq for stored in snapshot.results], default=0
+        )
         # Ended ones first, in the order in which they ended, which is that of their notifications.
-        for id in snapshot.ended:
-            record = self._restore_result(by_id[id])
+        for ended in snapshot.ended:
+            record = self._restore_result(by_id[ended])
             if not record.seen:
                 self.sessions.restored_ended(record)
         for _, step in sorted(steps, key=lambda step: step[0]):
             if isinstance(step, StoredResult):
                 self._restore_result(step)
             elif isinstance(step, RecordRelease):
-                self.results.restore_release(step, self.sessions.by_incarnation.get(step.incarnation))
+                self.results.releases.restore(step, self.sessions.by_incarnation.get(step.incarnation))
             else:
                 device = self.devices.by_name.get(step.device)
                 if device is not None:
                     device.mailbox.take_up(step.command, step.digest, step.seq)
-                    self.results.count_from(step.seq)
         if snapshot.epoch > 1:
             self._context.log(INFO, "ledger_taken_up", epoch=snapshot.epoch, unended=self.results.unended)
 

@@ -1,9 +1,9 @@
 """The device registry: who is known, who is there, and how a device comes and goes.
 
 A registration is a connection and a start of the agent (``boot``). Each hands the device a token to present next time:
-``issued``. Until the device has shown that it has it, by any word after `Registered`, the one before it (``confirmed``) is good
-as well, since the answer may have been lost; from then on who presents an old one is a clone or a restored backup. The same
-start of the agent needs no token: a process can't be a copy of itself.
+``issued``. Until the device has shown that it has it, by any word after `Registered`, the one before it
+(``confirmed``) is good as well, since the answer may have been lost; from then on who presents an old one is a clone
+or a restored backup. The same start of the agent needs no token: a process can't be a copy of itself.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class Device:
 class Devices:
     """All devices, by name, and the tag index.
 
-    The core sets `changed_store` (its old values are gone), `worn_out` (a command was delivered too often) and `arrived`.
+    The core sets `changed_store` (its old values are gone), `worn_out` (a command was delivered too often) and
+    `arrived`.
     """
 
     def __init__(self, context: Context, *, random_bytes: Callable[[int], bytes], epoch: int, ledger: bytes) -> None:
@@ -151,7 +152,8 @@ class Devices:
                 return
             device = self.by_name[message.device] = Device(context, message.device)
         elif device.peer == peer and device.boot == message.boot and device.presented == message.token:
-            # Asked again before our answer came: else it would present what we gave. What it may have announced meanwhile goes on.
+            # Asked again before our answer came: else it would present what we gave. What it may have announced
+            # meanwhile goes on.
             self._answer(device)
             return
         elif device.peer is not None and device.boot != message.boot:
@@ -199,7 +201,7 @@ class Devices:
         new_store = device.store != b"" and device.store != message.store
         first_time = device.store == b""
         if not (first_time or same_agent or known_token or (new_store and not message.token)):
-            reason = f"device {device.name} presented a registration token that is not the last: a copy or an old backup of its store?"
+            reason = f"device {device.name} presented an old registration token: a copy or a backup of its store?"
             self._refuse(peer, message, RefusalCode.STALE_TOKEN, reason)
             return
         if device.peer is not None:
@@ -364,7 +366,9 @@ class Devices:
     def _retire(self, device: Device) -> None:
         if not device.retiring:
             device.retiring = True
-            self._context.at(device.heard + self._context.config.device_retention, lambda now: self._forget(device, now))
+            self._context.at(
+                device.heard + self._context.config.device_retention, lambda now: self._forget(device, now)
+            )
 
     def _forget(self, device: Device, now: float) -> None:
         """Long after it was heard last: unless something still waits for it, a device that is away is known no more."""

@@ -1,8 +1,8 @@
 """A device's mailbox: the commands that it has not ended, and the numbered stream that brings them.
 
-A command waits in the mailbox, is handed to the stream when the device is there and has room, and leaves at its end. What the
-device has not acknowledged goes again; what an earlier start of its agent took goes again, too, in the old order.
-*Errands* (`Release`, `Cancel`) have no end to wait for: they are in the stream only.
+A command waits in the mailbox, is handed to the stream when the device is there and has room, and leaves at its end.
+What the device has not acknowledged goes again; what an earlier start of its agent took goes again, too, in the old
+order. *Errands* (`Release`, `Cancel`) have no end to wait for: they are in the stream only.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Mailbox:
         "_context",
         "_flying",
         "_ghosts",
-        "_high",
         "_held",
+        "_high",
         "_outbox",
         "_timer_at",
         "_waiting",
@@ -169,13 +169,19 @@ class Mailbox:
         assert type(item) is Record
         if not item.unended:
             # Its number must be filled; what would run for nothing is not sent again.
-            context.out.append(Send(message=Deliver(n=n, digest=item.digest, command=Cancel(id=item.id)), peer=self.peer))
+            context.out.append(
+                Send(message=Deliver(n=n, digest=item.digest, command=Cancel(id=item.id)), peer=self.peer)
+            )
             return
         message = Deliver(n=n, digest=item.digest, command=item.with_time_left(now))
         context.out.append(Send(message=message, frames=item.frames, peer=self.peer))
         if context.level <= DEBUG:
             context.out.append(
-                Log(level=DEBUG, event="invocation_relayed", fields={"result": item.id.hex(), "device": self.device, "n": n})
+                Log(
+                    level=DEBUG,
+                    event="invocation_relayed",
+                    fields={"result": item.id.hex(), "device": self.device, "n": n},
+                )
             )
 
     def taken(self, n: int, now: float, boot: bytes) -> None:
@@ -219,7 +225,9 @@ class Mailbox:
         self.peer = None
 
     def restart(self) -> list[Record]:
-        """Another start of the agent: what has not ended goes again, in its order. Those that were delivered too often."""
+        """Another start of the agent: what has not ended goes again, in its order. Those that were delivered too
+        often.
+        """
         limit = self._context.config.max_deliveries
         kept = [item for _, item in self._outbox.unacknowledged() if type(item) is Errand]
         self._outbox = self._new_outbox(self._outbox.last + 1)

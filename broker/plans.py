@@ -1,7 +1,7 @@
 """Plans and blobs at the broker: which plans are whole, who needs which blobs, and until when.
 
-The bytes are in the blob store. What a plan consists of, and what unended commands name, is pinned there, so it can't be evicted;
-a blob that nobody names any more stays for a while, for whoever may come again, and is dropped.
+The bytes are in the blob store. What a plan consists of, and what unended commands name, is pinned there, so it can't
+be evicted; a blob that nobody names any more stays for a while, for whoever may come again, and is dropped.
 """
 
 from __future__ import annotations
@@ -91,11 +91,10 @@ class Plans:
             pass
 
     def _drop_oldest(self) -> bool:
-        for digest, plan in self._plans.items():
-            if not plan.uses:
-                break
-        else:
+        oldest = next(((digest, plan) for digest, plan in self._plans.items() if not plan.uses), None)
+        if oldest is None:
             return False
+        digest, plan = oldest
         self._remove(digest, plan)
         self._context.writes.append(DropPlan(plan=digest))
         self._context.log(INFO, "plan_dropped", plan=digest.hex())

@@ -26,7 +26,8 @@ from broker.transitions import UNENDED
 
 if TYPE_CHECKING:
     from broker.devices import Device
-    from broker.sessions import Gate, Session
+    from broker.releases import Gate
+    from broker.sessions import Session
 
 __all__ = ["Record", "failure_of_ending"]
 
@@ -34,8 +35,8 @@ __all__ = ["Record", "failure_of_ending"]
 class Record:
     """What the broker knows of ``width`` consecutive ids, made by one command on one device.
 
-    Times in seconds on the core's clock. ``released`` and ``wanted`` are bit masks over the outputs: those that are released,
-    and those whose release was asked for.
+    Times in seconds on the core's clock. ``released`` and ``wanted`` are bit masks over the outputs: those that are
+    released, and those whose release was asked for.
     """
 
     __slots__ = (

@@ -1,8 +1,9 @@
 """The broker's driver: sockets, timers and threads around `broker.core.BrokerCore`.
 
-One thread owns the ROUTER on which peers talk, and the XPUB on which logs and notifications are published. It reads what is
-waiting, hands it to the core message by message, and executes what the core answers, in order. Blobs move on a thread of their
-own (`broker.blob_server`), so commands never wait behind them. Only first frames are decoded; the others are passed on as they came.
+One thread owns the ROUTER on which peers talk, and the XPUB on which logs and notifications are published. It reads
+what is waiting, hands it to the core message by message, and executes what the core answers, in order. Blobs move on
+a thread of their own (`broker.blob_server`), so commands never wait behind them. Only first frames are decoded; the
+others are passed on as they came.
 
     server = BrokerServer("tcp://127.0.0.1:*")
     server.start()
@@ -23,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import msgspec
 import zmq
@@ -67,7 +68,8 @@ MESSAGES_A_BATCH = 256
 """How many waiting messages are handled before acknowledgements go out."""
 
 HIGH_WATER = 4096
-"""Messages that wait for one peer: more than the windows of its streams, so only a peer that asks and never reads gets there."""
+"""Messages that wait for one peer: more than the windows of its streams, so only a peer that asks and never reads
+gets there."""
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 _BATCH_ENDED = BatchEnded()
@@ -109,8 +111,8 @@ def neighbours(listen: str) -> tuple[str, str]:
 class BrokerServer:
     """A broker, on a thread (`start`) or in the foreground (`run`).
 
-    ``logs`` and ``blobs``: see `neighbours` for the defaults. ``context``: a shared one for ``inproc://``; it is left as it is. ``ledger`` and
-    ``store``: in memory by default; both are closed at the end.
+    ``logs`` and ``blobs``: see `neighbours` for the defaults. ``context``: a shared one for ``inproc://``; it is left
+    as it is. ``ledger`` and ``store``: in memory by default; both are closed at the end.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class BrokerServer:
         """Whether peers can connect, within ``timeout`` seconds."""
         return self._listening.wait(timeout)
 
-    def __enter__(self) -> BrokerServer:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -206,8 +208,8 @@ class BrokerServer:
                 listen=_bound(self._router), logs=_bound(self._pub), blobs=_for_peers(self._blob_server.endpoint)
             )
             self._wake_in, self._wake_out = socket.socketpair()
-            self._wake_in.setblocking(False)
-            self._wake_out.setblocking(False)
+            self._wake_in.settimeout(0)
+            self._wake_out.settimeout(0)
             now = time.monotonic()
             self._core = BrokerCore(
                 self.config,
@@ -282,6 +284,7 @@ class BrokerServer:
         poller.register(pub, zmq.POLLIN)
         poller.register(wake, zmq.POLLIN)
         monotonic = time.monotonic
+        self._do(_BATCH_ENDED, monotonic())  # what the core has to say about the ledger that it took up
         while not self._stopping.is_set():
             ready = dict(poller.poll(self._timeout_ms(monotonic())))
             core.log_level = self._local_log.level

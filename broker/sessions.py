@@ -1,7 +1,7 @@
 """Sessions: who they are, the numbered stream of their notifications, and how they come and go.
 
-An unnamed session is one incarnation. A named one goes on when its coordinator starts anew: the newest incarnation fences the older,
-and gets what that had not seen. What sessions submit is in `broker.submissions`.
+An unnamed session is one incarnation. A named one goes on when its coordinator starts anew: the newest incarnation
+fences the older, and gets what that had not seen. What sessions submit is in `broker.submissions`.
 """
 
 from __future__ import annotations
@@ -30,33 +30,12 @@ from broker.protocol.streams import Inbox, Outbox
 from broker.records import Record
 
 if TYPE_CHECKING:
+    from broker.releases import Gate
     from broker.values import Gathering
 
-__all__ = ["Gate", "PendingRelease", "Session", "Sessions"]
+__all__ = ["Session", "Sessions"]
 
 _REJECTIONS_KEPT = 1024
-
-
-class PendingRelease:
-    """A release that waits at ``gates`` gates."""
-
-    __slots__ = ("gates", "seq")
-
-    def __init__(self, seq: int) -> None:
-        self.seq = seq
-        self.gates = 0
-
-
-class Gate:
-    """Commands of one session on one device that came between two releases; the release that closes it waits for their ends."""
-
-    __slots__ = ("ids", "lane", "release", "unended")
-
-    def __init__(self, lane: deque[Gate]) -> None:
-        self.lane = lane
-        self.unended = 0
-        self.ids: list[bytes] = []
-        self.release: PendingRelease | None = None  # None: no release has closed it yet
 
 
 class Session:
@@ -70,11 +49,11 @@ class Session:
         "bytes",
         "closed",
         "fetches",
-        "gates",
         "heard",
         "highest",
         "inbox",
         "incarnation",
+        "lanes",
         "name",
         "outbox",
         "peer",
@@ -104,7 +83,7 @@ class Session:
         self.unended = 0
         self.bytes = 0
         self.rejected: OrderedDict[int, Failure] = OrderedDict()
-        self.gates: dict[str, deque[Gate]] = {}  # by device
+        self.lanes: dict[str, deque[Gate]] = {}  # by device: see `broker.releases`
         self.fetches: dict[int, Gathering] = {}
         self.outbox: Outbox[Record] = self._new_outbox(seen + 1)
         self.renumber = False
@@ -140,7 +119,11 @@ class Session:
                 if tally is not None:
                     tally.notifications += 1
                 if context.level <= DEBUG:
-                    fields = {"result": record.id.hex(), "device": record.device_name, "session": self.incarnation.hex()}
+                    fields = {
+                        "result": record.id.hex(),
+                        "device": record.device_name,
+                        "session": self.incarnation.hex(),
+                    }
                     context.out.append(Log(level=DEBUG, event="result_notified", fields=fields))
             else:
                 context.total.resent += 1
@@ -172,7 +155,9 @@ class Session:
         self.rejected[n] = failure
         while len(self.rejected) > _REJECTIONS_KEPT:
             self.rejected.popitem(last=False)
-        self._context.log(WARNING, "command_rejected", session=self.incarnation.hex(), n=n, code=failure.code, reason=failure.message)
+        self._context.log(
+            WARNING, "command_rejected", session=self.incarnation.hex(), n=n, code=failure.code, reason=failure.message
+        )
         self.say_rejected(n, failure)
 
     def say_rejected(self, n: int, failure: Failure) -> None:
@@ -181,7 +166,9 @@ class Session:
             self._context.send(self.peer, Rejected(n=n, failure=failure))
 
     def become(self, incarnation: bytes) -> None:
-        """A newer incarnation takes up this named session: commands are numbered anew, and what was not seen is told again."""
+        """A newer incarnation takes up this named session: commands are numbered anew, and what was not seen is
+        told again.
+        """
         self.incarnation = incarnation
         self.inbox = Inbox()
         self.accepted = 0
@@ -193,7 +180,8 @@ class Session:
     def number_from(self, first: int) -> None:
         """Number what it has not seen anew.
 
-        After a restart, because what was sent before and did not reach the ledger had numbers, too: it may come twice, and never gets lost.
+        After a restart, because what was sent before and did not reach the ledger had numbers, too: it may come
+        twice, and never gets lost.
         """
         unseen = [record for _, record in self.outbox.unacknowledged()]
         self.renumber = False
@@ -301,7 +289,9 @@ class Sessions:
         session.become(message.incarnation)
         self.by_incarnation[message.incarnation] = session
         self.record(session)
-        self._context.log(INFO, "session_taken_over", session=message.incarnation.hex(), name=session.name, before=old.hex())
+        self._context.log(
+            INFO, "session_taken_over", session=message.incarnation.hex(), name=session.name, before=old.hex()
+        )
         return session
 
     def _fence(self, incarnation: bytes, name: str) -> None:
@@ -385,7 +375,9 @@ class Sessions:
         del self.by_peer[session.peer]
         session.peer = None
         session.fetches.clear()
-        context.log(INFO, "session_closed" if goodbye else "session_lost", session=session.incarnation.hex(), name=session.name)
+        context.log(
+            INFO, "session_closed" if goodbye else "session_lost", session=session.incarnation.hex(), name=session.name
+        )
         if goodbye and not session.name:
             session.closed = True
             self.seen(session, session.outbox.last)
@@ -396,7 +388,9 @@ class Sessions:
             self._drop(session)
         elif not session.retiring:
             session.retiring = True
-            self._context.at(self._context.now + self._context.config.session_retention, lambda now: self._look_again(session, now))
+            self._context.at(
+                self._context.now + self._context.config.session_retention, lambda now: self._look_again(session, now)
+            )
 
     def _look_again(self, session: Session, now: float) -> None:
         session.retiring = False

@@ -1,7 +1,7 @@
 """What sessions submit: judged, fanned out over the devices named, and put into their mailboxes.
 
-A command is taken in the order of its number only. What can't be taken now (`Busy`, `Lacking`) stops the stream, so that nothing
-overtakes it; what can never be taken is `Rejected`, and what can fail for one device alone fails there.
+A command is taken in the order of its number only. What can't be taken now (`Busy`, `Lacking`) stops the stream, so
+that nothing overtakes it; what can never be taken is `Rejected`, and what can fail for one device alone fails there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from broker.protocol.messages import (
     StorePlan,
     Submit,
 )
+from broker.records import Record
 from broker.results import Results
 from broker.sessions import Session, Sessions
 
@@ -69,7 +70,9 @@ class Submissions:
             return
         if size > self._context.config.max_message:
             limit = self._context.config.max_message
-            self._reject(session, n, "MessageTooLarge", f"expected a message of at most {limit} bytes, got {size} bytes")
+            self._reject(
+                session, n, "MessageTooLarge", f"expected a message of at most {limit} bytes, got {size} bytes"
+            )
             return
         self._take[type(message.command)](session, message, message.command, frames, size)
 
@@ -98,11 +101,13 @@ class Submissions:
 
     # ------------------------------------------------------------------------------------------ invocations and values
 
-    def _take_command(self, session: Session, message: Submit, command: Invoke | Put, frames: _Frames, size: int) -> None:
+    def _take_command(
+        self, session: Session, message: Submit, command: Invoke | Put, frames: _Frames, _size: int
+    ) -> None:
         n = message.n
         names = message.devices
         count = len(names)
-        outputs = command.outputs if type(command) is Invoke else 1
+        outputs = command.outputs if isinstance(command, Invoke) else 1
         width = outputs or 1
         if incarnation_of(command.id) != session.incarnation:
             expected = session.incarnation.hex()
@@ -112,40 +117,40 @@ class Submissions:
         if wrong:
             self._reject(session, n, "NotAllowed", wrong)
             return
-        if type(command) is Invoke:
+        if isinstance(command, Invoke):
             if not self._plans.knows(command.plan):
                 self._lacking(session, n, [command.plan])
                 return
-        elif command.blob is not None and not self._plans.has(command.blob):  # type: ignore[union-attr]  # a Put
-            self._lacking(session, n, [command.blob])  # type: ignore[union-attr]
+        elif command.blob is not None and not self._plans.has(command.blob):
+            self._lacking(session, n, [command.blob])
             return
         digest = command_digest(command, frames)
-        results = self._results
-        if count == 1 and width == 1:
-            known = results.by_id.get(command.id)
-        else:
-            ids = (nth(command.id, k) for k in range(count * width))
-            known = next((record for id in ids if (record := results.by_id.get(id)) is not None), None)
-        if known is not None:
-            self._again(session, n, command.id, width, names, digest)
-            return
+        known: dict[int, Record] = {}
+        if count > 1 or width > 1 or command.id in self._results.by_id:
+            conflict = self._known(known, command.id, names, width, digest)
+            if conflict is not None:
+                reason = f"the id {conflict.hex()} already names another command, or a part of one"
+                self._reject(session, n, "IdConflict", reason)
+                return
         payload = size_of(frames)
-        reason = self._no_room(session, names, payload)
-        if reason:
-            self._busy(session, n, reason)
+        full = self._no_room(session, names, payload) if len(known) < count else ""
+        if full:
+            self._busy(session, n, full)
             return
         self._taken(session, n)
-        highest = counter_of(command.id) + count * width - 1
-        if highest > session.highest:
-            session.highest = highest
+        session.highest = max(session.highest, counter_of(command.id) + count * width - 1)
         by_name = self._devices.by_name
         for k, name in enumerate(names):
+            alone = count == 1 and not (isinstance(command, Invoke) and command.each)
+            mine = command if alone else _for_device(command, k, width)
+            if k in known:
+                self._results.take_up(known[k], mine, session)
+                continue
             device = by_name.get(name)
-            mine = command if count == 1 and not (type(command) is Invoke and command.each) else _for_device(command, k, width)
             failure = None
             if count > 1 and device is not None and not self._has_room(device, payload):
                 failure = Failure(code="QueueFull", message=_full(device), details={"device": name})
-            results.add(
+            self._results.add(
                 mine,
                 frames,
                 session=session,
@@ -166,6 +171,25 @@ class Submissions:
                 n=n,
             )
 
+    def _known(
+        self, known: dict[int, Record], first: bytes, names: list[str], width: int, digest: bytes
+    ) -> bytes | None:
+        """Put into ``known`` which of the devices' parts were sent before, perhaps to an earlier ledger; an id that
+        already names something else, if there is one.
+        """
+        by_id = self._results.by_id
+        for k, name in enumerate(names):
+            begin = nth(first, k * width)
+            for place in range(width):
+                each = nth(begin, place)
+                record = by_id.get(each)
+                if record is None:
+                    continue
+                if record.id != begin or record.digest != digest or record.device_name != name:
+                    return each
+                known[k] = record
+        return None
+
     def _unfit(self, command: Invoke | Put, count: int, outputs: int) -> str:
         """What is wrong with a command whatever the state of the fleet; nothing, usually."""
         config = self._context.config
@@ -179,28 +203,13 @@ class Submissions:
             return f"expected an output, got none on {count} devices, whose results could not be told apart"
         if counter_of(command.id) + count * (outputs or 1) > _COUNTER_END:
             return f"expected an id with room for {count * outputs} results, got {command.id.hex()}"
-        if type(command) is Invoke:
+        if isinstance(command, Invoke):
             for position, ids in command.each.items():
                 if not 0 <= position < len(command.args):
                     return f"expected the position of one of {len(command.args)} arguments in each, got {position}"
                 if len(ids) != RESULT_ID_BYTES * count:
                     return f"expected {count} ids for argument {position}, got {len(ids)} bytes"
         return ""
-
-    def _again(self, session: Session, n: int, first: bytes, width: int, names: list[str], digest: bytes) -> None:
-        """Some of the ids are known. If all are, by the same command, it was sent before, perhaps to an earlier ledger."""
-        results = self._results
-        known = [results.by_id.get(nth(first, k * width)) for k in range(len(names))]
-        for k, record in enumerate(known):
-            id = nth(first, k * width)
-            if record is None or record.id != id or record.digest != digest or record.device_name != names[k]:
-                self._reject(session, n, "IdConflict", f"the id {id.hex()} already names another command, or a part of one")
-                return
-        self._taken(session, n)
-        for record in known:
-            if record is not None and not record.unended and record.event is not None:
-                record.session = session
-                session.notify(record)
 
     def _no_room(self, session: Session, names: list[str], payload: int) -> str:
         """Which limit the command would break; none, usually."""
@@ -231,8 +240,8 @@ class Submissions:
     def _take_release(self, session: Session, message: Submit, command: Release, _frames: _Frames, _size: int) -> None:
         self._taken(session, message.n)
         devices = [device for name in message.devices if (device := self._devices.by_name.get(name)) is not None]
-        seq = self._results.next_seq()
-        if self._results.release(session, command.ids, devices=devices, seq=seq):
+        seq = self._context.next_seq()
+        if self._results.releases.release(session, command.ids, devices=devices, seq=seq):
             self._context.writes.append(
                 RecordRelease(seq=seq, incarnation=session.incarnation, n=message.n, ids=command.ids)
             )
@@ -257,10 +266,10 @@ def _full(device: Device) -> str:
 
 def _for_device(command: Invoke | Put, k: int, width: int) -> Invoke | Put:
     """The command for the ``k``-th of its devices: with its own ids, and its own arguments."""
-    id = nth(command.id, k * width)
-    if type(command) is not Invoke or not command.each:
-        return msgspec.structs.replace(command, id=id)
+    mine = nth(command.id, k * width)
+    if not isinstance(command, Invoke) or not command.each:
+        return msgspec.structs.replace(command, id=mine)
     args = list(command.args)
     for position, ids in command.each.items():
         args[position] = ids[RESULT_ID_BYTES * k : RESULT_ID_BYTES * (k + 1)]
-    return msgspec.structs.replace(command, id=id, args=args, each={})
+    return msgspec.structs.replace(command, id=mine, args=args, each={})

@@ -1,7 +1,7 @@
 """What followers of the log and notification stream have subscribed to, and so what is worth sending.
 
-Topics are ``l.`` + level + ``.`` + component + ``.`` + device for logs, and ``n.`` + result id for notifications. A subscription is a
-prefix of a topic, so one of ``l.`` asks for all levels.
+Topics are ``l.`` + level + ``.`` + component + ``.`` + device for logs, and ``n.`` + result id for notifications. A
+subscription is a prefix of a topic, so one of ``l.`` asks for all levels.
 """
 
 from __future__ import annotations

@@ -41,10 +41,10 @@ class TagIndex:
         """Take in what a device says, as in `TagsChanged`; how many entries found no room."""
         known = self._devices.setdefault(device, {})
         if whole:
-            for id in list(known):
-                self._remove(device, known, id)
-        for id in gone:
-            self._remove(device, known, id)
+            for each in list(known):
+                self._remove(device, known, each)
+        for each in gone:
+            self._remove(device, known, each)
         dropped = 0
         for entry in entries:
             self._remove(device, known, entry.id)
@@ -64,7 +64,9 @@ class TagIndex:
         self.change(device, (), (), whole=True)
 
     def search(self, tags: list[str], devices: list[str] | None) -> dict[str, list[TagEntry]]:
-        """The entries that carry all of ``tags``, by device: for each of ``devices``; or, with None, wherever there are any."""
+        """The entries that carry all of ``tags``, by device: for each of ``devices``; or, with None, wherever
+        there are any.
+        """
         if devices is not None:
             return {device: self._matches(device, tags) for device in devices}
         if not tags:
@@ -79,7 +81,7 @@ class TagIndex:
             return list(known.values())
         ids = [self._by_tag.get(tag, {}).get(device, {}) for tag in tags]
         rarest = min(ids, key=len)
-        return [known[id] for id in rarest if all(id in others for others in ids)]
+        return [known[each] for each in rarest if all(each in others for others in ids)]
 
     def _remove(self, device: str, known: _Entries, id: bytes) -> None:
         entry = known.pop(id, None)

@@ -1,8 +1,8 @@
 """Values on their way: what sessions fetch, and what devices need as arguments from elsewhere.
 
-What is inline is answered from its record. The rest is asked of the device that has it, once for all who want it, and parked while
-that device is away. A large value comes as a blob, and is passed on when the broker has it whole. Nothing here must survive: whoever
-waits asks again, and what nobody asks for again is forgotten.
+What is inline is answered from its record. The rest is asked of the device that has it, once for all who want it, and
+parked while that device is away. A large value comes as a blob, and is passed on when the broker has it whole.
+Nothing here must survive: whoever waits asks again, and what nobody asks for again is forgotten.
 """
 
 from __future__ import annotations
@@ -76,24 +76,25 @@ class Values:
         gathering = session.fetches.get(r)
         if gathering is None or gathering.ids != ids:
             if len(ids) > limit or len(session.fetches) >= limit:
-                failure = Failure(code="QueueFull", message=f"expected fetches of at most {limit} values, and {limit} at a time")
-                outcomes = [Outcome(id=id, failure=failure) for id in ids[:limit]]
+                failure = Failure(
+                    code="QueueFull", message=f"expected fetches of at most {limit} values, and {limit} at a time"
+                )
+                outcomes = [Outcome(id=each, failure=failure) for each in ids[:limit]]
                 assert session.peer is not None
                 self._context.send(session.peer, ValuesMessage(r=r, outcomes=outcomes))
                 return
             gathering = session.fetches[r] = Gathering(session, r, ids)
         wanted: dict[Device, list[bytes]] = {}
-        for id in gathering.distinct:
-            if id in gathering.found:
+        for each in gathering.distinct:
+            if each in gathering.found:
                 continue
-            found = self._find(id, for_session=True)
+            found = self._find(each, for_session=True)
             if type(found) is tuple:
-                gathering.found[id] = found
+                gathering.found[each] = found
             else:
                 assert type(found) is Device  # `_find` waits for no record on a session's behalf
-                want = self._want(id, found)
-                want.gatherings[gathering] = None
-                wanted.setdefault(found, []).append(id)
+                self._want(each, found).gatherings[gathering] = None
+                wanted.setdefault(found, []).append(each)
         self._answer(gathering)
         for device, needed in wanted.items():
             self._ask(device, needed)
@@ -103,18 +104,18 @@ class Values:
         ready: list[_Found] = []
         wanted: dict[Device, list[bytes]] = {}
         limit = self._context.config.fetches
-        for id in list(dict.fromkeys(ids))[:limit]:
-            found = self._find(id, for_session=False)
+        for each in list(dict.fromkeys(ids))[:limit]:
+            found = self._find(each, for_session=False)
             if type(found) is tuple:
                 ready.append(found)
             elif type(found) is Record:
                 if found.waiters is None:
                     found.waiters = {}
-                found.waiters[device.name, id] = device
+                found.waiters[device.name, each] = device
             else:
                 assert type(found) is Device
-                self._want(id, found).waiters[device.name] = device
-                wanted.setdefault(found, []).append(id)
+                self._want(each, found).waiters[device.name] = device
+                wanted.setdefault(found, []).append(each)
         self._send_supply(device, ready)
         for owner, needed in wanted.items():
             self._ask(owner, needed)
@@ -131,7 +132,11 @@ class Values:
                 return record
             return _failed(id, "NotReady", f"the result {id.hex()} has not ended")
         # A release that was asked for waits for commands that need the value: for them it is there still.
-        gone = record.status is not ResultStatus.DONE or record.released & record.bit(id) or (for_session and record.wanted & record.bit(id))
+        gone = (
+            record.status is not ResultStatus.DONE
+            or record.released & record.bit(id)
+            or (for_session and record.wanted & record.bit(id))
+        )
         if gone:
             failure = record.failure_of(id)
             assert failure is not None
@@ -183,11 +188,13 @@ class Values:
             return
         now = self._context.now
         due: list[bytes] = []
-        for id in ids:
-            want = device.wants[id]
-            if want.outcome is None and (want.asked_at is None or now - want.asked_at >= self._context.config.fetch_patience):
+        for each in ids:
+            want = device.wants[each]
+            if want.outcome is None and (
+                want.asked_at is None or now - want.asked_at >= self._context.config.fetch_patience
+            ):
                 want.asked_at = now
-                due.append(id)
+                due.append(each)
         if due:
             self._r += 1
             self._context.send(device.peer, Fetch(r=self._r, ids=due))
@@ -259,9 +266,11 @@ class Values:
         del session.fetches[gathering.r]
         if session.peer is None:
             return
-        found = [gathering.found[id] for id in gathering.ids]
+        found = [gathering.found[each] for each in gathering.ids]
         frames = tuple(frame for _, frame in found if frame is not None)
-        self._context.send(session.peer, ValuesMessage(r=gathering.r, outcomes=[outcome for outcome, _ in found]), frames)
+        self._context.send(
+            session.peer, ValuesMessage(r=gathering.r, outcomes=[outcome for outcome, _ in found]), frames
+        )
 
     def _send_supply(self, device: Device, found: list[_Found]) -> None:
         """In messages of a bounded size. One that is away asks again when it is back."""

@@ -65,8 +65,8 @@ class _Write(Struct, frozen=True, kw_only=True):
 class RecordCommand(_Write, frozen=True, kw_only=True):
     """A command for one device, in its mailbox until it ends.
 
-    ``command`` is None where the ledger knows a result only from its device's announcement. ``n`` is the number of the session's
-    `Submit`; ``deadline_ms`` a point in time (ms since the Unix epoch).
+    ``command`` is None where the ledger knows a result only from its device's announcement. ``n`` is the number of
+    the session's `Submit`; ``deadline_ms`` a point in time (ms since the Unix epoch).
     """
 
     seq: int
@@ -153,7 +153,9 @@ class DropErrand(_Write, frozen=True, kw_only=True):
 
 
 class RecordSession(_Write, frozen=True, kw_only=True):
-    """A session: its name (empty: none), the last command taken, the last notification seen, and the largest id counter."""
+    """A session: its name (empty: none), the last command taken, the last notification seen, and the largest id
+    counter.
+    """
 
     incarnation: bytes
     name: str

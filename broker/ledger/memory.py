@@ -1,4 +1,6 @@
-"""A ledger in memory: for the embedded broker, for tests, and for a broker whose promises need not outlive its process."""
+"""A ledger in memory: for the embedded broker, for tests, and for a broker whose promises need not outlive its
+process.
+"""
 
 from __future__ import annotations
 
@@ -108,8 +110,8 @@ class MemoryLedger:
         self._results[write.id] = StoredResult(command=write)
 
     def _mark_delivered(self, write: MarkDelivered) -> None:
-        for id in write.ids:
-            stored = self._results.get(id)
+        for each in write.ids:
+            stored = self._results.get(each)
             if stored is not None:
                 stored.deliveries += 1
 
@@ -134,8 +136,8 @@ class MemoryLedger:
         self._ended[write.id] = None
 
     def _mark_seen(self, write: MarkSeen) -> None:
-        for id in write.ids:
-            stored = self._results.get(id)
+        for each in write.ids:
+            stored = self._results.get(each)
             if stored is not None:
                 stored.seen = True
 
@@ -147,15 +149,15 @@ class MemoryLedger:
                 stored.status = ResultStatus.RELEASED
 
     def _mark_lost(self, write: MarkLost) -> None:
-        for id in write.ids:
-            stored = self._results.get(id)
+        for each in write.ids:
+            stored = self._results.get(each)
             if stored is not None:
                 stored.status = ResultStatus.LOST
 
     def _drop_results(self, write: DropResults) -> None:
-        for id in write.ids:
-            self._results.pop(id, None)
-            self._ended.pop(id, None)
+        for each in write.ids:
+            self._results.pop(each, None)
+            self._ended.pop(each, None)
 
     def _drop_session(self, write: DropSession) -> None:
         self._sessions.pop(write.incarnation, None)
@@ -171,7 +173,7 @@ class MemoryLedger:
         if write.whole:
             self._tags[write.device] = {}
         entries = self._tags.setdefault(write.device, {})
-        for id in write.gone:
-            entries.pop(id, None)
+        for each in write.gone:
+            entries.pop(each, None)
         for entry in write.entries:
             entries[entry.id] = entry

@@ -1,0 +1,69 @@
+"""How long ended results are remembered: until their time is over, or until there are too many."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from broker.context import Context
+from broker.ledger.interface import DropResults
+from broker.protocol.messages import ResultStatus
+from broker.records import Record
+
+__all__ = ["Retention"]
+
+
+class Retention:
+    """Drops records from ``by_id`` in the order in which their sessions have seen them.
+
+    So one with a long deadline may keep others a little longer than promised, and nothing is ever searched.
+    """
+
+    def __init__(self, context: Context, by_id: dict[bytes, Record]) -> None:
+        self._context = context
+        self._by_id = by_id
+        self._settled: deque[Record] = deque()
+        self._timer_set = False
+        self.value_bytes = 0
+        """The inline values of all ended results."""
+
+    def keep_value(self, record: Record) -> None:
+        """A record has ended with an inline value."""
+        self.value_bytes += sum(map(len, record.value))
+
+    def drop_value(self, record: Record) -> None:
+        """The inline value of a record is needed no more."""
+        self.value_bytes -= sum(map(len, record.value))
+        record.value = ()
+
+    def settled(self, record: Record) -> None:
+        """No notification of this record is due any more: it may be forgotten when its time has come."""
+        if record.status is ResultStatus.RELEASED:
+            self.drop_value(record)
+        self._settled.append(record)
+        config = self._context.config
+        while len(self._settled) > config.ended_results or (self._settled and self.value_bytes > config.value_bytes):
+            self._forget_oldest()
+        self._arm()
+
+    def _over_at(self, record: Record) -> float:
+        return record.deadline + self._context.config.retention_ms / 1000
+
+    def _arm(self) -> None:
+        if self._settled and not self._timer_set:
+            self._timer_set = True
+            self._context.at(self._over_at(self._settled[0]), self._wake)
+
+    def _wake(self, now: float) -> None:
+        self._timer_set = False
+        while self._settled and self._over_at(self._settled[0]) <= now:
+            self._forget_oldest()
+        self._arm()
+
+    def _forget_oldest(self) -> None:
+        record = self._settled.popleft()
+        for each in record.ids():
+            del self._by_id[each]
+        self.drop_value(record)
+        if record.device is not None:
+            record.device.kept.pop(record.id, None)
+        self._context.writes.append(DropResults(ids=[record.id]))
