@@ -68,13 +68,22 @@ class OutputNotSupported(PlanBuildError):
         super().__init__(f"{output}: expected tensors and numbers in lists, tuples and dicts, got {got}", where=where)
 
 
-class DataDependentBranch(PlanBuildError):
-    """Python decides by what a tensor holds; a plan has no Python on the device."""
+def _fixed(number: bool) -> str:
+    if not number:
+        return ""
+    return "; it is a number given to build, and so an argument of the plan: to fix it, leave it at its default"
 
-    def __init__(self, *, where: SourceLine | None = None) -> None:
+
+class DataDependentBranch(PlanBuildError):
+    """Python decides by what a tensor holds; a plan has no Python on the device. ``number``: the tensor stands for a
+    number given to `build`.
+    """
+
+    def __init__(self, *, number: bool = False, where: SourceLine | None = None) -> None:
+        self.number = number
         super().__init__(
             "this line branches on what a tensor holds, which is not known when the plan is built: "
-            "write it with torch.cond(condition, if_true, if_false, operands), or with torch.where",
+            f"write it with torch.cond(condition, if_true, if_false, operands), or with torch.where{_fixed(number)}",
             where=where,
         )
 
@@ -82,12 +91,14 @@ class DataDependentBranch(PlanBuildError):
 class DataDependentSize(PlanBuildError):
     """A shape, or a number that Python sees, would be made of what a tensor holds."""
 
-    def __init__(self, op: str = "", *, where: SourceLine | None = None) -> None:
+    def __init__(self, op: str = "", *, number: bool = False, where: SourceLine | None = None) -> None:
         self.op = op
+        self.number = number
         by = f" ({op})" if op else ""
         super().__init__(
             f"this line makes a size or a Python number of what a tensor holds{by}, which is not known when the plan "
-            "is built: keep it a tensor, or give the size a bound that the shapes fix (torch.where in place of a mask)",
+            "is built: keep it a tensor, or give the size a bound that the shapes fix (torch.where in place of a mask)"
+            f"{_fixed(number)}",
             where=where,
         )
 

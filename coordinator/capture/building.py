@@ -80,7 +80,7 @@ def _capture(target: Target, arguments: Arguments, traced_with: Arguments, name:
     plan = check_plan(manifest, graph, [inspect(frame) for frame in frames])
     both = SideBySide(arguments, _Eager(target))
     wider = both.check(plan, TorchRuntime().load(plan, tensors), bounds)
-    final = msgspec.structs.replace(graph, symbols=list(wider.symbols))
+    final = msgspec.structs.replace(graph, symbols=list(wider.symbols), conditions=list(wider.conditions))
     return Captured(replace(checked, graph=final), tuple(state), tuple(lines))
 
 

@@ -19,8 +19,8 @@ from coordinator.capture.tracing import results_of
 from coordinator.errors import DimPinned, ResultDiffers
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import ConditionFailed, OpFailed
-from edge_agent.plan.expressions import evaluate
-from edge_agent.plan.format import Symbol
+from edge_agent.plan.expressions import evaluate, symbols_of
+from edge_agent.plan.format import Expression, Symbol
 from edge_agent.runtimes.torch import LoadedPlan
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
@@ -64,7 +64,7 @@ class SideBySide:
         other = next((other for other in islice(bounds.search(near), 4) if self._compare(other)), None)
         if other is None and not (bounds.hold(near) and self._compare(near)):
             self._no_other_size(bounds)
-        bounds = self._widened(bounds, other or near)
+        bounds = self._widened(self._relaxed(bounds, near), other or near)
         if self.arguments.given and not bounds.hold(sizes):
             raise ResultDiffers("result", "the plan is right only for larger sizes", sizes)
         return bounds
@@ -72,6 +72,23 @@ class SideBySide:
     def _no_other_size(self, bounds: Bounds) -> None:
         leaf, dim = next((leaf, dim) for leaf in self.arguments.leaves for dim in leaf.dynamic)
         raise DimPinned(leaf.path, dim, None, hint=f"no sizes meet all conditions: {bounds.conditions}")
+
+    # --------------------------------------------------------------------------------------------- what torch assumed
+
+    def _relaxed(self, bounds: Bounds, near: Mapping[str, int]) -> Bounds:
+        """The bounds without what torch assumed of sizes being different (that a slice has not one row, say) where
+        the plan is right also when they are equal. What the user's own lines ask stays.
+        """
+        assumed = list(bounds.assumed)
+        for condition in bounds.assumed:
+            if not isinstance(condition, list) or condition[0] != "ne":
+                continue
+            rest = tuple(other for other in assumed if other != condition)
+            equal = Bounds(bounds.symbols, (*bounds.asked, ["eq", *condition[1:]]), rest)
+            tried = list(islice(equal.search(dict.fromkeys(near, -1), tries=600), 3))
+            if tried and all(self._is_right(sizes) for sizes in tried):
+                assumed.remove(condition)
+        return Bounds(bounds.symbols, bounds.asked, tuple(assumed))
 
     # --------------------------------------------------------------------------------------------- 0 and 1
 
@@ -92,10 +109,13 @@ class SideBySide:
         return bounds
 
     def _right_at(self, bounds: Bounds, sizes: dict[str, int], small: Mapping[str, int]) -> bool:
-        bounds._derive(sizes)  # noqa: SLF001
+        if any(_fails_alone(condition, small) for condition in bounds.conditions):
+            return True  # a condition leaves it out, whatever the range says
+        bounds.derive(sizes)
         wider = _lowered(bounds, [symbol for symbol in bounds.symbols if symbol.name in small], min(small.values()))
-        if not wider.hold(sizes):
-            return False
+        return wider.hold(sizes) and self._is_right(sizes)
+
+    def _is_right(self, sizes: Mapping[str, int]) -> bool:
         try:
             return self._compare(sizes)
         except ResultDiffers:
@@ -151,8 +171,14 @@ class SideBySide:
 
 def _lowered(bounds: Bounds, symbols: Sequence[Symbol], low: int) -> Bounds:
     return Bounds(
-        tuple(replace(symbol, low=low) if symbol in symbols else symbol for symbol in bounds.symbols), bounds.conditions
+        tuple(replace(symbol, low=low) if symbol in symbols else symbol for symbol in bounds.symbols),
+        bounds.asked,
+        bounds.assumed,
     )
+
+
+def _fails_alone(condition: Expression, sizes: Mapping[str, int]) -> bool:
+    return symbols_of(condition) <= sizes.keys() and not Bounds((), (condition,)).hold(sizes)
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -58,10 +58,19 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """For which sizes a plan was made: the parts of a graph that say so."""
+    """For which sizes a plan was made: the parts of a graph that say so.
+
+    ``asked`` are the conditions of the user's own lines; ``assumed`` those that torch made on its way.
+    """
 
     symbols: tuple[Symbol, ...]
-    conditions: tuple[Expression, ...]
+    asked: tuple[Expression, ...] = ()
+    assumed: tuple[Expression, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[Expression, ...]:
+        """All conditions."""
+        return self.asked + self.assumed
 
     def hold(self, sizes: Mapping[str, int]) -> bool:
         """Whether these sizes are among them."""
@@ -85,13 +94,13 @@ class Bounds:
                 sizes[symbol.name] = (
                     min(near[symbol.name] + number + 1 + k, top) if number < 4 else drawn.randint(min(low, top), top)
                 )
-            self._derive(sizes)
+            self.derive(sizes)
             if sizes not in seen and self.hold(sizes):
                 seen.append(sizes)
                 yield sizes
 
-    def _derive(self, sizes: dict[str, int]) -> None:
-        # a condition "s1 == 2 * s0" is met at once in place of by luck
+    def derive(self, sizes: dict[str, int]) -> None:
+        """Set the sizes that follow from others: a condition "s1 == 2 * s0" is met at once, in place of by luck."""
         for condition in self.conditions:
             if isinstance(condition, list) and condition[0] == "eq" and isinstance(condition[1], str):
                 try:
@@ -188,9 +197,9 @@ class Sizes:
                 (must if guard.direct else may).append(condition)
         for condition in sorted(may, key=lambda c: -len(repr(c))):
             rest = [*must, *(other for other in may if other != condition)]
-            if _redundant(condition, Bounds(symbols, tuple(rest))):
+            if _redundant(condition, Bounds(symbols, tuple(rest), ())):
                 may.remove(condition)
-        return Bounds(symbols, (*must, *may))
+        return Bounds(symbols, tuple(must), tuple(may))
 
 
 def _hold(conditions: Sequence[Expression], sizes: Mapping[str, int]) -> bool:
@@ -220,8 +229,6 @@ def _redundant(condition: Expression, others: Bounds) -> bool:
     can tell. torch asks more than it needs, as whether two sizes differ on its way to a view; an op that could not
     run checks its sizes again.
     """
-    if not isinstance(condition, list) or condition[0] not in ("ne", "eq", "or", "and", "not"):
-        return False
     near = {symbol.name: max(symbol.low, 2) for symbol in others.symbols}
     literals = sorted({number + step for number in _integers(condition) for step in (-1, 0, 1) if number + step >= 0})
     tried = 0

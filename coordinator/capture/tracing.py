@@ -27,7 +27,7 @@ import torch._export.non_strict_utils as non_strict
 import torch.export._trace as export_trace
 import torch.fx.experimental._config as shapes_config
 from torch._guards import SLoc
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -116,10 +116,17 @@ def trace(target: Target, arguments: Arguments) -> Traced:
             # of the traceback only the user's part is kept: torch's hundred frames hide it
             raise explained.with_traceback(places.user_traceback(error)) from explained.__cause__
     env = envs[0]
-    return Traced(program, env, env.told(), _dynamic_dims(env, arguments), root.tree, tuple(root.paths))
+    return Traced(program, env, env.told(), _dynamic_dims(env, arguments), root.results.tree, tuple(root.results.paths))
 
 
 # ------------------------------------------------------------------------------------------------- the traced module
+
+
+class _Results:
+    """How the results nest, and what errors call each."""
+
+    tree: Tree = None
+    paths: Sequence[str] = ()
 
 
 class _Root(torch.nn.Module):
@@ -133,8 +140,7 @@ class _Root(torch.nn.Module):
         self._call = target.call
         self._arguments = arguments
         self._states = len(target.state)
-        self.tree: Tree = None
-        self.paths: list[str] = []
+        self.results = _Results()
 
     def forward(self, *leaves: Any) -> list[Any]:
         """Called by torch.export with fake tensors."""
@@ -146,8 +152,9 @@ class _Root(torch.nn.Module):
         state = [getattr(self, f"state_{k}") for k in range(self._states)]
         with TraceWatch(numbers):
             result = self._call(state, args, kwargs)
-        self.tree, found, self.paths = results_of(result)
-        return [_as_tensor(value, path) for value, path in zip(found, self.paths, strict=True)]
+        # torch.export restores what forward() assigns to the module itself
+        self.results.tree, found, self.results.paths = results_of(result)
+        return [_as_tensor(value, path) for value, path in zip(found, self.results.paths, strict=True)]
 
 
 def results_of(result: Any) -> tuple[Tree, list[Any], list[str]]:
@@ -295,7 +302,7 @@ def torch_as_traced() -> Iterator[None]:
     mkldnn = torch._C._get_mkldnn_enabled()  # noqa: SLF001
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # torch.backends.mkldnn.flags() would set TF32 as well, which warns on machines without it
-    torch._C._set_mkldnn_enabled(False)  # noqa: SLF001, FBT003
+    torch._C._set_mkldnn_enabled(False)  # noqa: SLF001
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -361,6 +368,8 @@ def _explained(error: Exception, program: ExportedProgram | None) -> Exception:
     where, through_numpy = places.of_exception(error)
     if through_numpy or ".numpy() is not supported" in str(error):
         return NumpyInPlan("numpy", where=where)
+    if isinstance(error, DataDependentOutputException):
+        return NumpyInPlan(str(error), where=where)
     if isinstance(error, GuardOnDataDependentSymNode):
         return DataDependentSize(where=where)
     if program is not None and "is mutated in the forward method" in str(error):

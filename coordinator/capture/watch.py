@@ -50,10 +50,11 @@ class TraceWatch(TorchFunctionMode):
         if args and _is_unknown(args[0]):
             where = places.here()
             if where is not None:
+                number = args[0] in self.numbers
                 if func in _BRANCHES:
-                    raise DataDependentBranch(where=where)
+                    raise DataDependentBranch(number=number, where=where)
                 if func in _VALUES:
-                    raise DataDependentSize(f"Tensor.{func.__name__}", where=where)
+                    raise DataDependentSize(f"Tensor.{func.__name__}", number=number, where=where)
                 if func in _NUMPY:
                     raise NumpyInPlan("numpy", where=where)
         if len(self.numbers):
@@ -76,17 +77,13 @@ def run_watched(call: Callable[[], Any]) -> Any:
     """Call eager user code. Raises `PythonRandomness`, with the line, if it draws on Python's or numpy's random
     numbers, on the system's, or on a clock: a plan would freeze what they gave.
     """
-    found: list[tuple[str, SourceLine]] = []
+    found: list[PythonRandomness] = []
 
     def profile(frame: FrameType, event: str, function: Any) -> None:
-        if event != "c_call" or found:
-            return
-        name = _drawn(function)
-        if name is None:
-            return
-        where = _asked_by(frame)
-        if where is not None:
-            found.append((name, where))
+        if event == "c_call" and not found:
+            name = _drawn(function)
+            if name is not None:
+                _note(found, name, frame)
 
     numpy_state = _numpy_state()
     previous = sys.getprofile()
@@ -96,7 +93,7 @@ def run_watched(call: Callable[[], Any]) -> Any:
     finally:
         sys.setprofile(previous)
     if found:
-        raise PythonRandomness(found[0][0], where=found[0][1])
+        raise found[0]
     if _numpy_state() != numpy_state:
         raise PythonRandomness("numpy.random", where=_numpy_line(call))
     return result
@@ -117,13 +114,13 @@ def _drawn(function: Any) -> str | None:
     return None
 
 
-def _asked_by(frame: FrameType | None) -> SourceLine | None:
+def _note(found: list[PythonRandomness], name: str, frame: FrameType | None) -> None:
     # torch looks at the clock for its own ends; the standard library asks for whoever called it
     while frame is not None and places.is_stdlib(frame.f_code.co_filename):
+        name = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_name}"
         frame = frame.f_back
-    if frame is None or not places.is_user(frame.f_code.co_filename):
-        return None
-    return places.of_frame(frame)
+    if frame is not None and places.is_user(frame.f_code.co_filename):
+        found.append(PythonRandomness(name, where=places.of_frame(frame)))
 
 
 def _numpy_state() -> bytes | None:
