@@ -104,7 +104,8 @@ class Outbox(Generic[T]):
         if self._sent >= end:
             return []
         start, self._sent = self._sent, end
-        self._deadline = now + self.patience * (1 << self._fruitless)
+        if not start or self._deadline is None:  # patience is with the oldest: steady traffic must not prolong it
+            self._deadline = now + self.patience * (1 << self._fruitless)
         if start == end - 1:  # the common case: one new item
             return [(self._base + start, self._items[start])]
         return list(enumerate(islice(self._items, start, end), self._base + start))
