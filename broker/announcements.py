@@ -95,6 +95,7 @@ class Announcements:
             deadline=context.now + context.config.default_deadline_ms / 1000,
         )
         if self._results.forgotten(event.id):
+            # Not so an id that only this ledger does not know: its session may hold a pointer to the value.
             self._drop(device, event, ResultStatus.FORGOTTEN)
             if isinstance(event, ResultReady):
                 self._results.releases.tell(device, record.ids())

@@ -272,19 +272,17 @@ class Results:
     # ------------------------------------------------------------------------------------------ asking
 
     def forgotten(self, wanted: bytes) -> bool:
-        """Whether a session has made this id, and no record is left of it."""
-        incarnation = incarnation_of(wanted)
-        session = self._sessions.by_incarnation.get(incarnation)
-        highest = self._sessions.past.get(incarnation, 0) if session is None else session.highest
-        return wanted not in self.by_id and counter_of(wanted) <= highest
+        """Whether there was a record of this id, of a session that is still known, whose time is over."""
+        session = self._sessions.by_incarnation.get(incarnation_of(wanted))
+        return session is not None and counter_of(wanted) in session.forgotten
 
     def entry(self, wanted: bytes) -> StatusEntry:
         """What is known of an id."""
         record = self.by_id.get(wanted)
         if record is not None:
             return record.entry(wanted)
-        status = ResultStatus.FORGOTTEN if self.forgotten(wanted) else ResultStatus.UNKNOWN
-        return StatusEntry(id=wanted, status=status)
+        past = self.forgotten(wanted) or 0 < counter_of(wanted) <= self._sessions.past.get(incarnation_of(wanted), 0)
+        return StatusEntry(id=wanted, status=ResultStatus.FORGOTTEN if past else ResultStatus.UNKNOWN)
 
     # ------------------------------------------------------------------------------------------ after a restart
 

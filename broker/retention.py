@@ -6,6 +6,7 @@ from collections import deque
 
 from broker.context import Context
 from broker.ledger.interface import DropResults
+from broker.protocol.ids import counter_of, incarnation_of
 from broker.protocol.messages import ResultStatus
 from broker.records import Record
 
@@ -66,4 +67,8 @@ class Retention:
         self.drop_value(record)
         if record.device is not None:
             record.device.kept.pop(record.id, None)
+        session = record.session
+        if session is not None and session.incarnation == incarnation_of(record.id):
+            first = counter_of(record.id)
+            session.forgotten.add(first, first + record.width - 1)
         self._context.writes.append(DropResults(ids=[record.id]))

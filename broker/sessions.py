@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from broker.context import DEBUG, INFO, WARNING, Context
 from broker.devices import refusal_of_version
 from broker.effects import PublishNotification
+from broker.intervals import Intervals
 from broker.ledger.interface import DropSession, MarkSeen, RecordSession
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import (
@@ -49,6 +50,7 @@ class Session:
         "bytes",
         "closed",
         "fetches",
+        "forgotten",
         "heard",
         "highest",
         "inbox",
@@ -79,7 +81,8 @@ class Session:
         self.accepted = taken  # commands that are in the ledger
         self.repeat = False  # whether to say so again
         self.told_busy = False
-        self.highest = 0
+        self.highest = 0  # the largest counter of its ids
+        self.forgotten = Intervals()  # counters of ids whose records are gone
         self.unended = 0
         self.bytes = 0
         self.rejected: OrderedDict[int, Failure] = OrderedDict()
@@ -173,6 +176,7 @@ class Session:
         self.inbox = Inbox()
         self.accepted = 0
         self.highest = 0
+        self.forgotten = Intervals()
         self.rejected.clear()
         self.fetches.clear()
         self.number_from(1)
@@ -308,6 +312,7 @@ class Sessions:
                 taken=session.inbox.taken,
                 seen=session.outbox.acknowledged,
                 highest=session.highest,
+                forgotten=session.forgotten.pairs(),
             )
         )
 
@@ -426,6 +431,7 @@ class Sessions:
         """Take up a session from the ledger: it is away."""
         session = Session(self._context, write.incarnation, write.name, taken=write.taken, seen=write.seen)
         session.highest = write.highest
+        session.forgotten = Intervals(write.forgotten)
         session.renumber = True
         session.heard = self._context.now
         self.by_incarnation[write.incarnation] = session

@@ -153,8 +153,9 @@ class DropErrand(_Write, frozen=True, kw_only=True):
 
 
 class RecordSession(_Write, frozen=True, kw_only=True):
-    """A session: its name (empty: none), the last command taken, the last notification seen, and the largest id
-    counter.
+    """A session: its name (empty: none), the last command taken, the last notification seen.
+
+    ``highest`` is the largest counter of its ids; ``forgotten`` the intervals of counters whose records are gone.
     """
 
     incarnation: bytes
@@ -162,6 +163,7 @@ class RecordSession(_Write, frozen=True, kw_only=True):
     taken: int
     seen: int
     highest: int
+    forgotten: list[tuple[int, int]] = []
 
 
 class DropSession(_Write, frozen=True, kw_only=True):
