@@ -12,7 +12,7 @@ from broker.protocol.messages import DeviceInfo, Failure
 from coordinator.errors import error_from_failure
 from coordinator.pointers import PointerTensor
 from coordinator.sending import put
-from coordinator.tagging import description_of, tags_of
+from coordinator.tagging import checked_tags, description_of, tags_of
 
 if TYPE_CHECKING:
     from coordinator.fleet import Fleet
@@ -90,7 +90,13 @@ class Device:
         travel.
         """
         all_tags = (*tags_of(tensor), *((tags,) if isinstance(tags, str) else tags))
-        return put(self.fleet, [self.id], tensor, tags=all_tags, description=description or description_of(tensor))[0]
+        return put(
+            self.fleet,
+            [self.id],
+            tensor,
+            tags=checked_tags(all_tags),
+            description=description or description_of(tensor),
+        )[0]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} of {self.fleet.endpoint}>"

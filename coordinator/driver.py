@@ -23,7 +23,7 @@ from broker import logs
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import decode, encode
-from broker.protocol.messages import Failure, LogRecords, Message, SessionOpened
+from broker.protocol.messages import Failure, Invoke, LogRecords, Message, Put, SessionOpened
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
     Answered,
@@ -42,7 +42,7 @@ from coordinator.core_events import (
 )
 from coordinator.core_results import Result
 from coordinator.core_tables import Link
-from coordinator.errors import FleetClosed
+from coordinator.errors import FleetClosed, error_from_failure
 
 __all__ = ["Context", "SessionDriver"]
 
@@ -132,7 +132,13 @@ class SessionDriver:
         return self._closed or self.orphaned
 
     def submit(self, event: SubmitCommand) -> list[Result]:
-        """Feed a command, with `lock` held; call `wake` when it is let go. Raises `MessageTooLarge`."""
+        """Feed a command, with `lock` held; call `wake` when it is let go.
+
+        Raises `MessageTooLarge`, or `QueueFull` when too many commands wait for the broker; then nothing has happened.
+        """
+        if self.core.full and isinstance(event.command, Invoke | Put):
+            message = f"{self.core.unaccepted} commands wait for the broker, and no more may: wait for results first"
+            raise error_from_failure(Failure(code="QueueFull", message=message))
         instructions = self.core.handle(event, time.monotonic())
         submitted = instructions[0]
         for instruction in instructions:

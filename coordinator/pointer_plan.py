@@ -17,6 +17,7 @@ from coordinator.errors import ForeignPointer, error_from_failure
 from coordinator.fleet import Fleet
 from coordinator.pointers import PointerTensor
 from coordinator.sending import check_tensor, nbytes_of, put
+from coordinator.tagging import checked_tags
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.expressions import evaluate, symbols_of
 from edge_agent.plan.format import TensorType, digest_of
@@ -143,14 +144,14 @@ class PointerPlan:
         included. ``seed``: for random ops. ``tags`` and ``description``: what the results carry on the device.
         ``inline``: False keeps even a small result on the device until it is fetched.
         """
-        changes: dict[str, Any] = {}
-        if deadline is not None:
-            changes["deadline_ms"] = _milliseconds(deadline)
-        if tags is not None:
-            changes["tags"] = _checked_tags((tags,) if isinstance(tags, str) else tags)
-        for name, value in (("seed", seed), ("description", description), ("inline", inline)):
-            if value is not None:
-                changes[name] = value
+        changes: dict[str, Any] = {
+            "deadline_ms": None if deadline is None else _milliseconds(deadline),
+            "tags": None if tags is None else checked_tags((tags,) if isinstance(tags, str) else tags),
+            "seed": seed,
+            "description": description,
+            "inline": inline,
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
         plan = PointerPlan(
             self.fleet,
             self._device_ids,
@@ -229,7 +230,7 @@ class PointerPlan:
         if isinstance(leaf, bool | int | float) and given.kind == "number":
             return given.dtype, ()
         if _is_tags(leaf):
-            _checked_tags((leaf,) if isinstance(leaf, str) else leaf)
+            checked_tags((leaf,) if isinstance(leaf, str) else leaf)
             return None
         if isinstance(leaf, Mapping) and not self._single:
             self._check_mapping(leaf, k)
@@ -341,13 +342,6 @@ def _is_tags(leaf: Any) -> bool:
     return isinstance(leaf, str) or (
         isinstance(leaf, list | tuple) and bool(leaf) and all(isinstance(tag, str) for tag in leaf)
     )
-
-
-def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    for tag in tags:
-        if not isinstance(tag, str) or not 1 <= len(tag) <= 256:
-            raise ValueError(f"expected tags of 1 to 256 characters, got {tag!r}")
-    return tuple(dict.fromkeys(tags))
 
 
 def _device_id(device: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from broker.protocol.errors import TensorRefused
+from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Put
 from broker.protocol.tensors import DTYPES, MAX_DIMS
 from coordinator.core_events import SubmitCommand
@@ -58,9 +58,15 @@ def put(
         first = driver.core.take_ids(len(devices))
         if source is not None:
             fleet.blobs.keep(first, source)
-        command = Put(id=first, tags=list(dict.fromkeys(tags)), description=description)
+        command = Put(id=first, tags=list(tags), description=description)
         upload = first if source is not None else None
-        results = driver.submit(SubmitCommand(devices=tuple(devices), command=command, frames=frames, upload=upload))
+        try:
+            results = driver.submit(
+                SubmitCommand(devices=tuple(devices), command=command, frames=frames, upload=upload)
+            )
+        except EdgePlanError:
+            fleet.blobs.discard(first)
+            raise
     driver.wake()
     dtype, shape = DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
     return [

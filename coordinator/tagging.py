@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from coordinator.device import Device
     from coordinator.pointers import PointerTensor
 
-__all__ = ["description_of", "hook_torch", "tagged", "tags_of", "unhook_torch"]
+__all__ = ["checked_tags", "description_of", "hook_torch", "tagged", "tags_of", "unhook_torch"]
 
 _TAGS = "edgeplan_tags"
 _DESCRIPTION = "edgeplan_description"
@@ -30,13 +30,21 @@ def tagged(tensor: torch.Tensor, *tags: str, description: str = "") -> torch.Ten
     Tags that the argument carries already are kept.
     """
     carrier = tensor.detach()
-    _set(carrier, (*tags_of(tensor), *_checked(tags)), description or description_of(tensor))
+    _set(carrier, (*tags_of(tensor), *checked_tags(tags)), description or description_of(tensor))
     return carrier
 
 
 def tags_of(tensor: torch.Tensor) -> tuple[str, ...]:
     """The tags that a tensor carries."""
     return tuple(getattr(tensor, _TAGS, ()))
+
+
+def checked_tags(tags: Sequence[object]) -> tuple[str, ...]:
+    """The tags, each once. Raises ValueError for what is no tag."""
+    checked = [tag for tag in tags if isinstance(tag, str) and 1 <= len(tag) <= 256]
+    if len(checked) != len(tags):
+        raise ValueError(f"expected tags of 1 to 256 characters, got {list(tags)!r}")
+    return tuple(dict.fromkeys(checked))
 
 
 def description_of(tensor: torch.Tensor) -> str:
@@ -47,13 +55,6 @@ def description_of(tensor: torch.Tensor) -> str:
 def _set(tensor: torch.Tensor, tags: Sequence[str], description: str) -> None:
     setattr(tensor, _TAGS, tuple(dict.fromkeys(tags)))
     setattr(tensor, _DESCRIPTION, description)
-
-
-def _checked(tags: Sequence[object]) -> list[str]:
-    checked = [tag for tag in tags if isinstance(tag, str) and 1 <= len(tag) <= 256]
-    if len(checked) != len(tags):
-        raise ValueError(f"expected tags of 1 to 256 characters, got {list(tags)!r}")
-    return checked
 
 
 # ------------------------------------------------------------------------------------------------- on all tensors
@@ -82,7 +83,7 @@ def unhook_torch() -> None:
 
 def _tag(self: torch.Tensor, *tags: str) -> torch.Tensor:
     """Add tags to this tensor; the tensor itself."""
-    _set(self, (*tags_of(self), *_checked(tags)), description_of(self))
+    _set(self, (*tags_of(self), *checked_tags(tags)), description_of(self))
     return self
 
 

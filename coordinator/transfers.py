@@ -68,6 +68,11 @@ class Blobs:
         with self._lock:
             self._sources[key] = source
 
+    def discard(self, key: bytes) -> None:
+        """The core will not ask for it after all."""
+        with self._lock:
+            self._sources.pop(key, None)
+
     def _upload(self, upload: Upload) -> None:
         content = upload.content
         if content is not None:

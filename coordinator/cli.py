@@ -1,0 +1,278 @@
+"""``edgeplan``: what an operator asks a fleet."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from broker import logs as log_output
+from broker.logs import LEVELS, render_text
+from broker.protocol.messages import ResultStatus
+from broker.settings import (
+    ExitCode,
+    ProgramFailed,
+    config_option,
+    insecure_option,
+    run_program,
+    setting,
+    version_option,
+)
+
+if TYPE_CHECKING:
+    from coordinator.fleet import Fleet
+
+__all__ = ["cli", "main"]
+
+_WIDTH = 160
+"""The width of tables where the output is no terminal, in characters."""
+_LOOK = 0.2
+"""How long to wait for a log event before looking whether it is time to end, in seconds."""
+
+
+def _fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of everything that asks a broker; the command gets ``fleet`` and ``as_json``."""
+
+    @setting("--broker", default="tcp://127.0.0.1:5750", metavar="ENDPOINT", help="Where the broker listens.")
+    @setting("--timeout", default=5.0, type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for it.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @insecure_option
+    @config_option
+    @functools.wraps(command)
+    def with_fleet(*args: Any, broker: str, timeout: float, insecure: bool, **kwargs: Any) -> Any:
+        log_output.configure(level=log_output.ERROR if insecure else log_output.WARNING)
+        with _connected(broker, insecure=insecure, timeout=timeout) as fleet:
+            return command(*args, fleet=fleet, **kwargs)
+
+    return with_fleet
+
+
+@contextlib.contextmanager
+def _connected(broker: str, *, insecure: bool, timeout: float) -> Iterator[Fleet]:
+    from coordinator.errors import BrokerUnreachable  # after --help and --version, which needn't wait for torch
+    from coordinator.fleet import connect
+
+    try:
+        with connect(broker, insecure=insecure, timeout=timeout) as fleet:
+            yield fleet
+    except BrokerUnreachable as error:
+        raise ProgramFailed(ExitCode.UNREACHABLE, str(error)) from None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Example: edgeplan devices --insecure")
+@version_option
+def cli() -> None:
+    """Ask a fleet: which devices there are, what they have, what became of a result, what happens right now."""
+
+
+# ------------------------------------------------------------------------------------------------- questions
+
+
+@cli.command(epilog="Example: edgeplan devices --broker tcp://127.0.0.1:5750 --insecure")
+@_fleet_options
+def devices(fleet: Fleet, *, as_json: bool) -> None:
+    """List the devices that the broker knows."""
+    infos = fleet.device_infos()
+    if as_json:
+        _print_json([_fields(info) | {"last_seen": _time(info.last_seen)} for info in infos])
+        return
+    table = _table("device", "online", "last seen", "runtimes", "protocol", "tensors", "queued", "running", "labels")
+    for info in infos:
+        _row(
+            table,
+            info.device,
+            Text("yes", "green") if info.online else Text("no", "red"),
+            _time(info.last_seen),
+            ", ".join(info.runtimes),
+            ".".join(map(str, info.version)),
+            str(info.tensors),
+            str(info.queued),
+            str(info.running),
+            ", ".join(f"{key}={value}" for key, value in info.labels.items()),
+        )
+    _print(table, empty="this broker knows no device yet")
+
+
+@cli.command(epilog="Example: edgeplan search input_data --device pi-kitchen --insecure")
+@click.argument("tags", nargs=-1, metavar="TAG...")
+@click.option("--device", "on", multiple=True, metavar="NAME", help="On this device only. May be repeated.")
+@_fleet_options
+def search(fleet: Fleet, tags: tuple[str, ...], on: tuple[str, ...], *, as_json: bool) -> None:
+    """List the tensors that carry all TAGs; without any, everything that is tagged."""
+    found = [pointer for pointers in fleet.search(*tags, devices=on).values() for pointer in pointers]
+    rows = [
+        {
+            "device": pointer.result.device,
+            "id": pointer.id,
+            "tags": list(pointer.tags),
+            "dtype": str(pointer.dtype).removeprefix("torch."),
+            "shape": list(pointer.shape or ()),
+            "description": pointer.description,
+        }
+        for pointer in found
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table("device", "id", "tags", "dtype", "shape", "description")
+    for row in rows:
+        _row(table, *(" ".join(map(str, v)) if isinstance(v, list) and v else str(v) for v in row.values()))
+    _print(table, empty=f"no tensor carries {' and '.join(tags)}" if tags else "no tensor is tagged")
+
+
+@cli.command(epilog="Example: edgeplan status 4f2a91c0d7e3b8150000000000000001 --insecure")
+@click.argument("id", metavar="ID")
+@_fleet_options
+def status(fleet: Fleet, id: str, *, as_json: bool) -> None:
+    """Say what became of the result ID (32 hex digits). Exits with 5 if nobody knows it."""
+    try:
+        entry = fleet.status_entry(id)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="ID") from None
+    if as_json:
+        _print_json(_fields(entry))
+    else:
+        table = _table("", "", header=False)
+        for name, value in _fields(entry).items():
+            if value not in ("", None, [], {}):
+                _row(table, name, _text(value))
+        _print(table, empty="")
+    if entry.status is ResultStatus.UNKNOWN:
+        sys.exit(ExitCode.NOT_FOUND)
+
+
+@cli.command(epilog="Example: edgeplan stats --json --insecure")
+@_fleet_options
+def stats(fleet: Fleet, *, as_json: bool) -> None:
+    """Show what the broker has counted since it started, in all and device by device."""
+    counted = fleet.stats()
+    by_device = {name: _fields(counters) for name, counters in counted.devices.items()}
+    if as_json:
+        _print_json({"total": _fields(counted.total), "devices": by_device, "gauges": counted.gauges})
+        return
+    table = _table("", "total", *by_device)
+    for name, value in _fields(counted.total).items():
+        _row(table, name, f"{value:,}", *(f"{counters[name]:,}" for counters in by_device.values()))
+    _print(table, empty="")
+    gauges = _table("now", "")
+    for name, value in counted.gauges.items():
+        _row(gauges, name, f"{value:,}")
+    _print(gauges, empty="")
+
+
+# ------------------------------------------------------------------------------------------------- the log stream
+
+
+@cli.command(epilog="Example: edgeplan logs --follow --level debug --device pi-kitchen --insecure")
+@click.option("--follow", "-f", is_flag=True, help="Go on until ctrl-C; without it, for --seconds.")
+@click.option(
+    "--seconds", default=5.0, type=click.FloatRange(min=0), show_default=True, help="How long, without --follow."
+)
+@click.option("--level", default="info", type=click.Choice(list(LEVELS)), show_default=True, help="From this level on.")
+@click.option("--device", default="", metavar="NAME", help="Events that name this device.")
+@click.option("--component", default="", metavar="NAME", help="Events of the broker, of agents, of sessions, ...")
+@click.option("--session", default="", metavar="ID", help="Events of this session (16 hex digits).")
+@click.option("--result", default="", metavar="ID", help="Events that name a result whose id begins so.")
+@_fleet_options
+def logs(
+    fleet: Fleet,
+    *,
+    follow: bool,
+    seconds: float,
+    level: str,
+    device: str,
+    component: str,
+    session: str,
+    result: str,
+    as_json: bool,
+) -> None:
+    """Print log events of all programs of the fleet as they happen. What happened before is not told.
+
+    A result's id alone (--level debug --result ID) tells its way hop by hop.
+    """
+    end = None if follow else time.monotonic() + seconds
+    colours = sys.stdout.isatty()
+    with fleet.logs(level, device=device, component=component, session=session, result=result) as stream:
+        while end is None or time.monotonic() < end:
+            record = stream.receive(_LOOK if end is None else min(_LOOK, max(0.0, end - time.monotonic())))
+            if record is None:
+                continue
+            line = msgspec.json.encode(record).decode() + "\n" if as_json else render_text(record, colours=colours)
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+
+# ------------------------------------------------------------------------------------------------- the demonstration
+
+
+@cli.command()
+def demo() -> None:
+    """Run a broker and three devices on this machine, and show what they can do: about half a minute."""
+    from coordinator.demo import run  # needs torch and scikit-learn
+
+    run()
+
+
+# ------------------------------------------------------------------------------------------------- printing
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A message's part as plain data: bytes as hex."""
+    return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, msgspec.Struct):
+        return _fields(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _text(value: Any) -> str:
+    return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def _table(*columns: str, header: bool = True) -> Table:
+    table = Table(show_header=header, box=None, pad_edge=False, header_style="bold")
+    for k, column in enumerate(columns):
+        table.add_column(column, no_wrap=k < 2, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str | Text) -> None:
+    # A device's words are no markup of ours.
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _print(table: Table, *, empty: str) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    if table.row_count or not empty:
+        console.print(table)
+    else:
+        console.print(empty, markup=False)
+
+
+def main() -> NoReturn:
+    """The program."""
+    run_program(cli, "edgeplan")
