@@ -1,6 +1,7 @@
 """Binds what a plan gives to an op with what the op's schema asks for: names, order, kinds.
 
-What comes out is what type rules take: a `TensorType` for a value, a `Number` for a Python number, a `Dim` in normal form for an integer.
+What comes out is what type rules take: a `TensorType` for a value, a `Number` for a Python number, a `Dim` in normal
+form for an integer.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from edge_agent.plan.errors import PlanTypeError
 from edge_agent.plan.expressions import INT_LIMIT, check_expression
 from edge_agent.plan.format import Argument, Special, TensorType
 from edge_agent.plan.sizes import Sizes
-from edge_agent.plan.spec import OpSpec, Parameter
-from edge_agent.plan.spec import Number as Number
+from edge_agent.plan.spec import Number, OpSpec, Parameter
 
 __all__ = ["MEMORY_FORMATS", "Binder", "brief"]
 
@@ -30,15 +30,31 @@ _MAX_TEXT = 256
 
 
 class Binder:
-    """Binds the arguments of a graph's ops. ``types`` are the values bound so far, by reference: it grows as the checker goes on."""
+    """Binds the arguments of a graph's ops. ``types`` are the values bound so far, by reference: it grows as the
+    checker goes on.
+    """
 
     def __init__(self, types: list[TensorType], sizes: Sizes, symbols: Mapping[str, object]) -> None:
         self._types = types
         self._sizes = sizes
         self._symbols = symbols
+        self._one: dict[str, Callable[[str, Argument], Any]] = {
+            "Tensor": self._tensor,
+            "Scalar": self._number,
+            "int": self._int,
+            "float": self._float,
+            "bool": self._bool,
+            "str": self._str,
+            "ScalarType": self._dtype,
+            "MemoryFormat": lambda name, argument: _constant("MemoryFormat", name, argument),
+            "Layout": lambda name, argument: _constant("Layout", name, argument),
+            "Device": lambda name, argument: _constant("Device", name, argument),
+        }
 
     def bind(self, spec: OpSpec, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> list[Any]:
-        """One argument a parameter, in the schema's order, defaults filled in. Raises `PlanTypeError` or `PlanMalformed`."""
+        """One argument a parameter, in the schema's order, defaults filled in. Raises `PlanTypeError` or
+        `PlanMalformed`.
+        """
         if len(args) > spec.positional:
             raise PlanTypeError(f"expected at most {spec.positional} arguments by position, got {len(args)}")
         bound = []
@@ -75,19 +91,19 @@ class Binder:
             return self._list(parameter, kind[:-2], argument)
         if kind == "Tensor" and numbers and not (type(argument) is Special and argument.v is not None):
             return self._number(parameter.name, argument)
-        return _ONE[kind](self, parameter.name, argument)
+        return self._one[kind](parameter.name, argument)
 
     def _list(self, parameter: Parameter, kind: str, argument: Argument) -> list[Any]:
         if type(argument) is Special and (argument.l is not None or argument.t is not None):
             elements = argument.l if argument.l is not None else argument.t
             assert elements is not None  # one of them is given
             if kind == "int" and len(elements) > 2 * MAX_DIMS and parameter.name != "split_sizes":
-                raise PlanTypeError(f"expected at most {2 * MAX_DIMS} elements of {parameter.name}, got {len(elements)}")
+                raise PlanTypeError(
+                    f"expected at most {2 * MAX_DIMS} elements of {parameter.name}, got {len(elements)}"
+                )
             optional, kind = kind.endswith("?"), kind.removesuffix("?")
-            one = _ONE[kind]
-            return [
-                None if optional and element is None else one(self, parameter.name, element) for element in elements
-            ]
+            one = self._one[kind]
+            return [None if optional and element is None else one(parameter.name, element) for element in elements]
         if parameter.length and kind == "int":
             return [self._int(parameter.name, argument)] * parameter.length
         raise PlanTypeError(f"expected a list for {parameter.name}, got {brief(argument)}")
@@ -150,28 +166,11 @@ class Binder:
             return argument.d
         raise PlanTypeError(f"expected a dtype of {', '.join(DTYPES)} for {name}, got {brief(argument)}")
 
-    def _constant(self, kind: str, name: str, argument: Argument) -> str:
-        if type(argument) is Special and argument.o is not None and argument.o in _CONSTANTS[kind]:
-            return _CONSTANTS[kind][argument.o]
-        raise PlanTypeError(f"expected one of {', '.join(_CONSTANTS[kind])} for {name}, got {brief(argument)}")
 
-    def _nothing(self, name: str, argument: Argument) -> None:
-        raise PlanTypeError(f"expected None for {name}, got {brief(argument)}")
-
-
-_ONE: dict[str, Callable[[Binder, str, Argument], Any]] = {
-    "Tensor": Binder._tensor,
-    "Scalar": Binder._number,
-    "int": Binder._int,
-    "float": Binder._float,
-    "bool": Binder._bool,
-    "str": Binder._str,
-    "ScalarType": Binder._dtype,
-    "MemoryFormat": lambda binder, name, argument: binder._constant("MemoryFormat", name, argument),
-    "Layout": lambda binder, name, argument: binder._constant("Layout", name, argument),
-    "Device": lambda binder, name, argument: binder._constant("Device", name, argument),
-    "Generator": Binder._nothing,
-}
+def _constant(kind: str, name: str, argument: Argument) -> str:
+    if type(argument) is Special and argument.o is not None and argument.o in _CONSTANTS[kind]:
+        return _CONSTANTS[kind][argument.o]
+    raise PlanTypeError(f"expected one of {', '.join(_CONSTANTS[kind])} for {name}, got {brief(argument)}")
 
 
 def _int64(name: str, number: int) -> int:

@@ -1,8 +1,9 @@
 """A plan with all its parts, and the one file that holds it.
 
-A plan file is data, never code or pickle: the 8 bytes of `MAGIC`, then sections. A section is its length (8 bytes, little-endian), the SHA-256 of its
-content (32 bytes), and its content. The first is the table (msgpack: the format's version, and a list of ``[name, digest, size]``, one for each
-section that follows, in order); then the manifest, the graph, the state's tensor frames, and what stands beside the plan. A file that was cut or altered anywhere is
+A plan file is data, never code or pickle: the 8 bytes of `MAGIC`, then sections. A section is its length (8 bytes,
+little-endian), the SHA-256 of its content (32 bytes), and its content. The first is the table (msgpack: the format's
+version, and a list of ``[name, digest, size]``, one for each section that follows, in order); then the manifest, the
+graph, the state's tensor frames, and what stands beside the plan. A file that was cut or altered anywhere is
 `PlanMalformed`.
 """
 
@@ -76,7 +77,9 @@ class PlanBundle:
         return sum(map(len, self.parts.values()))
 
     def verify(self) -> CheckedPlan:
-        """Check every digest, every tensor frame, and then the plan. Raises `PlanMalformed`, `UnknownOp` or `PlanTypeError`."""
+        """Check every digest, every tensor frame, and then the plan. Raises `PlanMalformed`, `UnknownOp` or
+        `PlanTypeError`.
+        """
         if digest_of(self.graph_bytes) != self.manifest.graph:
             raise PlanMalformed(f"expected the graph {self.manifest.graph.hex()[:16]}, got bytes of another digest")
         headers = []
@@ -114,13 +117,17 @@ class PlanBundle:
         for name, digest, size in table.sections:
             content = next(sections, None)
             if content is None or len(content) != size or digest_of(content) != digest:
-                raise PlanMalformed(f"expected the section {name[:64]!r} of {size} bytes in the plan file, got a file that was cut or altered")
+                raise PlanMalformed(
+                    f"expected the section {name[:64]!r} of {size} bytes in the plan file, got one that was cut or altered"
+                )
             found.setdefault(name, []).append(content)
         if next(sections, None) is not None:
             raise PlanMalformed("expected the plan file's end, got more bytes")
         if len(found.get("manifest", ())) != 1 or len(found.get("graph", ())) != 1:
             raise PlanMalformed("expected one manifest and one graph in the plan file, got others")
-        beside = {name.removeprefix(_BESIDE): contents[0] for name, contents in found.items() if name.startswith(_BESIDE)}
+        beside = {
+            name.removeprefix(_BESIDE): contents[0] for name, contents in found.items() if name.startswith(_BESIDE)
+        }
         state = {digest_of(frame): frame for frame in found.get("state", ())}
         bundle = cls(decode_manifest(found["manifest"][0]), found["graph"][0], state, beside)
         if bundle.manifest_bytes != found["manifest"][0]:
@@ -158,7 +165,9 @@ def _sections(data: memoryview) -> Iterator[bytes]:
         size = int.from_bytes(data[at : at + 8], "little")
         content = bytes(data[at + _HEAD : at + _HEAD + size])
         if len(content) != size or digest_of(content) != bytes(data[at + 8 : at + _HEAD]):
-            raise PlanMalformed(f"expected a whole section at byte {at} of the plan file, got one that was cut or altered")
+            raise PlanMalformed(
+                f"expected a whole section at byte {at} of the plan file, got one that was cut or altered"
+            )
         yield content
         at += _HEAD + size
 
@@ -167,7 +176,9 @@ def _table(content: bytes | None) -> _Table:
     try:
         table = _tables.decode(content or b"")
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PlanMalformed(f"expected a table of sections first in the plan file, got another section: {error}") from None
+        raise PlanMalformed(
+            f"expected a table of sections first in the plan file, got another section: {error}"
+        ) from None
     if not 1 <= table.version <= FILE_VERSION:
         raise PlanMalformed(f"expected a plan file of version 1 to {FILE_VERSION}, got version {table.version}")
     return table

@@ -1,4 +1,6 @@
-"""Does a call fit a plan? Answered from dtypes and shapes alone, by the coordinator before it sends and by the device before it runs."""
+"""Does a call fit a plan? Answered from dtypes and shapes alone, by the coordinator before it sends and by the device
+before it runs.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,18 @@ Argument: TypeAlias = tuple[str, Sequence[int]] | None
 
 
 def bind_sizes(graph: Graph, shapes: Sequence[Argument]) -> dict[str, int]:
-    """The size of each symbol, from the user's arguments (in the order of the graph's user inputs). The graph is a checked one.
+    """The size of each symbol, from the user's arguments (in the order of the graph's user inputs). The graph is a
+    checked one.
 
-    An argument that is None is skipped: symbols that only it would tell stay unbound, and conditions on them unchecked. Raises
-    `ArgumentMismatch`, which names the argument, what was expected and what came, or `ConditionFailed`.
+    An argument that is None is skipped: symbols that only it would tell stay unbound, and conditions on them
+    unchecked. Raises `ArgumentMismatch`, which names the argument, what was expected and what came, or
+    `ConditionFailed`.
     """
-    inputs = [one for one in graph.inputs if one.kind != "state"] if graph.inputs and graph.inputs[-1].kind == "state" else graph.inputs
+    inputs = (
+        [one for one in graph.inputs if one.kind != "state"]
+        if graph.inputs and graph.inputs[-1].kind == "state"
+        else graph.inputs
+    )
     if len(shapes) != len(inputs):
         raise ArgumentMismatch("the arguments", f"{len(inputs)} of them", str(len(shapes)))
     sizes: dict[str, int] = {}
@@ -45,8 +53,8 @@ def bind_sizes(graph: Graph, shapes: Sequence[Argument]) -> dict[str, int]:
     if compound:
         _bind_compound(graph, inputs, shapes, sizes)
     for symbol in graph.symbols:
-        size = sizes.get(symbol.name)
-        if size is not None and (size < symbol.low or (symbol.high is not None and size > symbol.high)):
+        bound = sizes.get(symbol.name)
+        if bound is not None and (bound < symbol.low or (symbol.high is not None and bound > symbol.high)):
             raise _out_of_range(graph, inputs, shapes, symbol)
     for condition in graph.conditions:
         if len(sizes) < len(graph.symbols) and not symbols_of(condition) <= sizes.keys():
@@ -107,5 +115,3 @@ def _out_of_range(graph: Graph, inputs: Sequence[Input], shapes: Sequence[Any], 
         if given is not None and any(symbol.name in symbols_of(dim) for dim in one.shape):
             return _mismatch(graph, one, given, {})
     raise AssertionError(f"{symbol.name} was bound by an argument")  # pragma: no cover
-
-

@@ -1,8 +1,9 @@
 """The checker: types a plan before it runs, and trusts nothing that the plan says of itself.
 
-What comes out of `check_graph` holds for every run with sizes that `edge_agent.plan.calls.bind_sizes` accepts: each op is in the registry and gets
-arguments of the right kinds, each value is bound once and before it is used, and has the dtype and the shape that `CheckedGraph.types` says. Where
-two sizes must be equal and nobody can know before the sizes are there, the op itself refuses when it runs.
+What comes out of `check_graph` holds for every run with sizes that `edge_agent.plan.calls.bind_sizes` accepts: each op
+is in the registry and gets arguments of the right kinds, each value is bound once and before it is used, and has the
+dtype and the shape that `CheckedGraph.types` says. Where two sizes must be equal and nobody can know before the sizes
+are there, the op itself refuses when it runs.
 
 Whatever the graph, checking ends soon and takes little memory: see the limits.
 """
@@ -37,7 +38,8 @@ _KINDS = ("user", "number", "state")
 class CheckedGraph:
     """A graph that has been typed.
 
-    ``types[k]`` is the type of value k, with dims in normal form; ``sizes`` is what is known of them; ``specs[i]`` is the registry's entry for op i.
+    ``types[k]`` is the type of value k, with dims in normal form; ``sizes`` is what is known of them; ``specs[i]`` is
+    the registry's entry for op i.
     """
 
     graph: Graph
@@ -88,10 +90,11 @@ def check_graph(graph: Graph) -> CheckedGraph:
 
 
 def check_plan(manifest: Manifest, graph: Graph, state_headers: Sequence[TensorHeader]) -> CheckedPlan:
-    """Check a plan whole: its graph, its state's dtypes and shapes, its manifest's outputs. ``state_headers`` in the manifest's order.
+    """Check a plan whole: its graph, its state's dtypes and shapes, its manifest's outputs. ``state_headers`` in the
+    manifest's order.
 
-    That the parts have the digests that the manifest names is for whoever has their bytes: see `edge_agent.plan.bundle`.
-    Raises `UnknownOp`, `PlanTypeError` or `PlanMalformed`.
+    That the parts have the digests that the manifest names is for whoever has their bytes: see
+    `edge_agent.plan.bundle`. Raises `UnknownOp`, `PlanTypeError` or `PlanMalformed`.
     """
     checked = check_graph(graph)
     state = [one for one in graph.inputs if one.kind == "state"]
@@ -103,7 +106,8 @@ def check_plan(manifest: Manifest, graph: Graph, state_headers: Sequence[TensorH
     for one, header in zip(state, state_headers, strict=True):
         if one.dtype != header.dtype or one.shape != list(header.shape):
             raise PlanTypeError(
-                f"expected {_brief(one.dtype, one.shape)} for the state {one.name}, got {_brief(header.dtype, header.shape)}"
+                f"expected {_brief(one.dtype, one.shape)} for the state {one.name}, "
+                f"got {_brief(header.dtype, header.shape)}"
             )
     _check_promised(manifest, checked)
     return CheckedPlan(manifest, checked)
@@ -122,7 +126,9 @@ def _check_symbols(graph: Graph) -> dict[str, None]:
         if symbol.name in names:
             raise PlanMalformed(f"expected each symbol once, got {symbol.name} twice")
         if symbol.low >= INT_LIMIT or (symbol.high is not None and not symbol.low <= symbol.high < INT_LIMIT):
-            raise PlanMalformed(f"expected a range from a least to a greatest size for {symbol.name}, got {symbol.low} to {symbol.high}")
+            raise PlanMalformed(
+                f"expected a range from a least to a greatest size for {symbol.name}, got {symbol.low} to {symbol.high}"
+            )
         names[symbol.name] = None
     return names
 
@@ -144,7 +150,9 @@ def _check_inputs(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[
     seen_state = False
     for one in graph.inputs:
         if not 0 < len(one.name) <= _MAX_NAME or one.name in names:
-            raise PlanMalformed(f"expected a name of its own of at most {_MAX_NAME} characters for each input, got {one.name[:64]!r}")
+            raise PlanMalformed(
+                f"expected a name of its own of at most {_MAX_NAME} characters for each input, got {one.name[:64]!r}"
+            )
         names.add(one.name)
         if one.kind not in _KINDS:
             raise PlanMalformed(f"expected an input of kind {', '.join(_KINDS)}, got {one.kind[:64]!r}")
@@ -199,13 +207,17 @@ def _check_signature(graph: Graph) -> None:
         or tree[2][0] != "d"
         or not all(isinstance(key, str) for key in tree[2][1::2])
     ):
-        raise PlanMalformed("expected a signature of a tuple of arguments and a dict of keyword arguments, got another tree")
+        raise PlanMalformed(
+            "expected a signature of a tuple of arguments and a dict of keyword arguments, got another tree"
+        )
     leaves = check_tree(tree)
     if leaves != given:
         raise PlanMalformed(f"expected a signature with {given} leaves, as many as the inputs, got {leaves}")
     leaves = check_tree(graph.tree)
     if leaves != len(graph.outputs):
-        raise PlanMalformed(f"expected an output tree with {len(graph.outputs)} leaves, as many as the outputs, got {leaves}")
+        raise PlanMalformed(
+            f"expected an output tree with {len(graph.outputs)} leaves, as many as the outputs, got {leaves}"
+        )
     if len(graph.name) > _MAX_NAME:
         raise PlanMalformed(f"expected a name of at most {_MAX_NAME} characters, got {len(graph.name)}")
 
@@ -223,6 +235,9 @@ def _type_op(op: Op, spec: OpSpec, binder: Binder, scope: Scope, *, room: int) -
     for one in types:
         if len(one.shape) > MAX_DIMS:
             raise PlanTypeError(f"expected a result of at most {MAX_DIMS} dims, got {len(one.shape)}")
+        for dim in one.shape:
+            if type(dim) is int and not 0 <= dim < INT_LIMIT:
+                raise PlanTypeError(f"expected a result with sizes of 0 or more, within 64 bits, got {dim}")
     return types
 
 
@@ -235,7 +250,9 @@ def _check_outputs(graph: Graph, values: int) -> None:
 def _check_promised(manifest: Manifest, checked: CheckedGraph) -> None:
     found = checked.output_types
     if len(manifest.outputs) != len(found):
-        raise PlanTypeError(f"expected a manifest with {len(found)} outputs, as many as the graph, got {len(manifest.outputs)}")
+        raise PlanTypeError(
+            f"expected a manifest with {len(found)} outputs, as many as the graph, got {len(manifest.outputs)}"
+        )
     symbols = {symbol.name for symbol in checked.graph.symbols}
     for place, (promised, own) in enumerate(zip(manifest.outputs, found, strict=True)):
         fits = promised.dtype == own.dtype and len(promised.shape) == len(own.shape)
@@ -245,7 +262,8 @@ def _check_promised(manifest: Manifest, checked: CheckedGraph) -> None:
                 fits = fits and bool(checked.sizes.equal(dim, size))
         if not fits:
             raise PlanTypeError(
-                f"expected {_brief(own.dtype, own.shape)} for output {place} in the manifest, as the graph gives it, got another type"
+                f"expected {_brief(own.dtype, own.shape)} for output {place} in the manifest, as the graph gives it, "
+                "got another type"
             )
 
 

@@ -1,8 +1,8 @@
 """Which dtype an op gives: torch's type promotion, without torch.
 
 The rules are those of torch's documentation, "Tensor Attributes", "type promotion": a tensor with dims outweighs one
-without, which outweighs a Python number, as long as it is of the same category (bool, integral, floating, complex) or a higher one. The default
-dtype is float32, always: a plan does not know what its process has set.
+without, which outweighs a Python number, as long as it is of the same category (bool, integral, floating, complex) or
+a higher one. The default dtype is float32, always: a plan does not know what its process has set.
 """
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ def _combine(higher: str | None, lower: str | None) -> str | None:
 
 
 def common_dtype(operands: Iterable[tuple[str, str]]) -> str:
-    """The dtype that an element-wise op computes in. An operand is its dtype and its weight: ``dims``, ``scalar`` (a tensor without dims) or
-    ``number``. Raises `PlanTypeError` where torch has none."""
+    """The dtype that an element-wise op computes in. An operand is its dtype and its weight: ``dims``, ``scalar`` (a
+    tensor without dims) or ``number``. Raises `PlanTypeError` where torch has none.
+    """
     found: dict[str, str | None] = {"dims": None, "scalar": None, "number": None}
     for dtype, weight in operands:
         held = found[weight]

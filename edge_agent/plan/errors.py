@@ -87,7 +87,9 @@ class ConditionFailed(PlanError, ValueError):
 
 
 class OpFailed(PlanError):
-    """An op failed while the plan ran. ``error_type`` is the name of the class that the runtime raised, ``message`` what it said."""
+    """An op failed while the plan ran. ``error_type`` is the name of the class that the runtime raised, ``message``
+    what it said.
+    """
 
     def __init__(self, op: str, op_index: int, error_type: str, message: str) -> None:
         self.op = op

@@ -1,7 +1,8 @@
 """Symbolic scalars: sizes that are known only when the plan runs, as data.
 
-An expression is an int, a float, a symbol's name, or ``[operator, operand, ...]`` with an operator of `OPERATORS`. It has a
-kind, ``int``, ``float`` or ``bool``, which `check_expression` tells. A dim of a shape is of kind int; a condition of kind bool.
+An expression is an int, a float, a symbol's name, or ``[operator, operand, ...]`` with an operator of `OPERATORS`. It
+has a kind, ``int``, ``float`` or ``bool``, which `check_expression` tells. A dim of a shape is of kind int; a
+condition of kind bool.
 
 Evaluation never takes long and never makes large numbers: what lies beyond 64 bits, or is not defined (a division by
 zero), is `ConditionFailed`, as a size for which the plan was not made.
@@ -49,8 +50,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 class Operator(NamedTuple):
     """An operator: how many operands it takes, of what kinds, what it gives, how it is computed and written.
 
-    ``kind``: ``int``, ``float`` or ``bool``; ``numeric`` is int where all operands are, else float. ``sign`` is the infix or
-    prefix sign, or empty for ``name(a, b)``; a higher ``precedence`` binds tighter.
+    ``kind``: ``int``, ``float`` or ``bool``; ``numeric`` is int where all operands are, else float. ``sign`` is the
+    infix or prefix sign, or empty for ``name(a, b)``; a higher ``precedence`` binds tighter.
     """
 
     fewest: int
@@ -76,19 +77,12 @@ def _power(base: Scalar, exponent: Scalar) -> Scalar:
             raise ValueError("a negative exponent of an integer")
         if abs(base) > 1 and exponent >= 64:
             raise OverflowError("beyond 64 bits")
-        return int(base) ** exponent
+        power: int = int(base) ** exponent
+        return power
     result = base**exponent
     if isinstance(result, complex):
         raise ValueError("a root of a negative number")
     return float(result)
-
-
-def _floor_divide(a: Scalar, b: Scalar) -> Scalar:
-    return a // b
-
-
-def _true_divide(a: Scalar, b: Scalar) -> Scalar:
-    return a / b
 
 
 def _ceil_divide(a: int, b: int) -> int:
@@ -123,9 +117,9 @@ OPERATORS: dict[str, Operator] = {
     "sub": Operator(2, 2, "number", "numeric", operator.sub, "-", 60),
     "mul": Operator(2, _MANY, "number", "numeric", _product, "*", 70),
     "neg": Operator(1, 1, "number", "numeric", operator.neg, "-", 80),
-    "floordiv": Operator(2, 2, "number", "numeric", _floor_divide, "//", 70),
+    "floordiv": Operator(2, 2, "number", "numeric", operator.floordiv, "//", 70),
     "ceildiv": Operator(2, 2, "int", "int", _ceil_divide),
-    "truediv": Operator(2, 2, "number", "float", _true_divide, "/", 70),
+    "truediv": Operator(2, 2, "number", "float", operator.truediv, "/", 70),
     "mod": Operator(2, 2, "number", "numeric", operator.mod, "%", 70),
     "pow": Operator(2, 2, "number", "numeric", _power, "**", 90),
     "abs": Operator(1, 1, "number", "numeric", abs),
@@ -151,8 +145,8 @@ OPERATORS: dict[str, Operator] = {
     "not": Operator(1, 1, "bool", "bool", operator.not_, "not ", 30),
     "where": Operator(3, 3, "choice", "choice", _choose),
 }
-"""Every operator. Integer division and remainder are Python's (towards minus infinity). ``broadcast(a, b)`` is b where a is 1,
-else a; ``where(c, a, b)`` is a where c is true, else b, of the kind of a and b."""
+"""Every operator. Integer division and remainder are Python's (towards minus infinity). ``broadcast(a, b)`` is b where
+a is 1, else a; ``where(c, a, b)`` is a where c is true, else b, of the kind of a and b."""
 
 
 def _bounded(result: Scalar) -> Scalar:
@@ -226,9 +220,7 @@ def _render(expr: Any) -> tuple[str, int]:
     # operators are read from the left, so what stands on the right of an equal one needs its brackets; comparisons
     # and powers do not chain
     chains = 40 < op.precedence < 90
-    texts = [
-        _bracketed(part, op.precedence + (place > 0 or not chains)) for place, part in enumerate(parts)
-    ]
+    texts = [_bracketed(part, op.precedence + (place > 0 or not chains)) for place, part in enumerate(parts)]
     return f" {op.sign} ".join(texts), op.precedence
 
 
@@ -253,8 +245,8 @@ def _bracketed(part: tuple[str, int], precedence: int) -> str:
 def check_expression(expr: Any, symbols: Collection[str]) -> str:
     """The kind of an expression from anywhere: ``int``, ``float`` or ``bool``.
 
-    Raises `PlanMalformed` unless all its operators are in `OPERATORS`, with operands that fit, its symbols are among ``symbols``,
-    its numbers finite and of less than 64 bits, and it keeps to `MAX_DEPTH` and `MAX_NODES`.
+    Raises `PlanMalformed` unless all its operators are in `OPERATORS`, with operands that fit, its symbols are among
+    ``symbols``, its numbers finite and of less than 64 bits, and it keeps to `MAX_DEPTH` and `MAX_NODES`.
     """
     if type(expr) is str:  # the common cases first: a symbol, a size
         if expr not in symbols:
@@ -295,7 +287,9 @@ class _Check:
         name, *operands = expr
         op = OPERATORS[name]
         if not op.fewest <= len(operands) <= op.most:
-            raise PlanMalformed(f"expected {op.fewest} operands of {name} or more, up to {op.most}, got {len(operands)}")
+            raise PlanMalformed(
+                f"expected {op.fewest} operands of {name} or more, up to {op.most}, got {len(operands)}"
+            )
         kinds = [self.kind(operand, depth + 1) for operand in operands]
         return _kind_of(name, op, kinds)
 

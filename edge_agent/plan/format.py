@@ -46,7 +46,8 @@ Natural: TypeAlias = Annotated[int, Meta(ge=0)]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 Expression: TypeAlias = int | str | list[Any]
-"""A symbolic integer: an int; a symbol's name; or ``[operator, operand, ...]`` with an operator of `expressions.OPERATORS`."""
+"""A symbolic integer: an int; a symbol's name; or ``[operator, operand, ...]`` with an operator of
+`expressions.OPERATORS`."""
 
 Dim: TypeAlias = Expression
 """A dim of a shape: an int, a symbol, or an expression of symbols."""
@@ -77,7 +78,9 @@ class TensorType(_Part, frozen=True, kw_only=True):
 
 class Input(_Part, frozen=True, kw_only=True):
     """An input of the graph. The user's inputs come first, in the order of the leaves of `Graph.signature`; then the
-    state's, in the order of `Manifest.state`. ``kind``: ``user``, ``number`` (a Python number, as a 0-d tensor) or ``state``."""
+    state's, in the order of `Manifest.state`. ``kind``: ``user``, ``number`` (a Python number, as a 0-d tensor) or
+    ``state``.
+    """
 
     name: str
     dtype: str
@@ -92,9 +95,9 @@ Argument: TypeAlias = Union[None, bool, int, float, str, "Special"]
 class Special(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """An op's argument that msgpack has no type for; exactly one field is set.
 
-    ``v``: the number of an earlier value. ``s``: a symbolic integer. ``d``: a dtype name. ``t``: a tuple.
-    ``l``: a list. ``c``: a complex number's two parts. ``o``: another torch constant, by kind and name (``memory_format:contiguous_format``,
-    ``layout:strided``, ``device:cpu``). ``g``: a sub-graph.
+    ``v``: the number of an earlier value. ``s``: a symbolic integer. ``d``: a dtype name. ``t``: a tuple. ``l``: a
+    list. ``c``: a complex number's two parts. ``o``: another torch constant, by kind and name
+    (``memory_format:contiguous_format``, ``layout:strided``, ``device:cpu``). ``g``: a sub-graph.
     """
 
     v: Natural | None = None
@@ -124,9 +127,9 @@ class Op(_Part, frozen=True, kw_only=True):
 class Graph(_Part, frozen=True, kw_only=True):
     """A typed op graph.
 
-    ``signature``: ``["t", args tree, kwargs tree]`` over the user's inputs. ``outputs``: the numbers of the values that it
-    returns, one a leaf of ``tree``. ``symbols`` and ``conditions`` (expressions that must be true, that is: not 0) say for which
-    sizes it was made; the device checks them.
+    ``signature``: ``["t", args tree, kwargs tree]`` over the user's inputs. ``outputs``: the numbers of the values
+    that it returns, one a leaf of ``tree``. ``symbols`` and ``conditions`` (expressions that must be true, that is:
+    not 0) say for which sizes it was made; the device checks them.
     """
 
     inputs: list[Input]
@@ -140,7 +143,9 @@ class Graph(_Part, frozen=True, kw_only=True):
 
 
 class Manifest(_Part, frozen=True, kw_only=True):
-    """What a plan consists of. ``outputs`` are the types of its results, in order: an invocation takes that many ids."""
+    """What a plan consists of. ``outputs`` are the types of its results, in order: an invocation takes that many
+    ids.
+    """
 
     version: Natural
     graph: Digest
@@ -173,7 +178,9 @@ def decode_graph(data: bytes | memoryview) -> Graph:
     try:
         return _graph_decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PlanMalformed(f"expected a graph of plan format {FORMAT_VERSION}, got {len(data)} other bytes: {error}") from None
+        raise PlanMalformed(
+            f"expected a graph of plan format {FORMAT_VERSION}, got {len(data)} other bytes: {error}"
+        ) from None
 
 
 def decode_manifest(data: bytes | memoryview) -> Manifest:
@@ -181,7 +188,9 @@ def decode_manifest(data: bytes | memoryview) -> Manifest:
     try:
         manifest = _manifest_decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PlanMalformed(f"expected a manifest of plan format {FORMAT_VERSION}, got {len(data)} other bytes: {error}") from None
+        raise PlanMalformed(
+            f"expected a manifest of plan format {FORMAT_VERSION}, got {len(data)} other bytes: {error}"
+        ) from None
     if not 1 <= manifest.version <= FORMAT_VERSION:
         raise PlanMalformed(f"expected a plan of format 1 to {FORMAT_VERSION}, got format {manifest.version}")
     return manifest

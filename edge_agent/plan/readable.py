@@ -31,16 +31,17 @@ def render_type(tensor: TensorType) -> str:
 
 
 def readable(graph: Graph, *, plan_name: str = "") -> str:
-    """The graph as text: a typed signature, symbols and conditions, one op a line. ``plan_name`` stands in for the graph's name.
+    """The graph as text: a typed signature, symbols and conditions, one op a line. ``plan_name`` stands in for the
+    graph's name.
 
     The graph is checked for its types; raises what `check_graph` raises.
     """
     checked = check_graph(graph)
     names = value_names(graph)
-    inputs = [f"{names[place]}: {render_type(checked.types[place])}" for place in range(len(graph.inputs))]
-    for place, one in enumerate(graph.inputs):
-        if one.kind != "user":
-            inputs[place] += f" ({one.kind})"
+    inputs = [
+        f"{one.name}: {render_type(own)}{'' if one.kind == 'user' else f' ({one.kind})'}"
+        for one, own in zip(graph.inputs, checked.types, strict=False)
+    ]
     outputs = _nest(unflatten(graph.tree, [_Text(render_type(one)) for one in checked.output_types]))
     lines = [_signature(plan_name or graph.name or "plan", inputs, outputs)]
     lines += [f"    for {_range(symbol.name, symbol.low, symbol.high)}" for symbol in graph.symbols]

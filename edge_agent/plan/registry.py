@@ -1,7 +1,8 @@
 """The registry: every op that a plan may have, by the name of its ATen overload.
 
-No op mutates, none belongs to one backend, none draws random numbers, and none has a result whose size depends on the data. A
-family stands in one file of `edge_agent.plan.ops`, with its type rules; its twin under tests compares them with torch.
+No op mutates, none belongs to one backend, none draws random numbers, and none has a result whose size depends on the
+data. A family stands in one file of `edge_agent.plan.ops`, with its type rules; its twin under tests compares them
+with torch.
 """
 
 from __future__ import annotations

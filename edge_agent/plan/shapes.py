@@ -47,7 +47,11 @@ def misfit(expected: str, got: str) -> PlanTypeError:
 def describe(operand: Operand) -> str:
     """``float32[s0, 6]``, or ``an int``."""
     if isinstance(operand, Number):
-        return f"the {operand.kind} {operand.value}" if isinstance(operand.value, int | float | complex) else f"a symbolic {operand.kind}"
+        return (
+            f"the {operand.kind} {operand.value}"
+            if isinstance(operand.value, int | float | complex)
+            else f"a symbolic {operand.kind}"
+        )
     return f"{operand.dtype}[{', '.join(map(render, operand.shape))}]"
 
 
@@ -78,8 +82,6 @@ def broadcast(scope: Scope, *operands: Operand | Sequence[Dim] | None) -> list[D
             continue
         if len(shape) > len(result):
             result = [*shape[: len(shape) - len(result)], *result]
-            offset = 0
-            start = len(shape) - len(result)
         offset = len(result) - len(shape)
         for place, dim in enumerate(shape):
             held = result[offset + place]
@@ -88,7 +90,7 @@ def broadcast(scope: Scope, *operands: Operand | Sequence[Dim] | None) -> list[D
     return result
 
 
-def constant(name: str, value: Any) -> int:
+def constant(name: str, value: object) -> int:
     """An argument that must be an integer known now, such as which dim."""
     if type(value) is int:
         return value
@@ -97,11 +99,11 @@ def constant(name: str, value: Any) -> int:
 
 def wrap_dim(dim: Any, rank: int, name: str = "dim") -> int:
     """A dim's index from the front. A tensor without dims takes 0 and -1."""
-    dim = constant(name, dim)
+    axis = constant(name, dim)
     room = max(rank, 1)
-    if not -room <= dim < room:
-        raise misfit(f"{name} from {-room} to {room - 1}", str(dim))
-    return dim + room if dim < 0 else dim
+    if not -room <= axis < room:
+        raise misfit(f"{name} from {-room} to {room - 1}", str(axis))
+    return axis + room if axis < 0 else axis
 
 
 def wrap_dims(dims: Iterable[Any] | None, rank: int, name: str = "dim", *, none_is_all: bool = True) -> list[int]:

@@ -1,8 +1,9 @@
 """The algebra of dims: what the checker knows of sizes before they are.
 
 A dim is brought to a normal form: a sum of products of symbols and of what cannot be taken apart (a floor division, a
-minimum, ...), in a fixed order. Two dims with one normal form are equal; two whose difference cannot be 0 are not; of any others nothing is
-known, and the op itself decides when it runs. The conditions of the graph are used: ``s1 == s0`` makes them one.
+minimum, ...), in a fixed order. Two dims with one normal form are equal; two whose difference cannot be 0 are not; of
+any others nothing is known, and the op itself decides when it runs. The conditions of the graph are used: ``s1 == s0``
+makes them one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ MAX_DEGREE = 16
 MAX_WEIGHT = 512
 """How many operators and operands a dim may have: a plan whose dims grow beyond it is refused."""
 FUEL = 4_000_000
-"""How many steps of this algebra one graph may take, a few seconds' worth: a network of 500 ops takes some thousands."""
+"""How many steps of this algebra one graph may take, a few seconds' worth: a network of 500 ops takes some
+thousands."""
 
 Frozen: TypeAlias = Any
 """An expression with tuples for lists, so that it can be a key."""
@@ -268,7 +270,9 @@ class Sizes:
             for other_key, other in flat.items():
                 if key != other_key and other_key in kept and key in kept:
                     low, high = self._range(_sum(candidate, other, -1))
-                    if (name == "max" and high is not None and high <= 0) or (name == "min" and low is not None and low >= 0):
+                    if (name == "max" and high is not None and high <= 0) or (
+                        name == "min" and low is not None and low >= 0
+                    ):
                         del kept[key]
         if len(kept) == 1:
             return next(iter(kept.values()))
@@ -357,7 +361,9 @@ class Sizes:
 
     def _learn_equal(self, difference: Poly) -> None:
         alone = [
-            term[0] for term, coefficient in difference.items() if len(term) == 1 and isinstance(term[0], str) and abs(coefficient) == 1
+            term[0]
+            for term, coefficient in difference.items()
+            if len(term) == 1 and isinstance(term[0], str) and abs(coefficient) == 1
         ]
         for symbol in sorted(alone, key=lambda name: -self._order.get(name, 0)):
             others = {term: coefficient for term, coefficient in difference.items() if term != (symbol,)}
@@ -550,7 +556,23 @@ def _inexact(expr: Any) -> bool:
         if isinstance(node, float | bool):
             return True
         if isinstance(node, list | tuple):
-            if node[0] in ("truediv", "float", "sqrt", "exp", "log", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "where"):
+            if node[0] in (
+                "truediv",
+                "float",
+                "sqrt",
+                "exp",
+                "log",
+                "eq",
+                "ne",
+                "lt",
+                "le",
+                "gt",
+                "ge",
+                "and",
+                "or",
+                "not",
+                "where",
+            ):
                 return True
             pending.extend(node[1:])
     return False

@@ -21,9 +21,10 @@ __all__ = ["MISSING", "Number", "OpSpec", "Operand", "Parameter", "Rule", "Scope
 class Parameter:
     """One parameter of an op.
 
-    ``kind`` is the schema's type, with ``int`` for SymInt and without the annotations of aliasing: ``Tensor``, ``Tensor?``, ``Tensor[]``, ``Tensor?[]``,
-    ``Scalar``, ``int``, ``int[]``, ``float``, ``bool``, ``str``, ``ScalarType``, ``Layout``, ``Device``, ``MemoryFormat`` or ``Generator``, each also with ``?``.
-    ``length``: how many elements a single int stands for (``int[2]``). ``default`` is `MISSING` where an argument is required.
+    ``kind`` is the schema's type, with ``int`` for SymInt and without the annotations of aliasing: ``Tensor``,
+    ``Tensor?``, ``Tensor[]``, ``Tensor?[]``, ``Scalar``, ``int``, ``int[]``, ``float``, ``bool``, ``str``,
+    ``ScalarType``, ``Layout``, ``Device``, ``MemoryFormat`` or ``Generator``, each also with ``?``. ``length``: how
+    many elements a single int stands for (``int[2]``). ``default`` is `MISSING` where an argument is required.
     """
 
     name: str
@@ -49,7 +50,9 @@ MISSING = _Missing()
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A Python number among an op's arguments: ``kind`` is bool, int, float or complex; ``value`` is the number, or an expression."""
+    """A Python number among an op's arguments: ``kind`` is bool, int, float or complex; ``value`` is the number, or an
+    expression.
+    """
 
     kind: str
     value: Any
@@ -61,22 +64,26 @@ Operand: TypeAlias = TensorType | Number
 
 @dataclass(slots=True)
 class Scope:
-    """What a type rule may look at besides its arguments: the algebra of dims, and how many outputs the plan says that the op has."""
+    """What a type rule may look at besides its arguments: the algebra of dims, and how many outputs the plan says that
+    the op has.
+    """
 
     sizes: Sizes
     outputs: int = 1
 
 
 Rule: TypeAlias = Callable[..., TensorType | Sequence[TensorType]]
-"""``rule(scope, *arguments) -> types``: arguments in the order of the parameters, defaults filled in; a dim is a `Dim`. Raises `PlanTypeError`."""
+"""``rule(scope, *arguments) -> types``: arguments in the order of the parameters, defaults filled in; a dim is a
+`Dim`. Raises `PlanTypeError`."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
     """An op of the registry.
 
-    ``name`` as in a plan: ``aten.add.Tensor``. ``schema``: torch's, without the namespace. ``outputs``: how many it has; None for an
-    op that gives a list. ``views``: an output may share memory with an input. ``numbers``: a Python number may stand for a tensor. ``family``: for the docs.
+    ``name`` as in a plan: ``aten.add.Tensor``. ``schema``: torch's, without the namespace. ``outputs``: how many it
+    has; None for an op that gives a list. ``views``: an output may share memory with an input. ``numbers``: a Python
+    number may stand for a tensor. ``family``: for the docs.
     """
 
     name: str
@@ -101,11 +108,18 @@ _SCALAR_TYPES = {"4": "int64"}  # how a schema writes a default dtype: by its nu
 
 
 def define(family: str, rule: Rule, schemas: str, *, numbers: bool = False, views: bool | None = None) -> list[OpSpec]:
-    """The specs of ops that share a rule, from their schemas, one a line.
+    """The specs of ops that share a rule, from their schemas, each on a line of its own, or more.
 
     ``views`` overrides what the schema says of aliasing: some composite ops return their input without saying so.
     """
-    return [_parse(line.strip(), family, rule, numbers, views) for line in schemas.strip().splitlines()]
+    specs = []
+    schema = ""
+    for line in schemas.strip().splitlines():  # a long one goes on in the next line
+        schema = f"{schema} {line.strip()}".strip()
+        if ") -> " in schema:
+            specs.append(_parse(schema, family, rule, numbers, views))
+            schema = ""
+    return specs
 
 
 def _parse(schema: str, family: str, rule: Rule, numbers: bool, views: bool | None) -> OpSpec:

@@ -22,8 +22,8 @@ _NAMES = {"l": "list", "t": "tuple", "d": "dict"}
 def check_tree(tree: Any) -> int:
     """How many leaves a tree from anywhere has.
 
-    Raises `PlanMalformed` unless its leaves are 0, 1, 2, ... in this order, each once, its keys strings or integers, each once in its dict,
-    and it keeps to `MAX_DEPTH`.
+    Raises `PlanMalformed` unless its leaves are 0, 1, 2, ... in this order, each once, its keys strings or integers,
+    each once in its dict, and it keeps to `MAX_DEPTH`.
     """
     return _check(tree, 0, 0)
 
@@ -80,7 +80,7 @@ def _flatten(tree: Any, nest: Any, path: str, leaves: list[Any]) -> None:
             _flatten(subtree, nest[key], f"{path}[{key!r}]", leaves)
         return
     wanted: type = list if kind == "l" else tuple
-    if not isinstance(nest, wanted):
+    if not isinstance(nest, list | tuple) or not isinstance(nest, wanted):
         raise ArgumentMismatch(path, f"a {wanted.__name__} of {len(children)}", _kind(nest))
     if len(nest) != len(children):
         raise ArgumentMismatch(path, f"a {wanted.__name__} of {len(children)}", f"one of {len(nest)}")
@@ -105,8 +105,9 @@ def unflatten(tree: Tree, leaves: Sequence[Any]) -> Any:
 def spec_of(nest: Any, is_leaf: Callable[[Any], bool] | None = None, *, name: str = "value") -> tuple[Tree, list[Any]]:
     """The tree and the leaves of a nest. Whatever is no list, tuple, dict or None is a leaf.
 
-    ``is_leaf`` says what stands as a leaf though it could nest, None too. Named tuples become tuples. Raises `ArgumentMismatch` for a dict with a key that
-    is neither string nor int, and for a nest deeper than `MAX_DEPTH` (or that holds itself).
+    ``is_leaf`` says what stands as a leaf though it could nest, None too. Named tuples become tuples. Raises
+    `ArgumentMismatch` for a dict with a key that is neither string nor int, and for a nest deeper than `MAX_DEPTH` (or
+    that holds itself).
     """
     leaves: list[Any] = []
     return _spec(nest, is_leaf or (lambda _: False), leaves, name, 0), leaves
@@ -139,10 +140,7 @@ def leaf_paths(tree: Tree, name: str = "value") -> list[str]:
         return [name]
     assert isinstance(tree, list)
     kind, *children = tree
-    if kind == "d":
-        pairs = list(zip(children[::2], children[1::2], strict=True))
-    else:
-        pairs = list(enumerate(children))
+    pairs = zip(children[::2], children[1::2], strict=True) if kind == "d" else enumerate(children)
     return [path for key, subtree in pairs for path in leaf_paths(subtree, f"{name}[{key!r}]")]
 
 

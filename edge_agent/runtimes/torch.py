@@ -1,7 +1,8 @@
 """The torch runtime: a checked plan to a callable that runs it, op by op.
 
-Loading does all that can be done once: it resolves the registry's overloads, and lays out a list of *slots*: the plan's values first, then constants,
-symbolic numbers, and lists made of others. A step takes its arguments from slots and puts its results into slots; running is a loop over steps.
+Loading does all that can be done once: it resolves the registry's overloads, and lays out a list of *slots*: the
+plan's values first, then constants, symbolic numbers, and lists made of others. A step takes its arguments from slots
+and puts its results into slots; running is a loop over steps.
 """
 
 from __future__ import annotations
@@ -33,19 +34,23 @@ _CPU = torch.device("cpu")
 
 
 class _Step(NamedTuple):
-    """``slots[target] = call(*gather(slots))``; then the slots in ``free`` are emptied. ``many``: how many slots from ``target`` on take the results,
-    for an op with any other number of outputs than one. ``index``: which op of the plan."""
+    """``slots[target] = call(*gather(slots))``; then the slots in ``free`` are emptied. ``many``: how many slots from
+    ``target`` on take the results, for an op with any other number of outputs than one. ``op``: which op of the plan
+    it belongs to.
+    """
 
     call: Callable[..., Any]
     gather: Callable[[list[Any]], Sequence[Any]]
     target: int
     many: int | None
     free: tuple[int, ...]
-    index: int
+    op: int
 
 
 def overload(name: str) -> torch._ops.OpOverload[..., Any]:
-    """The torch overload of a registered op. Raises KeyError for any other name: the registry decides what can be run."""
+    """The torch overload of a registered op. Raises KeyError for any other name: the registry decides what can be
+    run.
+    """
     _, packet, variant = REGISTRY[name].name.split(".")
     found: torch._ops.OpOverload[..., Any] = getattr(getattr(torch.ops.aten, packet), variant)
     return found
@@ -68,7 +73,8 @@ class LoadedPlan:
         self._inputs = sum(one.kind != "state" for one in graph.inputs)
 
     def run(self, user_inputs: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
-        """The plan's outputs, one a leaf of its output tree, sharing no memory with each other, with the inputs or with the state.
+        """The plan's outputs, one a leaf of its output tree, sharing no memory with each other, with the inputs or
+        with the state.
 
         ``sizes`` comes from `edge_agent.plan.calls.bind_sizes`, which has checked the inputs. Raises `OpFailed`.
         """
@@ -95,15 +101,15 @@ class LoadedPlan:
             return
         last = -1
         for step in self._steps:
-            if step.index != last:
-                last = step.index
+            if step.op != last:
+                last = step.op
                 self.between_ops(last)
             self._execute((step,), slots)
 
     def _execute(self, steps: Sequence[_Step], slots: list[Any]) -> None:
         index = 0
         try:
-            for call, gather, target, many, free, index in steps:  # noqa: B007  # index is for the error
+            for call, gather, target, many, free, index in steps:  # noqa: B007 -- the error needs it
                 if many is None:
                     slots[target] = call(*gather(slots))
                 else:
@@ -155,7 +161,7 @@ class _Layout:
         self.outputs = self._shared(graph, inputs)
 
     def _op(self, index: int, op: Op, spec: OpSpec, target: int) -> Iterator[tuple[_Step, tuple[int, ...]]]:
-        call: Callable[..., Any] = overload(spec.name)._op
+        call: Callable[..., Any] = overload(spec.name)._op  # noqa: SLF001 -- without a frame of Python in between
         uses: list[int] = []
         args, kwargs = _by_position(spec, op)
         slots = []
@@ -182,7 +188,9 @@ class _Layout:
             if argument.s is not None:
                 return self._expression(argument.s), None
             elements = argument.l if argument.l is not None else argument.t
-            if elements is not None and any(isinstance(one, Special) and (one.v, one.s) != (None, None) for one in elements):
+            if elements is not None and any(
+                isinstance(one, Special) and (one.v, one.s) != (None, None) for one in elements
+            ):
                 made = self._new(None)
                 self._lists.add(made)
                 return made, [self._slot(one)[0] for one in elements]
@@ -226,7 +234,9 @@ class _Layout:
 
 
 def _freeing(steps: Sequence[_Step], uses: Sequence[Sequence[int]], passing: set[int]) -> list[_Step]:
-    """The steps, each emptying those of the ``passing`` slots that no later one uses. All others belong to the plan, or are its outputs."""
+    """The steps, each emptying those of the ``passing`` slots that no later one uses. All others belong to the plan,
+    or are its outputs.
+    """
     freeing: list[_Step] = []
     needed: set[int] = set()
     for step, used in zip(reversed(steps), reversed(uses), strict=True):
@@ -305,7 +315,9 @@ def _needs_order(op: Op) -> bool:
 
 @contextlib.contextmanager
 def _settings(*, deterministic: bool) -> Iterator[None]:
-    """What a plan takes for granted of the process, and gives back as it was: a default dtype of float32; deterministic ops, where it matters."""
+    """What a plan takes for granted of the process, and gives back as it was: a default dtype of float32;
+    deterministic ops, where it matters.
+    """
     dtype = torch.get_default_dtype()
     strict = torch.are_deterministic_algorithms_enabled()
     if dtype is not torch.float32:

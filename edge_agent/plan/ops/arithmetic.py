@@ -19,7 +19,7 @@ def _arithmetic(scope: Scope, a: Operand, b: Operand, *_: Any) -> TensorType:
 
 
 def _difference(scope: Scope, a: Operand, b: Operand, *_: Any) -> TensorType:
-    if _is_bool(a) and _is_bool(b):
+    if _is_bool(a) or _is_bool(b):
         raise misfit("numbers to subtract", "bools")
     return _arithmetic(scope, a, b)
 
@@ -83,8 +83,8 @@ def _integers(scope: Scope, a: Operand, b: Operand) -> TensorType:
 
 
 def _one_dtype(scope: Scope, a: TensorType, b: TensorType) -> TensorType:
-    if a.dtype != b.dtype:
-        raise misfit("two tensors of one dtype", f"{a.dtype} and {b.dtype}")
+    if a.dtype != b.dtype or a.dtype in COMPLEX:
+        raise misfit("two tensors of one dtype of real numbers", f"{a.dtype} and {b.dtype}")
     return tensor(a.dtype, broadcast(scope, a, b))
 
 
@@ -138,7 +138,7 @@ def _copied(scope: Scope, self: TensorType, source: TensorType, *_: Any) -> Tens
     return self
 
 
-def _prelu(scope: Scope, self: TensorType, weight: TensorType) -> TensorType:
+def _prelu(_: Scope, self: TensorType, weight: TensorType) -> TensorType:
     if self.dtype != weight.dtype:
         raise misfit("an input and a weight of one dtype", f"{self.dtype} and {weight.dtype}")
     expect_rank(weight, (0, 1), "a weight")

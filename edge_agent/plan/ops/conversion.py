@@ -17,7 +17,9 @@ def _alike(_: Scope, self: TensorType, *__: Any) -> TensorType:
     return self
 
 
-def _copied_to(_: Scope, self: TensorType, dtype: str | None, __: Any, ___: Any, pin_memory: Any, *____: Any) -> TensorType:
+def _copied_to(
+    _: Scope, self: TensorType, dtype: str | None, __: Any, ___: Any, pin_memory: Any, *____: Any
+) -> TensorType:
     if pin_memory:
         raise misfit("memory that is not pinned", "pin_memory of True")
     return tensor(dtype or self.dtype, self.shape)
@@ -43,8 +45,8 @@ OPS = [
     *define(
         FAMILY,
         _copied_to,
-        "_to_copy(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, "
-        "bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor",
+        "_to_copy(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? "
+        "pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor",
     ),
     *define(
         FAMILY,

@@ -1,4 +1,3 @@
-# ruff: noqa: FBT001 -- rules take their arguments by position, in the order of the schema
 """Convolutions, pooling, and the unfolding that goes with them."""
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ def _positive(values: Sequence[Any], name: str, least: int = 1) -> None:
 
 
 def _windows(scope: Scope, size: Dim, kernel: Dim, stride: Any, padding: Any, dilation: Any) -> Dim:
-    """How often a window of ``kernel`` elements, ``dilation`` apart, fits: floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1."""
+    """How often a window of ``kernel`` elements, ``dilation`` apart, fits: floor((size + 2 padding - dilation (kernel
+    - 1) - 1) / stride) + 1.
+    """
     sizes = scope.sizes
     span = sizes.add(sizes.mul(dilation, sizes.sub(kernel, 1)), 1)
     count = sizes.add(sizes.floordiv(sizes.sub(sizes.add(size, sizes.mul(2, padding)), span), stride), 1)
@@ -95,7 +96,7 @@ def _plain(dims: int) -> Rule:
         groups: Any,
     ) -> TensorType:
         expect_rank(weight, dims + 2, "a weight")
-        return _convolved(scope, operand, weight, bias, stride, padding, dilation, False, [0], groups)  # noqa: FBT003
+        return _convolved(scope, operand, weight, bias, stride, padding, dilation, False, [0], groups)
 
     return rule
 
@@ -114,7 +115,7 @@ def _padded_by_name(dims: int) -> Rule:
         if padding not in ("valid", "same"):
             raise misfit("a padding of 'valid' or 'same'", repr(padding))
         expect_rank(weight, dims + 2, "a weight")
-        found = _convolved(scope, operand, weight, bias, stride, [0], dilation, False, [0], groups)  # noqa: FBT003
+        found = _convolved(scope, operand, weight, bias, stride, [0], dilation, False, [0], groups)
         if padding == "valid":
             return found
         if any(step != 1 for step in stride):
@@ -137,7 +138,7 @@ def _transposed(dims: int) -> Rule:
         dilation: list[Any],
     ) -> TensorType:
         expect_rank(weight, dims + 2, "a weight")
-        return _convolved(scope, operand, weight, bias, stride, padding, dilation, True, output_padding, groups)  # noqa: FBT003
+        return _convolved(scope, operand, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
     return rule
 
@@ -152,6 +153,7 @@ def _pooled(
     dilation: Sequence[Any],
     ceil_mode: bool,
 ) -> TensorType:
+    expect_dtype(operand, INTEGRAL | FLOATING, "real numbers")
     expect_rank(operand, (dims + 1, dims + 2), "an input")
     kernels = spread(kernel, dims, "kernel_size")
     strides = spread(stride, dims, "stride") if stride else kernels
@@ -161,7 +163,9 @@ def _pooled(
     _positive(paddings, "padding", 0)
     sizes = scope.sizes
     out: list[Dim] = []
-    for size, window, step, pad, apart in zip(operand.shape[-dims:], kernels, strides, paddings, dilations, strict=True):
+    for size, window, step, pad, apart in zip(
+        operand.shape[-dims:], kernels, strides, paddings, dilations, strict=True
+    ):
         if type(pad) is int and type(window) is int and pad > window // 2:
             raise misfit(f"a padding of at most half the kernel, {window // 2}", str(pad))
         if not ceil_mode:
@@ -183,7 +187,9 @@ def _pooled(
 
 
 def _max_pool(dims: int) -> Rule:
-    def rule(scope: Scope, self: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> TensorType:
+    def rule(
+        scope: Scope, self: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+    ) -> TensorType:
         return _pooled(scope, self, dims, kernel, stride, padding, dilation, ceil_mode)
 
     return rule
@@ -200,7 +206,9 @@ def _max_pool_with_indices(dims: int) -> Rule:
 
 
 def _average_pool(dims: int) -> Rule:
-    def rule(scope: Scope, self: TensorType, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, *_: Any) -> TensorType:
+    def rule(
+        scope: Scope, self: TensorType, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, *_: Any
+    ) -> TensorType:
         return _pooled(scope, self, dims, kernel, stride, padding, [1], ceil_mode)
 
     return rule
@@ -208,6 +216,7 @@ def _average_pool(dims: int) -> Rule:
 
 def _adaptive(dims: int) -> Rule:
     def rule(_: Scope, self: TensorType, output_size: list[Any]) -> TensorType:
+        expect_dtype(self, FLOATING, "an input")
         expect_rank(self, (dims + 1, dims + 2), "an input")
         out = spread(output_size, dims, "output_size")
         _positive(out, "output_size", 0)
@@ -253,7 +262,11 @@ def _from_columns(
 ) -> TensorType:
     expect_rank(self, (2, 3), "columns")
     area, kernels = spread(output, 2, "output_size"), spread(kernel, 2, "kernel_size")
-    strides, paddings, dilations = spread(stride, 2, "stride"), spread(padding, 2, "padding"), spread(dilation, 2, "dilation")
+    strides, paddings, dilations = (
+        spread(stride, 2, "stride"),
+        spread(padding, 2, "padding"),
+        spread(dilation, 2, "dilation"),
+    )
     _positive([*kernels, *strides, *dilations], "kernel_size, stride and dilation")
     sizes = scope.sizes
     counts = [
@@ -310,8 +323,8 @@ OPS = [
     *define(
         FAMILY,
         _transposed(2),
-        "conv_transpose2d.input(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=[1, 1], int[2] padding=[0, 0], "
-        "int[2] output_padding=[0, 0], int groups=1, int[2] dilation=[1, 1]) -> Tensor",
+        "conv_transpose2d.input(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=[1, 1], int[2] "
+        "padding=[0, 0], int[2] output_padding=[0, 0], int groups=1, int[2] dilation=[1, 1]) -> Tensor",
     ),
     *define(
         FAMILY,
@@ -322,38 +335,38 @@ OPS = [
     *define(
         FAMILY,
         _max_pool(1),
-        "max_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], int[1] dilation=[1], bool ceil_mode=False) "
-        "-> Tensor",
+        "max_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], int[1] dilation=[1], "
+        "bool ceil_mode=False) -> Tensor",
     ),
     *define(
         FAMILY,
         _max_pool(2),
-        "max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) "
-        "-> Tensor",
+        "max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool "
+        "ceil_mode=False) -> Tensor",
     ),
     *define(
         FAMILY,
         _max_pool(3),
-        "max_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool ceil_mode=False) "
-        "-> Tensor",
+        "max_pool3d(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, bool "
+        "ceil_mode=False) -> Tensor",
     ),
     *define(
         FAMILY,
         _max_pool_with_indices(1),
-        "max_pool1d_with_indices(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], int[1] dilation=[1], "
-        "bool ceil_mode=False) -> (Tensor, Tensor)",
+        "max_pool1d_with_indices(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=[0], int[1] "
+        "dilation=[1], bool ceil_mode=False) -> (Tensor, Tensor)",
     ),
     *define(
         FAMILY,
         _max_pool_with_indices(2),
-        "max_pool2d_with_indices(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, "
-        "bool ceil_mode=False) -> (Tensor, Tensor)",
+        "max_pool2d_with_indices(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] "
+        "dilation=1, bool ceil_mode=False) -> (Tensor, Tensor)",
     ),
     *define(
         FAMILY,
         _max_pool_with_indices(3),
-        "max_pool3d_with_indices(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] dilation=1, "
-        "bool ceil_mode=False) -> (Tensor, Tensor)",
+        "max_pool3d_with_indices(Tensor self, int[3] kernel_size, int[3] stride=[], int[3] padding=0, int[3] "
+        "dilation=1, bool ceil_mode=False) -> (Tensor, Tensor)",
     ),
     *define(
         FAMILY,
@@ -401,6 +414,7 @@ OPS = [
     *define(
         FAMILY,
         _from_columns,
-        "col2im(Tensor self, int[2] output_size, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] stride) -> Tensor",
+        "col2im(Tensor self, int[2] output_size, int[2] kernel_size, int[2] dilation, int[2] padding, int[2] "
+        "stride) -> Tensor",
     ),
 ]

@@ -75,45 +75,31 @@ def _range(scope: Scope, start: Number, end: Number, step: Number, dtype: str | 
     result = dtype or ("int64" if kinds == {"int"} else DEFAULT)
     if result in COMPLEX or result == "bool":
         raise misfit("a dtype of real numbers", result)
-    return tensor(result, [_range_size(scope, start.value, end.value, step.value, result)])
+    if all(isinstance(number.value, int | float) for number in (start, end, step)):
+        size: Dim = _range_size(start.value, end.value, step.value, result)
+    elif kinds == {"int"}:
+        size = scope.sizes.make("ceildiv", scope.sizes.sub(end.value, start.value), step.value)
+    elif result == "int64":
+        raise misfit("integers for a range of int64", " and ".join(sorted(kinds)))
+    else:
+        size = scope.sizes.make("ceil", ["truediv", ["sub", end.value, start.value], step.value])
+    return tensor(result, [size])
 
 
-def _range_size(scope: Scope, start: Any, end: Any, step: Any, dtype: str) -> Dim:
+def _range_size(start: float, end: float, step: float, dtype: str) -> int:
     """ceil((end - start) / step), in integers for int64 and in float64 otherwise, as in aten's ``arange``."""
-    known = [value for value in (start, end, step) if isinstance(value, int | float)]
-    if not all(math.isfinite(value) for value in known):
-        raise misfit("finite numbers", str(known))
-    if len(known) == 3:
-        if dtype == "int64":
-            start, end, step = int(start), int(end), int(step)
-        if step == 0 or (end - start) * (1 if step > 0 else -1) < 0:
-            raise misfit("a step other than 0 that leads from start to end", f"{start}, {end}, {step}")
-        if dtype == "int64":
-            return -((start - end) // step)
-        count = (end - start) / step
-        if not count < 1 << 53:
-            raise misfit("a range of fewer elements", str(count))
-        return math.ceil(count)
-    sizes = scope.sizes
-    if all(_is_whole(value) for value in (start, end, step)):
-        return sizes.make("ceildiv", sizes.sub(end, start), step)
-    return sizes.make("ceil", ["truediv", ["sub", end, start], step])
-
-
-def _is_whole(value: Any) -> bool:
-    # an expression of kind float has been given as it was written; those of kind int are in normal form, without floats
-    if isinstance(value, float):
-        return False
-    pending = [value]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, float):
-            return False
-        if isinstance(node, list):
-            if node[0] in ("truediv", "float", "sqrt", "exp", "log"):
-                return False
-            pending.extend(node[1:])
-    return True
+    if not all(map(math.isfinite, (start, end, step))):
+        raise misfit("finite numbers", f"{start}, {end}, {step}")
+    if dtype == "int64":
+        start, end, step = int(start), int(end), int(step)
+    if step == 0 or (end - start) * (1 if step > 0 else -1) < 0:
+        raise misfit("a step other than 0 that leads from start to end", f"{start}, {end}, {step}")
+    if isinstance(start, int) and isinstance(end, int) and isinstance(step, int):
+        return -((start - end) // step)
+    count = (end - start) / step
+    if not count < 1 << 53:
+        raise misfit("a range of fewer elements", str(count))
+    return math.ceil(count)
 
 
 def _range_to(scope: Scope, end: Number, dtype: str | None, *options: Any) -> TensorType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_agent.plan.dtypes import BOOLEAN, FLOATING, INTEGRAL
+from edge_agent.plan.dtypes import BOOLEAN, COMPLEX, FLOATING
 from edge_agent.plan.format import Dim, TensorType
 from edge_agent.plan.ops.views import diagonal_size, sliced_size
 from edge_agent.plan.shapes import (
@@ -72,19 +72,27 @@ def _taken_along(scope: Scope, self: TensorType, indices: TensorType, dim: Any) 
     axis = wrap_dim(dim, len(self.shape))
     if not self.shape:
         return tensor(self.dtype, indices.shape)
-    front = broadcast(scope, [*self.shape[:axis], 1, *self.shape[axis + 1 :]], [*indices.shape[:axis], 1, *indices.shape[axis + 1 :]])
+    front = broadcast(
+        scope, [*self.shape[:axis], 1, *self.shape[axis + 1 :]], [*indices.shape[:axis], 1, *indices.shape[axis + 1 :]]
+    )
     front[axis] = indices.shape[axis]
     return tensor(self.dtype, front)
 
 
 def _indexed_shape(scope: Scope, self: TensorType, indices: list[TensorType | None]) -> list[Dim]:
+    """The shape of what indices pick out of a tensor. Masks pick as many elements as the data say, so they are
+    refused.
+    """
     if len(indices) > len(self.shape):
         raise misfit(f"at most {len(self.shape)} indices", str(len(indices)))
     given = [place for place, index in enumerate(indices) if index is not None]
     for index in indices:
         if index is not None:
             if index.dtype in ("bool", "uint8"):
-                raise misfit("indices of int64 or int32", f"a mask ({index.dtype}), whose result has a size that depends on the data")
+                raise misfit(
+                    "indices of int64 or int32",
+                    f"a mask ({index.dtype}), whose result has a size that depends on the data",
+                )
             expect_index(index, "an index")
     if not given:
         raise misfit("at least one index", "none")
@@ -101,13 +109,37 @@ def _indexed(scope: Scope, self: TensorType, indices: list[TensorType | None]) -
 
 
 def _put_at(scope: Scope, self: TensorType, indices: list[TensorType | None], values: TensorType, _: Any) -> TensorType:
-    shape = _indexed_shape(scope, self, indices)
     if values.dtype != self.dtype:
         raise misfit(f"values of {self.dtype}", values.dtype)
+    if any(index is not None and index.dtype == "bool" for index in indices):
+        _expect_masks(scope, self, indices)
+        return self
+    shape = _indexed_shape(scope, self, indices)
     if len(values.shape) > len(shape):
         raise misfit(f"values that broadcast to {len(shape)} dims", describe(values))
     broadcast(scope, shape, values)
     return self
+
+
+def _expect_masks(scope: Scope, self: TensorType, indices: list[TensorType | None]) -> None:
+    """A mask stands for as many dims as it has, with the sizes that they have. How many values it takes shows when the
+    op runs.
+    """
+    at = 0
+    for index in indices:
+        if index is None or index.dtype != "bool":
+            at += 1
+            if index is not None:
+                expect_index(index, "an index")
+            continue
+        masked = self.shape[at : at + len(index.shape)]
+        if len(masked) != len(index.shape):
+            raise misfit(f"masks of at most {len(self.shape)} dims in all", describe(index))
+        for own, given in zip(masked, index.shape, strict=True):
+            expect_equal(scope, own, given, "the sizes of the mask and the tensor")
+        at += len(index.shape)
+    if at > len(self.shape):
+        raise misfit(f"indices for at most {len(self.shape)} dims", str(at))
 
 
 def _scattered(scope: Scope, self: TensorType, dim: Any, index: TensorType, source: Operand, *_: Any) -> TensorType:
@@ -123,19 +155,25 @@ def _scattered(scope: Scope, self: TensorType, dim: Any, index: TensorType, sour
     return self
 
 
-def _scatter_reduced(scope: Scope, self: TensorType, dim: Any, index: TensorType, source: Operand, reduce: str, *_: Any) -> TensorType:
+def _scatter_reduced(
+    scope: Scope, self: TensorType, dim: Any, index: TensorType, source: Operand, reduce: str, *_: Any
+) -> TensorType:
     if reduce not in _REDUCTIONS:
         raise misfit(f"a reduce of {', '.join(_REDUCTIONS)}", repr(reduce))
     return _scattered(scope, self, dim, index, source)
 
 
-def _scatter_combined(scope: Scope, self: TensorType, dim: Any, index: TensorType, source: Operand, reduce: str) -> TensorType:
+def _scatter_combined(
+    scope: Scope, self: TensorType, dim: Any, index: TensorType, source: Operand, reduce: str
+) -> TensorType:
     if reduce not in ("add", "multiply"):
         raise misfit("a reduce of 'add' or 'multiply'", repr(reduce))
     return _scattered(scope, self, dim, index, source)
 
 
-def _changed_along(scope: Scope, self: TensorType, dim: Any, index: TensorType, source: TensorType, *_: Any) -> TensorType:
+def _changed_along(
+    scope: Scope, self: TensorType, dim: Any, index: TensorType, source: TensorType, *_: Any
+) -> TensorType:
     expect_index(index, "an index")
     expect_rank(index, (0, 1), "an index")
     axis = wrap_dim(dim, len(self.shape))
@@ -146,11 +184,15 @@ def _changed_along(scope: Scope, self: TensorType, dim: Any, index: TensorType, 
         for place, (own, given) in enumerate(zip(self.shape, source.shape, strict=True)):
             if place != axis:
                 expect_equal(scope, own, given, f"the sizes of dim {place}")
-        expect_equal(scope, index.shape[0] if index.shape else 1, source.shape[axis], "the sizes of the index and the source")
+        expect_equal(
+            scope, index.shape[0] if index.shape else 1, source.shape[axis], "the sizes of the index and the source"
+        )
     return self
 
 
-def _reduced_along(scope: Scope, self: TensorType, dim: Any, index: TensorType, source: TensorType, reduce: str, *_: Any) -> TensorType:
+def _reduced_along(
+    scope: Scope, self: TensorType, dim: Any, index: TensorType, source: TensorType, reduce: str, *_: Any
+) -> TensorType:
     if reduce not in ("prod", "mean", "amax", "amin"):
         raise misfit("a reduce of prod, mean, amax, amin", repr(reduce))
     return _changed_along(scope, self, dim, index, source)
@@ -189,7 +231,9 @@ def _select_replaced(scope: Scope, self: TensorType, source: TensorType, dim: An
     return _part_replaced(scope, self, source, self.shape[:axis] + self.shape[axis + 1 :])
 
 
-def _slice_replaced(scope: Scope, self: TensorType, source: TensorType, dim: Any, start: Any, end: Any, step: Any) -> TensorType:
+def _slice_replaced(
+    scope: Scope, self: TensorType, source: TensorType, dim: Any, start: Any, end: Any, step: Any
+) -> TensorType:
     if not self.shape:
         raise misfit("a tensor with dims", "one without")
     axis = wrap_dim(dim, len(self.shape))
@@ -198,13 +242,17 @@ def _slice_replaced(scope: Scope, self: TensorType, source: TensorType, dim: Any
     return _part_replaced(scope, self, source, part)
 
 
-def _diagonal_replaced(scope: Scope, self: TensorType, source: TensorType, offset: Any, dim1: Any, dim2: Any) -> TensorType:
+def _diagonal_replaced(
+    scope: Scope, self: TensorType, source: TensorType, offset: Any, dim1: Any, dim2: Any
+) -> TensorType:
     rank = len(self.shape)
     first, second = wrap_dim(dim1, rank, "dim1"), wrap_dim(dim2, rank, "dim2")
     if first == second:
         raise misfit("two different dims", f"{dim1} and {dim2}")
     rest = [size for place, size in enumerate(self.shape) if place not in (first, second)]
-    return _part_replaced(scope, self, source, [*rest, diagonal_size(scope, self.shape[first], self.shape[second], offset)])
+    return _part_replaced(
+        scope, self, source, [*rest, diagonal_size(scope, self.shape[first], self.shape[second], offset)]
+    )
 
 
 def _put(_: Scope, self: TensorType, index: TensorType, source: TensorType, __: Any) -> TensorType:
@@ -228,7 +276,9 @@ def _histogram(_: Scope, self: TensorType, bins: Any, *__: Any) -> TensorType:
     return tensor(self.dtype, [bins])
 
 
-def _searched(scope: Scope, ordered: TensorType, values: Operand, out_int32: Any, right: Any, side: Any, sorter: Any) -> TensorType:
+def _searched(
+    scope: Scope, ordered: TensorType, values: Operand, out_int32: Any, right: Any, side: Any, sorter: Any
+) -> TensorType:
     del right
     if side not in (None, "left", "right"):
         raise misfit("a side of 'left' or 'right'", repr(side))
@@ -248,7 +298,8 @@ def _searched(scope: Scope, ordered: TensorType, values: Operand, out_int32: Any
         shape = list(values.shape)
     elif len(ordered.shape) > 1:
         raise misfit("a sorted sequence with 1 dim for a number", describe(ordered))
-    expect_dtype(ordered, INTEGRAL | FLOATING, "a sorted sequence")
+    if ordered.dtype in COMPLEX:
+        raise misfit("a sorted sequence of real numbers", ordered.dtype)
     return tensor("int32" if out_int32 else "int64", shape)
 
 
@@ -288,7 +339,8 @@ OPS = [
     *define(
         FAMILY,
         _scatter_reduced,
-        "scatter_reduce.two(Tensor self, int dim, Tensor index, Tensor src, str reduce, *, bool include_self=True) -> Tensor",
+        "scatter_reduce.two(Tensor self, int dim, Tensor index, Tensor src, str reduce, *, bool "
+        "include_self=True) -> Tensor",
     ),
     *define(
         FAMILY,
@@ -301,7 +353,8 @@ OPS = [
     *define(
         FAMILY,
         _reduced_along,
-        "index_reduce(Tensor self, int dim, Tensor index, Tensor source, str reduce, *, bool include_self=True) -> Tensor",
+        "index_reduce(Tensor self, int dim, Tensor index, Tensor source, str reduce, *, bool include_self=True) "
+        "-> Tensor",
     ),
     *define(
         FAMILY,
@@ -330,8 +383,10 @@ OPS = [
         FAMILY,
         _searched,
         """
-        searchsorted.Scalar(Tensor sorted_sequence, Scalar self, *, bool out_int32=False, bool right=False, str? side=None, Tensor? sorter=None) -> Tensor
-        searchsorted.Tensor(Tensor sorted_sequence, Tensor self, *, bool out_int32=False, bool right=False, str? side=None, Tensor? sorter=None) -> Tensor
+        searchsorted.Scalar(Tensor sorted_sequence, Scalar self, *, bool out_int32=False, bool right=False, str?
+            side=None, Tensor? sorter=None) -> Tensor
+        searchsorted.Tensor(Tensor sorted_sequence, Tensor self, *, bool out_int32=False, bool right=False, str?
+            side=None, Tensor? sorter=None) -> Tensor
         """,
     ),
     *define(

@@ -134,7 +134,7 @@ def _repeat_interleaved(scope: Scope, self: TensorType, repeats: Any, dim: Any, 
     return tensor(self.dtype, result)
 
 
-def _triangle(_: Scope, self: TensorType, diagonal: Any) -> TensorType:
+def _triangle(_: Scope, self: TensorType, *__: Any) -> TensorType:
     if len(self.shape) < 2:
         raise misfit("a tensor with at least 2 dims", describe(self))
     return self
@@ -181,9 +181,10 @@ def _padded(scope: Scope, self: TensorType, pad: list[Any], *_: Any) -> TensorTy
     shape = list(self.shape)
     for place in range(len(pad) // 2):
         axis = len(shape) - 1 - place
-        shape[axis] = scope.sizes.add(shape[axis], pad[2 * place], pad[2 * place + 1])
-        if type(shape[axis]) is int and shape[axis] < 0:
-            raise misfit("sizes of 0 or more after padding", str(shape[axis]))
+        size = scope.sizes.add(shape[axis], pad[2 * place], pad[2 * place + 1])
+        if type(size) is int and size < 0:
+            raise misfit("sizes of 0 or more after padding", str(size))
+        shape[axis] = size
     return tensor(self.dtype, shape)
 
 
@@ -214,9 +215,7 @@ def _pixels_shuffled(scope: Scope, self: TensorType, factor: Any) -> TensorType:
     if type(channels) is int and channels % (by * by):
         raise misfit(f"a multiple of {by * by} channels", str(channels))
     sizes = scope.sizes
-    return tensor(
-        self.dtype, [*front, sizes.floordiv(channels, by * by), sizes.mul(height, by), sizes.mul(width, by)]
-    )
+    return tensor(self.dtype, [*front, sizes.floordiv(channels, by * by), sizes.mul(height, by), sizes.mul(width, by)])
 
 
 def _pixels_unshuffled(scope: Scope, self: TensorType, factor: Any) -> TensorType:

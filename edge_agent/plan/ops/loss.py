@@ -7,7 +7,17 @@ from typing import Any
 
 from edge_agent.plan.dtypes import FLOATING, promote
 from edge_agent.plan.format import Dim, TensorType
-from edge_agent.plan.shapes import broadcast, constant, describe, expect_dtype, expect_equal, expect_rank, misfit, result_type, tensor
+from edge_agent.plan.shapes import (
+    broadcast,
+    constant,
+    describe,
+    expect_dtype,
+    expect_equal,
+    expect_rank,
+    misfit,
+    result_type,
+    tensor,
+)
 from edge_agent.plan.spec import Rule, Scope, define
 
 __all__ = ["OPS"]
@@ -37,7 +47,9 @@ def _divergence(scope: Scope, self: TensorType, target: TensorType, reduction: A
     return _elementwise(scope, self, target, reduction)
 
 
-def _cross_entropy_of_bits(scope: Scope, self: TensorType, target: TensorType, weight: TensorType | None, reduction: Any) -> TensorType:
+def _cross_entropy_of_bits(
+    scope: Scope, self: TensorType, target: TensorType, weight: TensorType | None, reduction: Any
+) -> TensorType:
     if self.dtype != target.dtype:
         raise misfit("an input and a target of one dtype", f"{self.dtype} and {target.dtype}")
     expect_dtype(self, FLOATING, "an input")
@@ -64,7 +76,9 @@ def _cross_entropy_of_logits(
 
 
 def _expect_classes(scope: Scope, self: TensorType, target: TensorType, weight: TensorType | None) -> list[Dim]:
-    """The target's shape: one class, ``[N]``, or ``[N, d1, ...]``, for an input of ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]``."""
+    """The target's shape: one class, ``[N]``, or ``[N, d1, ...]``, for an input of ``[C]``, ``[N, C]`` or ``[N, C, d1,
+    ...]``.
+    """
     expect_dtype(self, FLOATING, "an input")
     expect_dtype(target, frozenset({"int64", "uint8"}), "a target of classes")
     if not self.shape:
@@ -97,12 +111,16 @@ def _likelihood_forward(ranks: tuple[int, ...]) -> Rule:
     return rule
 
 
-def _likelihood(scope: Scope, self: TensorType, target: TensorType, weight: TensorType | None, reduction: Any, *_: Any) -> TensorType:
+def _likelihood(
+    scope: Scope, self: TensorType, target: TensorType, weight: TensorType | None, reduction: Any, *_: Any
+) -> TensorType:
     shape = _expect_classes(scope, self, target, weight)
     return _reduced(self.dtype, [] if len(self.shape) == 1 else shape, reduction)
 
 
-def _cross_entropy(scope: Scope, self: TensorType, target: TensorType, weight: TensorType | None, reduction: Any, *_: Any) -> TensorType:
+def _cross_entropy(
+    scope: Scope, self: TensorType, target: TensorType, weight: TensorType | None, reduction: Any, *_: Any
+) -> TensorType:
     if len(target.shape) == len(self.shape) and target.dtype in FLOATING:  # probabilities
         expect_dtype(self, FLOATING, "an input")
         if not self.shape:

@@ -1,4 +1,3 @@
-# ruff: noqa: FBT001 -- rules take their arguments by position, in the order of the schema
 """Matrix products, decompositions and solutions, distances."""
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ def _one_dtype(*operands: TensorType | None) -> str:
     dtypes = [operand.dtype for operand in operands if operand is not None]
     if any(dtype != dtypes[0] for dtype in dtypes):
         raise misfit("matrices of one dtype", " and ".join(dtypes))
+    if dtypes[0] == "bool":
+        raise misfit("numbers to multiply", "bools")
     return dtypes[0]
 
 
@@ -125,9 +126,8 @@ def _linear(scope: Scope, operand: TensorType, weight: TensorType, bias: TensorT
         raise misfit("an input with dims", "one without")
     _inner(scope, operand.shape[-1], weight.shape[-1])
     shape = [*operand.shape[:-1], *weight.shape[:-1]]
-    if bias is not None:
-        if broadcast(scope, shape, bias) != shape:
-            raise misfit(f"a bias that broadcasts to the output's {shape}", describe(bias))
+    if bias is not None and broadcast(scope, shape, bias) != shape:
+        raise misfit(f"a bias that broadcasts to the output's {shape}", describe(bias))
     return tensor(dtype, shape)
 
 
@@ -187,7 +187,7 @@ def _solution_and_factors(scope: Scope, a: TensorType, b: TensorType, left: bool
     return [solution, a, tensor("int32", a.shape[:-1]), tensor("int32", front)]
 
 
-def _eigen(scope: Scope, operand: TensorType, uplo: str, compute_v: bool = True) -> list[TensorType]:  # noqa: FBT002
+def _eigen(scope: Scope, operand: TensorType, uplo: str, compute_v: bool = True) -> list[TensorType]:
     if uplo not in ("L", "U", "l", "u"):
         raise misfit("an UPLO of 'L' or 'U'", repr(uplo))
     _square(scope, operand)
@@ -252,7 +252,9 @@ def _similarity(scope: Scope, x1: TensorType, x2: TensorType, dim: Any, _: Any) 
     return tensor(dtype, shape[:axis] + shape[axis + 1 :])
 
 
-def _tensordot(scope: Scope, self: TensorType, other: TensorType, dims_self: list[Any], dims_other: list[Any]) -> TensorType:
+def _tensordot(
+    scope: Scope, self: TensorType, other: TensorType, dims_self: list[Any], dims_other: list[Any]
+) -> TensorType:
     dtype = _one_dtype(self, other)
     own = [wrap_dim(dim, len(self.shape), "dims_self") for dim in dims_self]
     others = [wrap_dim(dim, len(other.shape), "dims_other") for dim in dims_other]
@@ -349,7 +351,8 @@ OPS = [
         FAMILY,
         _svd,
         """
-        _linalg_svd(Tensor A, bool full_matrices=False, bool compute_uv=True, *, str? driver=None) -> (Tensor U, Tensor S, Tensor Vh)
+        _linalg_svd(Tensor A, bool full_matrices=False, bool compute_uv=True, *, str? driver=None) -> (Tensor U,
+            Tensor S, Tensor Vh)
         linalg_svd(Tensor A, bool full_matrices=True, *, str? driver=None) -> (Tensor U, Tensor S, Tensor Vh)
         """,
     ),

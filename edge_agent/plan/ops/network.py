@@ -1,4 +1,3 @@
-# ruff: noqa: FBT001 -- rules take their arguments by position, in the order of the schema
 """What networks have besides products and convolutions: normalisation, softmax, embedding, resampling."""
 
 from __future__ import annotations
@@ -35,7 +34,9 @@ def _mixed(operand: TensorType, *parameters: TensorType | None) -> bool:
     return any(one.dtype != operand.dtype for one in given)
 
 
-def _layer_shape(scope: Scope, operand: TensorType, normalized: Sequence[Any], *parameters: TensorType | None) -> list[Dim]:
+def _layer_shape(
+    scope: Scope, operand: TensorType, normalized: Sequence[Any], *parameters: TensorType | None
+) -> list[Dim]:
     """The shape of a layer's statistics: 1 in place of each dim that is normalised over."""
     count = len(normalized)
     if not count or count > len(operand.shape):
@@ -61,12 +62,19 @@ def _native_layer_norm(
 
 
 def _layer_norm(
-    scope: Scope, operand: TensorType, normalized: list[Any], weight: TensorType | None, bias: TensorType | None, *_: Any
+    scope: Scope,
+    operand: TensorType,
+    normalized: list[Any],
+    weight: TensorType | None,
+    bias: TensorType | None,
+    *_: Any,
 ) -> TensorType:
     return _native_layer_norm(scope, operand, normalized, weight, bias, None)[0]
 
 
-def _rms_norm(scope: Scope, operand: TensorType, normalized: list[Any], weight: TensorType | None, _: Any) -> TensorType:
+def _rms_norm(
+    scope: Scope, operand: TensorType, normalized: list[Any], weight: TensorType | None, _: Any
+) -> TensorType:
     expect_dtype(operand, FLOATING | COMPLEX, "an input")
     _layer_shape(scope, operand, normalized, weight)
     return tensor(operand.dtype if weight is None else promote(operand.dtype, weight.dtype), operand.shape)
@@ -119,7 +127,9 @@ def _channel_norm(scope: Scope, operand: TensorType, *parameters: TensorType | N
     for parameter in parameters:
         if parameter is not None:
             expect_rank(parameter, 1, "a weight, bias or statistic")
-            expect_equal(scope, parameter.shape[0], operand.shape[1], "the sizes of a weight, bias or statistic and the channels")
+            expect_equal(
+                scope, parameter.shape[0], operand.shape[1], "the sizes of a weight, bias or statistic and the channels"
+            )
     return operand
 
 
@@ -200,7 +210,9 @@ def _embedding(_: Scope, weight: TensorType, indices: TensorType, *__: Any) -> T
     return tensor(weight.dtype, [*indices.shape, weight.shape[1]])
 
 
-def _resampled_area(scope: Scope, operand: TensorType, dims: int, output_size: list[Any] | None, scales: list[Any] | None) -> TensorType:
+def _resampled_area(
+    scope: Scope, operand: TensorType, dims: int, output_size: list[Any] | None, scales: list[Any] | None
+) -> TensorType:
     expect_rank(operand, dims + 2, "an input")
     if (output_size is None) == (scales is None):
         raise misfit("either output_size or scale_factors", "both" if scales is not None else "neither")
@@ -236,6 +248,7 @@ def _resampled(dims: int) -> Rule:
 
 
 def _grid_sampled(scope: Scope, operand: TensorType, grid: TensorType, *_: Any) -> TensorType:
+    expect_dtype(operand, FLOATING, "an input")
     expect_rank(operand, 4, "an input")
     expect_rank(grid, 4, "a grid")
     if operand.dtype != grid.dtype:
@@ -249,7 +262,8 @@ OPS = [
     *define(
         FAMILY,
         _native_layer_norm,
-        "native_layer_norm(Tensor input, int[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+        "native_layer_norm(Tensor input, int[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> "
+        "(Tensor, Tensor, Tensor)",
     ),
     *define(
         FAMILY,
@@ -283,8 +297,8 @@ OPS = [
     *define(
         FAMILY,
         _batch_norm,
-        "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, "
-        "float momentum, float eps, bool cudnn_enabled) -> Tensor",
+        "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool "
+        "training, float momentum, float eps, bool cudnn_enabled) -> Tensor",
     ),
     *define(
         FAMILY,
@@ -318,7 +332,8 @@ OPS = [
     *define(
         FAMILY,
         _embedding,
-        "embedding(Tensor weight, Tensor indices, int padding_idx=-1, bool scale_grad_by_freq=False, bool sparse=False) -> Tensor",
+        "embedding(Tensor weight, Tensor indices, int padding_idx=-1, bool scale_grad_by_freq=False, bool "
+        "sparse=False) -> Tensor",
     ),
     *define(
         FAMILY,
@@ -348,6 +363,7 @@ OPS = [
     *define(
         FAMILY,
         _grid_sampled,
-        "grid_sampler_2d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor",
+        "grid_sampler_2d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners)"
+        " -> Tensor",
     ),
 ]

@@ -56,6 +56,7 @@ def _real_floating(_: Scope, self: TensorType, *__: Any) -> TensorType:
 
 
 def _absolute(_: Scope, self: TensorType) -> TensorType:
+    expect_dtype(self, INTEGRAL | FLOATING | COMPLEX, "numbers")
     return tensor(real_of(self.dtype), self.shape)
 
 
@@ -80,13 +81,12 @@ def _real_boolean(_: Scope, self: TensorType) -> TensorType:
 
 
 def _log_sigmoid(_: Scope, self: TensorType) -> list[TensorType]:
-    # the buffer has no elements on the CPU but for some layouts: what it holds is for the backward pass alone
     expect_dtype(self, FLOATING, "a tensor")
-    return [same(self), tensor(self.dtype, [0])]
+    return [same(self), same(self)]
 
 
 def _glu(scope: Scope, self: TensorType, dim: Any) -> TensorType:
-    expect_dtype(self, FLOATING | COMPLEX, "a tensor")
+    expect_dtype(self, FLOATING, "a tensor")
     if not self.shape:
         raise misfit("a tensor with dims", "one without")
     shape = list(self.shape)

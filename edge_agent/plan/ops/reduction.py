@@ -1,4 +1,3 @@
-# ruff: noqa: FBT001, FBT002, FBT003 -- rules take their arguments by position, in the order of the schema
 """Ops that make one element of many: sums, extremes, statistics, norms; and those that run along a dim."""
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ FAMILY = "reduction"
 
 def reduced(operand: TensorType, dims: list[int], *, keepdim: bool) -> list[Dim]:
     """The shape without these dims, or with 1 in their place."""
-    return [
-        1 if place in dims else size for place, size in enumerate(operand.shape) if keepdim or place not in dims
-    ]
+    return [1 if place in dims else size for place, size in enumerate(operand.shape) if keepdim or place not in dims]
 
 
 def _accumulated(operand: TensorType, dtype: str | None) -> str:
@@ -80,7 +77,13 @@ def _extreme_along(scope: Scope, self: TensorType, dim: Any, keepdim: bool) -> l
     return [found, tensor("int64", found.shape)]
 
 
+def _median_along(scope: Scope, self: TensorType, dim: Any, keepdim: bool) -> list[TensorType]:
+    expect_dtype(self, INTEGRAL | FLOATING, "real numbers")
+    return _extreme_along(scope, self, dim, keepdim)
+
+
 def _position(scope: Scope, self: TensorType, dim: Any, keepdim: bool) -> TensorType:
+    expect_dtype(self, INTEGRAL | FLOATING, "real numbers")
     found = _extreme_over(scope, self, [] if dim is None else [dim], keepdim)
     return tensor("int64", found.shape)
 
@@ -151,13 +154,15 @@ def _sum_of_numbers(
     return tensor(_accumulated(self, dtype), reduced(self, wrap_dims(dims, len(self.shape)), keepdim=keepdim))
 
 
-def _mean_of_numbers(_: Scope, self: TensorType, dims: list[Any] | None, keepdim: bool, dtype: str | None) -> TensorType:
+def _mean_of_numbers(
+    _: Scope, self: TensorType, dims: list[Any] | None, keepdim: bool, dtype: str | None
+) -> TensorType:
     _expect_inexact(self)
     return tensor(dtype or self.dtype, reduced(self, wrap_dims(dims, len(self.shape)), keepdim=keepdim))
 
 
 def _median(_: Scope, self: TensorType) -> TensorType:
-    _expect_real(self)
+    expect_dtype(self, INTEGRAL | FLOATING, "real numbers")
     return tensor(self.dtype, [])
 
 
@@ -174,9 +179,7 @@ def _vector_norm(
     dtype: str | None,
 ) -> TensorType:
     _expect_inexact(self)
-    return tensor(
-        real_of(dtype or self.dtype), reduced(self, wrap_dims(dims, len(self.shape)), keepdim=keepdim)
-    )
+    return tensor(real_of(dtype or self.dtype), reduced(self, wrap_dims(dims, len(self.shape)), keepdim=keepdim))
 
 
 def _norm(scope: Scope, self: TensorType, p: Any, dims: list[Any] | None = None, keepdim: bool = False) -> TensorType:
@@ -214,6 +217,7 @@ def _running_log_sum(_: Scope, self: TensorType, dim: Any) -> TensorType:
 
 def _trace(_: Scope, self: TensorType) -> TensorType:
     expect_rank(self, 2, "a matrix")
+    expect_dtype(self, INTEGRAL | FLOATING | COMPLEX, "numbers")
     return tensor(_accumulated(self, None), [])
 
 
@@ -268,16 +272,24 @@ OPS = [
         amin(Tensor self, int[1] dim=[], bool keepdim=False) -> Tensor
         """,
     ),
-    *define(FAMILY, _extremes, "aminmax(Tensor self, *, int? dim=None, bool keepdim=False) -> (Tensor min, Tensor max)"),
+    *define(
+        FAMILY, _extremes, "aminmax(Tensor self, *, int? dim=None, bool keepdim=False) -> (Tensor min, Tensor max)"
+    ),
     *define(
         FAMILY,
         _extreme_along,
         """
         max.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)
         min.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)
+        mode(Tensor self, int dim=-1, bool keepdim=False) -> (Tensor values, Tensor indices)
+        """,
+    ),
+    *define(
+        FAMILY,
+        _median_along,
+        """
         median.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)
         nanmedian.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)
-        mode(Tensor self, int dim=-1, bool keepdim=False) -> (Tensor values, Tensor indices)
         """,
     ),
     *define(
@@ -342,9 +354,11 @@ OPS = [
         FAMILY,
         _spread_and_mean,
         """
-        std_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> (Tensor, Tensor)
+        std_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) ->
+            (Tensor, Tensor)
         std_mean.dim(Tensor self, int[1]? dim, bool unbiased=True, bool keepdim=False) -> (Tensor, Tensor)
-        var_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> (Tensor, Tensor)
+        var_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) ->
+            (Tensor, Tensor)
         var_mean.dim(Tensor self, int[1]? dim, bool unbiased=True, bool keepdim=False) -> (Tensor, Tensor)
         """,
     ),
@@ -360,8 +374,8 @@ OPS = [
     *define(
         FAMILY,
         _vector_norm,
-        "linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) "
-        "-> Tensor",
+        "linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *, ScalarType? "
+        "dtype=None) -> Tensor",
     ),
     *define(
         FAMILY,

@@ -1,14 +1,13 @@
-# ruff: noqa: FBT001 -- rules take their arguments by position, in the order of the schema
 """Ops that sort, and those that need an order: the largest k, the k-th, quantiles."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from edge_agent.plan.dtypes import COMPLEX
+from edge_agent.plan.dtypes import COMPLEX, FLOATING, INTEGRAL
 from edge_agent.plan.format import TensorType
 from edge_agent.plan.ops.reduction import reduced
-from edge_agent.plan.shapes import describe, expect_rank, misfit, tensor, wrap_dim
+from edge_agent.plan.shapes import describe, expect_dtype, expect_rank, misfit, tensor, wrap_dim
 from edge_agent.plan.spec import Scope, define
 
 __all__ = ["OPS"]
@@ -47,6 +46,7 @@ def _rows_sorted(_: Scope, self: TensorType) -> TensorType:
 
 def _largest(_: Scope, self: TensorType, k: Any, dim: Any, *__: Any) -> list[TensorType]:
     axis = _expect_order(self, dim)
+    expect_dtype(self, INTEGRAL | FLOATING, "numbers")
     size = self.shape[axis] if self.shape else 1
     if type(k) is int and (k < 0 or (type(size) is int and k > size)):
         raise misfit(f"a k from 0 to {size}", str(k))
@@ -58,6 +58,7 @@ def _largest(_: Scope, self: TensorType, k: Any, dim: Any, *__: Any) -> list[Ten
 
 def _kth(_: Scope, self: TensorType, k: Any, dim: Any, keepdim: bool) -> list[TensorType]:
     axis = _expect_order(self, dim)
+    expect_dtype(self, INTEGRAL | FLOATING, "numbers")
     size = self.shape[axis] if self.shape else 1
     if type(k) is int and (k <= 0 or (type(size) is int and k > size)):
         raise misfit(f"a k from 1 to {size}", str(k))
@@ -101,10 +102,15 @@ OPS = [
     *define(
         FAMILY,
         _sorted_stably,
-        "sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)",
+        "sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (Tensor values, Tensor "
+        "indices)",
     ),
     *define(FAMILY, _order, "argsort(Tensor self, int dim=-1, bool descending=False) -> Tensor"),
-    *define(FAMILY, _stable_order, "argsort.stable(Tensor self, *, bool stable, int dim=-1, bool descending=False) -> Tensor"),
+    *define(
+        FAMILY,
+        _stable_order,
+        "argsort.stable(Tensor self, *, bool stable, int dim=-1, bool descending=False) -> Tensor",
+    ),
     *define(FAMILY, _rows_sorted, "msort(Tensor self) -> Tensor"),
     *define(
         FAMILY,
@@ -124,6 +130,7 @@ OPS = [
     *define(
         FAMILY,
         _quantile,
-        'quantile.scalar(Tensor self, float q, int? dim=None, bool keepdim=False, *, str interpolation="linear") -> Tensor',
+        'quantile.scalar(Tensor self, float q, int? dim=None, bool keepdim=False, *, str interpolation="linear") '
+        '-> Tensor',
     ),
 ]

@@ -1,4 +1,3 @@
-# ruff: noqa: FBT001 -- rules take their arguments by position, in the order of the schema
 """Ops that give the same elements under another shape, mostly without copying: views, slices, splits."""
 
 from __future__ import annotations
@@ -10,7 +9,17 @@ from broker.protocol.tensors import DTYPES
 from edge_agent.plan.dtypes import COMPLEX, FLOATING, complex_of, real_of
 from edge_agent.plan.expressions import render
 from edge_agent.plan.format import Dim, TensorType
-from edge_agent.plan.shapes import broadcast, constant, describe, expect_dtype, expect_equal, misfit, tensor, wrap_dim, wrap_dims
+from edge_agent.plan.shapes import (
+    broadcast,
+    constant,
+    describe,
+    expect_dtype,
+    expect_equal,
+    misfit,
+    tensor,
+    wrap_dim,
+    wrap_dims,
+)
 from edge_agent.plan.spec import Scope, define
 
 __all__ = ["OPS", "sliced_size"]
@@ -23,7 +32,9 @@ def _alike(_: Scope, self: TensorType, *__: Any) -> TensorType:
 
 
 def _inferred(scope: Scope, old: Sequence[Dim], new: Sequence[Any], what: str) -> list[Dim]:
-    """``new`` with its -1 worked out from the number of elements in ``old``. Raises `PlanTypeError` if it certainly does not fit."""
+    """``new`` with its -1 worked out from the number of elements in ``old``. Raises `PlanTypeError` if it certainly
+    does not fit.
+    """
     sizes = scope.sizes
     unknown = [place for place, size in enumerate(new) if size == -1]
     known = [size for size in new if size != -1]
@@ -136,7 +147,9 @@ def _last_transposed(_: Scope, self: TensorType) -> TensorType:
 def _moved(_: Scope, self: TensorType, source: Any, destination: Any) -> TensorType:
     rank = len(self.shape)
     origins = wrap_dims(source if isinstance(source, list) else [source], rank, "source", none_is_all=False)
-    targets = wrap_dims(destination if isinstance(destination, list) else [destination], rank, "destination", none_is_all=False)
+    targets = wrap_dims(
+        destination if isinstance(destination, list) else [destination], rank, "destination", none_is_all=False
+    )
     if len(origins) != len(targets):
         raise misfit(f"{len(origins)} destinations", str(len(targets)))
     if not rank:
@@ -168,11 +181,13 @@ def _is_one(scope: Scope, size: Dim) -> bool:
     known = scope.sizes.equal(size, 1)
     if known is None:
         # whether the dim stays decides the rank of everything after it
-        raise misfit(f"a size to squeeze that is known to be 1, or not to be (a condition {render(size)} != 1)", render(size))
+        raise misfit(
+            f"a size to squeeze that is known to be 1, or not to be (a condition {render(size)} != 1)", render(size)
+        )
     return known
 
 
-def _selected(scope: Scope, self: TensorType, dim: Any, index: Any) -> TensorType:
+def _selected(_: Scope, self: TensorType, dim: Any, index: Any) -> TensorType:
     if not self.shape:
         raise misfit("a tensor with dims", "one without")
     axis = wrap_dim(dim, len(self.shape))
@@ -215,7 +230,7 @@ def _sliced(scope: Scope, self: TensorType, dim: Any, start: Any, end: Any, step
     return tensor(self.dtype, shape)
 
 
-def _narrowed(scope: Scope, self: TensorType, dim: Any, start: Any, length: Any) -> TensorType:
+def _narrowed(_: Scope, self: TensorType, dim: Any, start: Any, length: Any) -> TensorType:
     if not self.shape:
         raise misfit("a tensor with dims", "one without")
     shape = list(self.shape)
@@ -252,8 +267,9 @@ def _unfolded(scope: Scope, self: TensorType, dim: Any, size: Any, step: Any) ->
         raise misfit("a step of 1 or more", str(step))
     axis = wrap_dim(dim, len(self.shape), "dimension")
     shape = list(self.shape) or [1]
-    if type(size) is int and (size < 0 or (type(shape[axis]) is int and size > shape[axis])):
-        raise misfit(f"a size from 0 to {shape[axis]}", str(size))
+    own = shape[axis]
+    if type(size) is int and (size < 0 or (type(own) is int and size > own)):
+        raise misfit(f"a size from 0 to {own}", str(size))
     count = scope.sizes.add(scope.sizes.floordiv(scope.sizes.sub(shape[axis], size), step), 1)
     if not self.shape:
         return tensor(self.dtype, [size])
@@ -299,7 +315,9 @@ def _split_sizes(scope: Scope, self: TensorType, split_sizes: list[Any], dim: An
     if any(type(part) is int and part < 0 for part in split_sizes):
         raise misfit("parts of 0 or more", str(min(part for part in split_sizes if type(part) is int)))
     _expect_outputs(scope, len(split_sizes))
-    expect_equal(scope, scope.sizes.add(*split_sizes), self.shape[axis], f"the sum of the parts and the size of dim {axis}")
+    expect_equal(
+        scope, scope.sizes.add(*split_sizes), self.shape[axis], f"the sum of the parts and the size of dim {axis}"
+    )
     return _parts(self, axis, split_sizes)
 
 
@@ -327,7 +345,9 @@ def _tensor_split(scope: Scope, self: TensorType, sections: Any, dim: Any) -> li
     sizes = scope.sizes
     size = self.shape[axis]
     # the first size % sections parts have one element more: ceil((size - place) / sections)
-    return _parts(self, axis, [sizes.max(sizes.make("ceildiv", sizes.sub(size, place), wanted), 0) for place in range(wanted)])
+    return _parts(
+        self, axis, [sizes.max(sizes.make("ceildiv", sizes.sub(size, place), wanted), 0) for place in range(wanted)]
+    )
 
 
 def _unbound(scope: Scope, self: TensorType, dim: Any) -> list[TensorType]:
@@ -471,7 +491,9 @@ OPS = [
         """,
     ),
     *define(FAMILY, _chunked, "chunk(Tensor(a -> *) self, int chunks, int dim=0) -> Tensor(a)[]"),
-    *define(FAMILY, _tensor_split, "tensor_split.sections(Tensor(a -> *) self, int sections, int dim=0) -> Tensor(a)[]"),
+    *define(
+        FAMILY, _tensor_split, "tensor_split.sections(Tensor(a -> *) self, int sections, int dim=0) -> Tensor(a)[]"
+    ),
     *define(FAMILY, _unbound, "unbind.int(Tensor(a -> *) self, int dim=0) -> Tensor(a)[]"),
     *define(FAMILY, _broadcast_all, "broadcast_tensors(Tensor[] tensors) -> Tensor[]", views=True),
     *define(FAMILY, _real, "real(Tensor(a) self) -> Tensor(a)"),
