@@ -56,6 +56,11 @@ _COMMIT_WRITES = 1024
 _LOOK_SECONDS = 5.0
 """How often to look whether another program has changed the store without saying so."""
 
+# As plain ints: pyzmq's own are enums, and an operation on one takes a microsecond.
+_EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
+_NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 10_000
 _LINGER_MS = 500
@@ -115,10 +120,11 @@ class Agent:
         self._monitor: zmq.Socket[bytes] | None = None
         self._poller = zmq.Poller()
         self._polled: dict[int, int] = {}
-        self._connect_at = 0.0
+        self._connect_at = math.inf
         self._fruitless = 0
         self._commit_at = math.inf
         self._look_at = 0.0
+        self._tick_at = 0.0  # the core's next timer
         self._do: dict[type, Callable[[Any], None]] = {}
 
     # ------------------------------------------------------------------------------------------- for its owner
@@ -173,7 +179,7 @@ class Agent:
     # ------------------------------------------------------------------------------------------- life
 
     def _open(self) -> None:
-        shelf = self._shelf = StoreShelf(self._folder, durable=self._durable)
+        shelf = self._shelf = StoreShelf(self._folder, durable=self._durable, wake=self._wake_up)
         token, ledger = shelf.registration()
         boot = os.urandom(8)
         self._core = AgentCore(
@@ -235,8 +241,8 @@ class Agent:
     def _run(self) -> None:
         self._log.info("agent_starting", endpoint=self._endpoint, store=str(self._folder), runtime=self._runtime)
         try:
-            self._poll_for(self._wake, zmq.POLLIN)
-            self._poll_for(self._shelf.changed, zmq.POLLIN)
+            self._poll_for(self._wake, _POLLIN)
+            self._poll_for(self._shelf.changed, _POLLIN)
             self._connect()
             while not self._stopping:
                 self._round()
@@ -265,46 +271,50 @@ class Agent:
     # ------------------------------------------------------------------------------------------- the loop
 
     def _round(self) -> None:
-        ready = dict(self._poller.poll(self._timeout_ms()))
-        now = _clock()
-        if self._dealer is not None and self._dealer in ready:
-            self._receive(self._dealer)
-        pipe = self._host.fileno()
-        if pipe in ready:
-            self._hear_worker(ready[pipe])
-        if self._monitor is not None and self._monitor in ready:
-            self._watch_link()
-        if self._wake in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
+        """Wait for whatever comes first, and bring the core up to date with it."""
+        store_changed = False
+        for source, events in self._poller.poll(self._timeout_ms()):
+            if source is self._dealer:
+                self._receive(source)
+            elif source == self._host.fileno():
+                self._hear_worker(events)
+            elif source is self._monitor:
+                self._watch_link()
+            elif source == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif source == self._shelf.changed:
+                store_changed = True
         while self._said:
             self._handle(self._said.popleft())
-        if self._shelf.changed in ready or now >= self._look_at:
+        now = _clock()
+        if store_changed or now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             if self._shelf.look():
                 self._handle(e.StoreChanged())
-        timer = self._core.next_timer()
-        if timer is not None and now >= timer:
+        if now >= self._tick_at:
             self._handle(Tick())
         self._handle(BatchEnded())
         self._commit(now)
-        if self._dealer is None and now >= self._connect_at:
+        if now >= self._connect_at:
             self._connect()
-        if self._core.registered != self._registered:
+        core = self._core
+        if core.registered != self._registered:
             self._tell_state()
-        self._sink.level = self._core.stream_level
-        self._flush_records()
-        self._poll_worker()
+        if core.stream_level != self._sink.level:
+            self._sink.level = core.stream_level
+        if self._records:
+            self._flush_records()
+        if self._host.clogged:
+            self._poll_worker()
+        timer = core.next_timer()
+        self._tick_at = math.inf if timer is None else timer
 
     def _timeout_ms(self) -> int:
-        due = min(self._look_at, self._commit_at)
-        timer = self._core.next_timer()
-        if timer is not None and timer < due:
-            due = timer
-        if self._dealer is None:
-            due = min(due, self._connect_at)
-        left = due - _clock()
-        return 0 if left <= 0 or self._said else math.ceil(left * 1000)
+        if self._said:
+            return 0
+        left = min(self._look_at, self._commit_at, self._tick_at, self._connect_at) - _clock()
+        return 0 if left <= 0 else math.ceil(left * 1000)
 
     def _handle(self, event: e.AgentEvent) -> None:
         do = self._do
@@ -323,13 +333,16 @@ class Agent:
             if now < self._commit_at and waiting < _COMMIT_WRITES:
                 return
         self._commit_at = math.inf
-        done = shelf.commit()
-        if done.failure is not None:
-            self._log.error("store_write_failed", reason=done.failure.message, commands=len(done.failed))
-            self._handle(e.KeepFailed(ids=done.failed, failure=done.failure))
-        if done.kept:
-            self._handle(e.Kept(ids=done.kept))
-        if done.kept or done.failed:
+        kept: list[bytes] = []
+        for end in shelf.commit():
+            if end.failure is None:
+                kept += end.batch.durable
+            else:
+                self._log.error("store_write_failed", reason=end.failure.message, commands=len(end.batch.ended))
+                self._handle(e.KeepFailed(ids=tuple(end.batch.durable), failure=end.failure))
+                self._handle(BatchEnded())
+        if kept:
+            self._handle(e.Kept(ids=tuple(kept)))
             self._handle(BatchEnded())
 
     def _say(self, event: e.AgentEvent) -> None:
@@ -402,10 +415,9 @@ class Agent:
 
     def _receive(self, dealer: zmq.Socket[bytes]) -> None:
         for _ in range(_BATCH):
-            try:
-                header, *frames = dealer.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+            if not int(dealer.get(_EVENTS)) & _POLLIN:
+                return  # cheaper than to be told so by an exception
+            header, *frames = dealer.recv_multipart(_NOBLOCK)
             try:
                 message = decode(header)
             except ProtocolError as error:
@@ -421,10 +433,9 @@ class Agent:
             return  # the streams send again what matters
         frames = instruction.frames
         try:
-            if frames:
-                dealer.send_multipart((encode(instruction.message), *frames), zmq.NOBLOCK)
-            else:
-                dealer.send(encode(instruction.message), zmq.NOBLOCK)
+            dealer.send(encode(instruction.message), _NOBLOCK_MORE if frames else _NOBLOCK)
+            for left, frame in zip(range(len(frames) - 1, -1, -1), frames, strict=True):
+                dealer.send(frame, _NOBLOCK_MORE if left else _NOBLOCK)
         except zmq.Again:
             self._log.debug("send_dropped", message=type(instruction.message).__name__)
 
@@ -450,9 +461,10 @@ class Agent:
         self._poll_worker()
 
     def _hear_worker(self, events: int) -> None:
-        if events & zmq.POLLOUT:
+        if events & _POLLOUT:
             self._host.flush()
-        if not events & ~zmq.POLLOUT:
+            self._poll_worker()
+        if not events & ~_POLLOUT:
             return
         answers = self._host.hear()
         if answers is None:
@@ -464,9 +476,10 @@ class Agent:
             self._handle(answer)
 
     def _poll_worker(self) -> None:
+        """Poll the worker's pipe: for writing only while orders wait for it."""
         pipe = self._host.fileno()
         if pipe >= 0:
-            self._poll_for(pipe, zmq.POLLIN | zmq.POLLOUT if self._host.clogged else zmq.POLLIN)
+            self._poll_for(pipe, _POLLIN | _POLLOUT if self._host.clogged else _POLLIN)
 
     def _poll_for(self, descriptor: int, events: int) -> None:
         if self._polled.get(descriptor) != events:

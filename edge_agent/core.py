@@ -24,7 +24,7 @@ from edge_agent.core_fetch import Fetches
 from edge_agent.core_link import Link
 from edge_agent.core_runs import Runs
 from edge_agent.core_tags import TagIndex
-from edge_agent.jobs import JobFailed, JobFinished, PlanLoaded, PlanRefused, WorkerReady
+from edge_agent.jobs import JobFailed, JobFinished, PlanLoaded, PlanRefused, WorkerReady, WorkerUnfit
 
 if TYPE_CHECKING:
     import random
@@ -72,6 +72,7 @@ class AgentCore:
             LinkUp: lambda _: self._link.up(),
             LinkDown: self._link_down,
             WorkerReady: runs.worker.ready,
+            WorkerUnfit: runs.worker.unfit,
             PlanLoaded: runs.plan_loaded,
             PlanRefused: runs.plan_refused,
             JobFinished: runs.job_finished,

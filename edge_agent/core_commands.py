@@ -59,7 +59,7 @@ class Command:
         self.ids: list[bytes] | None = None
         self.event: m.Event | None = None
         self.step = Step.TAKEN
-        self.story = [Step.TAKEN.value]
+        self.story: list[str] = [Step.TAKEN]
 
     def __lt__(self, other: Command) -> bool:
         return self.order < other.order
@@ -69,7 +69,7 @@ class Command:
         if step not in COMMAND[self.step]:
             advance(COMMAND, self.step, step, f"command {short(self.id)}", self.story)
         self.step = step
-        self.story.append(step.value)
+        self.story.append(step)
 
     @property
     def ended(self) -> bool:

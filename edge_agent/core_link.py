@@ -19,6 +19,11 @@ __all__ = ["Link"]
 REGISTER_PATIENCE = 2.0
 """After how many seconds without an answer `Register` is sent again; doubled each time, up to 16 times as long."""
 
+TAKEN_SECONDS = 0.002
+TAKEN_COUNT = 64
+"""How long an acknowledgement of deliveries may wait for more of them, and how many it covers at most: a message saved for most
+commands, since their results are announced about as soon."""
+
 SILENCE = 3.0
 """After how many heartbeat intervals without a word from the broker the connection is taken for dead."""
 
@@ -60,7 +65,8 @@ class Link:
         self._welcomed = False  # whether the broker has ever taken us, since this agent started
         self._inbox = Inbox()
         self._outbox: Outbox[tuple[m.Event, tuple[m.Frame, ...]]] = Outbox()
-        self._acknowledge = False
+        self._taken_at: float | None = None  # when deliveries are to be acknowledged
+        self._told = 0  # the last number acknowledged
         self.step = LinkStep.DOWN
         self.heard = desk.now
         """When the broker was last heard. Set by the core for each message."""
@@ -111,7 +117,7 @@ class Link:
         self._beat_at = self._desk.now + self._jittered(self._interval)
         self._inbox = Inbox(message.first - 1 if message.first else 0)
         self._outbox = Outbox()
-        self._acknowledge = False
+        self._taken_at, self._told = None, self._inbox.taken
         self._desk.do(SaveRegistration(token=message.token, ledger=message.ledger))
         if message.blobs:
             self._desk.do(OpenBlobs(endpoint=message.blobs))
@@ -162,8 +168,8 @@ class Link:
         if self.step is not LinkStep.REGISTERED:
             return False
         verdict = self._inbox.offer(n)
-        if verdict is not Verdict.GAP:
-            self._acknowledge = True
+        if verdict is not Verdict.GAP and self._taken_at is None:
+            self._taken_at = self._desk.now + TAKEN_SECONDS
         return verdict is Verdict.NEXT
 
     def announce(self, event: m.Event, frames: tuple[m.Frame, ...] = ()) -> None:
@@ -183,9 +189,10 @@ class Link:
             return
         for n, (event, frames) in self._outbox.due(self._desk.now):
             self._desk.send(m.Announce(n=n, event=event), frames)
-        if self._acknowledge:
-            self._acknowledge = False
-            self._desk.send(m.Taken(n=self._inbox.taken))
+        taken = self._inbox.taken
+        if self._taken_at is not None and (self._desk.now >= self._taken_at or taken - self._told >= TAKEN_COUNT):
+            self._taken_at, self._told = None, taken
+            self._desk.send(m.Taken(n=taken))
 
     # ------------------------------------------------------------------------------------------- time
 
@@ -212,8 +219,10 @@ class Link:
     def next_timer(self) -> float | None:
         """When `tick` or `flush` is due by the passing of time alone."""
         if self.step is LinkStep.REGISTERED:
-            due = self._outbox.next_due()
-            return self._beat_at if due is None else min(self._beat_at, due)
+            timer = self._beat_at
+            if (due := self._outbox.next_due()) is not None and due < timer:
+                timer = due
+            return self._taken_at if self._taken_at is not None and self._taken_at < timer else timer
         return self._register_at if self.step is LinkStep.REGISTERING else None
 
     def _jittered(self, seconds: float) -> float:

@@ -294,7 +294,9 @@ class Runs:
         command = self.worker.answered(answer.n)
         if not isinstance(command, Command) or command.step is not Step.RUNNING:
             # It was cancelled while it ran: the broker's record has decided.
-            self._desk.do(e.DropFiles(paths=[one.source.path for one in answer.outputs if isinstance(one.source, File)]))
+            self._desk.do(
+                e.DropFiles(paths=[one.source.path for one in answer.outputs if isinstance(one.source, File)])
+            )
             return
         body = command.body
         assert isinstance(body, m.Invoke)

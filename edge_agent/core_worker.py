@@ -7,7 +7,7 @@ from edge_agent.core_commands import Command
 from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk, failure
 from edge_agent.core_plans import Plan
 from edge_agent.effects import Assign, StartWorker, StopWorker, WorkerDied
-from edge_agent.jobs import Order, WorkerReady
+from edge_agent.jobs import Order, WorkerReady, WorkerUnfit
 from edge_agent.transitions import WORKER, WorkerStep, advance
 
 __all__ = ["WorkerDesk"]
@@ -25,6 +25,7 @@ class WorkerDesk:
         self._last = 0
         self._orders: list[Order] = []
         self._stillborn = 0
+        self._unfit = ""
         self._start_at = 0.0
         self._idle_at: float | None = None
         self.step = WorkerStep.ABSENT
@@ -77,6 +78,10 @@ class WorkerDesk:
             self._stillborn = 0
             self._desk.log(INFO, "worker_started", pid=answer.pid, runtime=answer.runtime, version=answer.version)
 
+    def unfit(self, answer: WorkerUnfit) -> None:
+        """It cannot run plans; `WorkerDied` follows."""
+        self._unfit = answer.reason
+
     def tick(self, *, work: bool) -> None:
         """Time has passed: end a worker that idles, start one that was put off."""
         if work:
@@ -109,15 +114,22 @@ class WorkerDesk:
         self.under_way.clear()
         self._orders.clear()
         self._idle_at = None
-        self._desk.log(INFO if asked else WARNING, "worker_ended", asked=asked, reason=event.reason, undone=len(undone))
+        self._desk.log(
+            INFO if asked else WARNING,
+            "worker_ended",
+            asked=asked,
+            reason=self._unfit or event.reason,
+            undone=len(undone),
+        )
         if not starting:
             return undone, None if asked else culprit, None
         self._start_at = self._desk.now + _BACKOFF * (1 << min(self._stillborn, 6))
         self._stillborn += 1
-        if self._stillborn % self._config.start_failures:
+        reason, self._unfit = self._unfit or event.reason, ""
+        if reason == event.reason and self._stillborn % self._config.start_failures:
             return undone, culprit, None
-        said = f"no worker starts on this device; the last one said: {event.reason}"
-        return undone, culprit, failure("WorkerDied", said, reason=event.reason)
+        said = f"no worker starts on this device: {reason}"
+        return undone, culprit, failure("WorkerDied", said, reason=reason)
 
     def _move(self, step: WorkerStep) -> None:
         self.step = advance(WORKER, self.step, step, "the worker")

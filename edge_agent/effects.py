@@ -10,7 +10,7 @@ from msgspec import Struct
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
 from broker.protocol.messages import Failure
 from edge_agent.catalog import Ended, Held
-from edge_agent.jobs import JobFailed, JobFinished, Order, PlanLoaded, PlanRefused, WorkerReady
+from edge_agent.jobs import JobFailed, JobFinished, Order, PlanLoaded, PlanRefused, WorkerReady, WorkerUnfit
 
 __all__ = [
     "AdoptTensor",
@@ -130,6 +130,7 @@ AgentEvent = (
     | LinkUp
     | LinkDown
     | WorkerReady
+    | WorkerUnfit
     | PlanLoaded
     | PlanRefused
     | JobFinished

@@ -31,6 +31,7 @@ __all__ = [
     "Source",
     "UnloadPlan",
     "WorkerReady",
+    "WorkerUnfit",
     "as_source",
 ]
 
@@ -98,6 +99,12 @@ class WorkerReady(_Spoken, frozen=True, kw_only=True, tag=16):
     version: str = ""
 
 
+class WorkerUnfit(_Spoken, frozen=True, kw_only=True, tag=21):
+    """The worker cannot run plans, and ends: its only word. ``reason``: what is missing, say."""
+
+    reason: str
+
+
 class PlanLoaded(_Spoken, frozen=True, kw_only=True, tag=17):
     """The plan was checked, and may be run. ``seconds``: how long that took."""
 
@@ -138,4 +145,4 @@ class JobFailed(_Spoken, frozen=True, kw_only=True, tag=20):
     failure: Failure
 
 
-Answer: TypeAlias = WorkerReady | PlanLoaded | PlanRefused | JobFinished | JobFailed
+Answer: TypeAlias = WorkerReady | WorkerUnfit | PlanLoaded | PlanRefused | JobFinished | JobFailed

@@ -1,8 +1,8 @@
 """The store as the agent uses it: `edge_agent.catalog.Shelf` on disk.
 
-Writes are gathered and committed together. What the agent asks for is answered from the gathered writes and a cache of
-what was lately used, so the fast path seldom reaches SQLite; what must survive is committed with a sync before it is
-announced, the rest a little later (an inline result is on record at the broker anyway).
+Writes are gathered, and written together by a thread of their own (`edge_agent.store_writes`). What the agent asks for is
+answered from the gathered writes and a cache of what was lately used, so the fast path seldom reaches SQLite. What must
+survive is on the disk before it is announced, the rest a little later (an inline result is on record at the broker anyway).
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sqlite3
+import queue
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from broker.protocol.ids import counter_of, incarnation_of
-from broker.protocol.messages import INLINE_TENSORS_BYTES, Event, Failure, ResultInfo, TagEntry
+from broker.protocol.messages import INLINE_TENSORS_BYTES, Event, ResultInfo, TagEntry
 from edge_agent.catalog import Ended, Held
 from edge_agent.store_database import Database, StoreInUse
+from edge_agent.store_writes import Batch, Writer, Written, written
 from edge_agent.tensor_files import header_of, read_header, sync_folder, tensor_path, write_whole
 
-__all__ = ["Committed", "StoreShelf"]
+__all__ = ["StoreShelf"]
 
 _CACHE_VALUES = 4096
 _CACHE_BYTES = 4 << 20
@@ -35,25 +35,19 @@ _ORPHAN_SECONDS = 3600.0
 _TAGGED = "id, tags, description, dtype, shape, nbytes"
 _VALUE = "id, own, dtype, shape, nbytes, frame, file, tags, description, blob"
 
-_encode = msgspec.msgpack.Encoder().encode
 _shapes = msgspec.msgpack.Decoder(tuple[int, ...])
 _texts = msgspec.msgpack.Decoder(tuple[str, ...])
 _events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What a `StoreShelf.commit` has done with the commands that had to reach the disk."""
-
-    kept: tuple[bytes, ...] = ()
-    failed: tuple[bytes, ...] = ()
-    failure: Failure | None = None
-
-
 class StoreShelf:
-    """A `Shelf` on the store in ``folder``. Of one thread. Raises `StoreInUse` if another agent has it, and what `Database` raises."""
+    """A `Shelf` on the store in ``folder``. Of one thread.
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    ``wake`` is called, on another thread, when a batch is over: time for `commit`. Raises `StoreInUse` if another agent has the
+    store, and what `Database` raises.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = True, wake: Callable[[], None] | None = None) -> None:
         self._database = Database(folder, durable=durable)
         self.folder = folder
         self._lock = (folder / "agent.lock").open("w")
@@ -67,13 +61,12 @@ class StoreShelf:
         """A descriptor that can be read when another program has put or deleted something: see `look`."""
         self.store_id = self._database.meta("store_id")
         self._version = self._database.data_version()
-        self._values: dict[bytes, Held] = {}
-        self._ended: dict[bytes, Ended] = {}
-        self._durable: list[bytes] = []
-        self._tags_changed = False
-        self._recorded: list[bytes] = []
-        self._dropped: dict[bytes, None] = {}
-        self._kept: list[bytes] = []  # by a commit that a question made necessary
+        self._pending = Batch()
+        self._writing: Batch | None = None  # on its way to the disk, by the writer
+        self._written: queue.SimpleQueue[Written] = queue.SimpleQueue()
+        self._ends: list[Written] = []  # of batches that are over, and that `commit` has not told of yet
+        self._writer = Writer(folder, durable=durable, done=self._batch_written)
+        self._wake = wake
         self._cache: OrderedDict[bytes, Held] = OrderedDict()
         self._cache_bytes = 0
         self._highest: OrderedDict[bytes, int] = (
@@ -85,15 +78,21 @@ class StoreShelf:
 
     def find(self, id: bytes) -> Held | None:
         """As `Catalog.find`."""
-        held = self._values.get(id)
+        held = self._pending.values.get(id)
         if held is not None:
             return held
         held = self._cache.get(id)
         if held is not None:
             self._cache.move_to_end(id)
             return held
-        if id in self._dropped:
+        writing = self._writing
+        if id in self._pending.dropped:
             return None
+        if writing is not None:
+            if (held := writing.values.get(id)) is not None:
+                return held
+            if id in writing.dropped:
+                return None
         with self._database.read() as connection:
             row = connection.execute(f"SELECT {_VALUE} FROM tensors WHERE id = ?", (id,)).fetchone()  # noqa: S608
         if row is None:
@@ -104,9 +103,9 @@ class StoreShelf:
 
     def ended(self, id: bytes) -> Ended | None:
         """As `Catalog.ended`."""
-        waiting = self._ended.get(id)
-        if waiting is not None:
-            return waiting
+        for batch in (self._pending, self._writing):
+            if batch is not None and (waiting := batch.ended.get(id)) is not None:
+                return waiting
         # A session counts its ids upwards: what is beyond the highest one seen is new, and costs no question.
         if counter_of(id) > self._highest_of(incarnation_of(id)):
             return None
@@ -116,7 +115,7 @@ class StoreShelf:
 
     def with_tags(self, tags: Sequence[str]) -> list[Held]:
         """As `Catalog.with_tags`; at most two are returned, which is enough to know that it is not one."""
-        self._write_tags()
+        self._settle_tags()
         marks = ", ".join("?" * len(tags))
         with self._database.read() as connection:
             rows = connection.execute(
@@ -128,7 +127,7 @@ class StoreShelf:
 
     def tagged(self) -> list[TagEntry]:
         """As `Catalog.tagged`."""
-        self._write_tags()
+        self._settle_tags()
         with self._database.read() as connection:
             rows = connection.execute(
                 f"SELECT {_TAGGED} FROM tensors WHERE id IN (SELECT id FROM tags) ORDER BY rowid"  # noqa: S608
@@ -137,7 +136,7 @@ class StoreShelf:
 
     def unrecorded(self) -> list[Ended]:
         """As `Catalog.unrecorded`."""
-        self._write()
+        self._settle()
         with self._database.read() as connection:
             rows = connection.execute(
                 "SELECT id, event, outputs, recorded FROM commands WHERE recorded = 0 ORDER BY n"
@@ -183,40 +182,43 @@ class StoreShelf:
 
     def keep(self, ended: Ended | None, values: Sequence[Held], *, durable: bool) -> None:
         """As `Shelf.keep`."""
+        pending = self._pending
         for held in values:
-            self._values[held.id] = held
+            pending.values[held.id] = held
             if held.tags:
-                self._tags_changed = True
+                pending.tags_changed = True
         if ended is not None:
-            self._ended[ended.id] = ended
+            pending.ended[ended.id] = ended
             if durable:
-                self._durable.append(ended.id)
+                pending.durable.append(ended.id)
 
     def mark_recorded(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.mark_recorded`."""
-        for id in ids:  # noqa: A001
-            waiting = self._ended.get(id)
+        ended = self._pending.ended
+        for command in ids:
+            waiting = ended.get(command)
             if waiting is None:
-                self._recorded.append(id)
+                self._pending.recorded.append(command)
             else:
-                self._ended[id] = Ended(id=id, event=waiting.event, outputs=waiting.outputs, recorded=True)
+                ended[command] = Ended(id=command, event=waiting.event, outputs=waiting.outputs, recorded=True)
 
     def mark_unrecorded(self) -> None:
         """As `Shelf.mark_unrecorded`."""
-        self._write()
+        self._settle()
         with self._database.transaction(durable=True) as connection:
             connection.execute("UPDATE commands SET recorded = 0")
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.drop`."""
-        for id in ids:  # noqa: A001
-            held = self.find(id)
+        pending = self._pending
+        for value in ids:
+            held = self.find(value)
             if held is None or held.own:
                 continue
-            self._tags_changed = self._tags_changed or bool(held.tags)
-            self._forget(id)
-            if self._values.pop(id, None) is None:
-                self._dropped[id] = None
+            pending.tags_changed = pending.tags_changed or bool(held.tags)
+            self._forget(value)
+            if pending.values.pop(value, None) is None:
+                pending.dropped[value] = None
             elif isinstance(held.source, str):
                 Path(held.source).unlink(missing_ok=True)
 
@@ -281,97 +283,60 @@ class StoreShelf:
 
     @property
     def waiting(self) -> int:
-        """How many writes are gathered."""
-        return len(self._values) + len(self._ended) + len(self._recorded) + len(self._dropped)
+        """How many writes are gathered, and not handed to the writer yet."""
+        return len(self._pending)
 
     @property
     def must_commit(self) -> bool:
-        """Whether something waits that must reach the disk before it is announced."""
-        return bool(self._durable or self._kept)
+        """Whether `commit` has something to do that must not be put off."""
+        return bool(self._pending.durable) or not self._written.empty() or bool(self._ends)
 
-    def commit(self) -> Committed:
-        """Write what is gathered. Commands that could not be kept are forgotten; the rest is kept for the next time."""
-        failed: tuple[bytes, ...] = ()
-        failure = None
-        if self.waiting:
-            durable = list(self._durable)
-            try:
-                self._write()
-            except (sqlite3.Error, OSError) as error:
-                failed, failure = (
-                    tuple(durable),
-                    Failure(code="StoreFull", message=f"the store could not be written: {error}"),
-                )
-                self._durable.clear()
-                for id in failed:  # noqa: A001
-                    self._forget_pending(id)
-        kept, self._kept = tuple(self._kept), []
-        return Committed(kept, failed, failure)
+    def commit(self) -> list[Written]:
+        """Hand what is gathered to the writer, unless it is busy; and tell what it has finished since the last time."""
+        self._collect()
+        if self._writing is None and len(self._pending):
+            self._writing, self._pending = self._pending, Batch()
+            self._writer.write(self._writing)
+        ends, self._ends = self._ends, []
+        return ends
 
-    def _write_tags(self) -> None:
-        if self._tags_changed:
-            self._write()
+    def _batch_written(self, end: Written) -> None:
+        """Called by the writer, on its thread."""
+        self._written.put(end)
+        if self._wake is not None:
+            self._wake()
 
-    def _write(self) -> None:
-        """Write all that is gathered; raises sqlite3.Error, and then all is as before."""
-        if not self.waiting:
+    def _collect(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._over(self._written.get_nowait())
+
+    def _over(self, end: Written) -> None:
+        """A batch is over: what it wrote may be forgotten, or must be."""
+        self._writing = None
+        self._ends.append(end)
+        if end.failure is None:
+            for held in end.batch.values.values():
+                if held.id not in self._pending.dropped:
+                    self._remember(held)
+            for command in end.batch.ended:
+                self._see(command)
             return
-        now = time.time()
-        values = [held for held in self._values.values()]
-        # The index names no file that is not there: results are synced by the worker, adopted files by `adopt`.
-        with self._database.transaction(durable=bool(self._durable)) as connection:
-            if values:
-                connection.executemany(
-                    "INSERT INTO tensors (id, own, dtype, shape, nbytes, frame, file, tags, description, blob, created)"
-                    " VALUES (?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET dtype = excluded.dtype,"
-                    " shape = excluded.shape, nbytes = excluded.nbytes, frame = excluded.frame, file = excluded.file,"
-                    " tags = excluded.tags, description = excluded.description, blob = excluded.blob WHERE own = 0",
-                    [_row(held, now) for held in values],
-                )
-                tags = [(tag, held.id) for held in values for tag in set(held.tags)]
-                if tags:
-                    connection.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tags)
-            if self._ended:
-                connection.executemany(
-                    "INSERT OR REPLACE INTO commands (id, event, outputs, recorded, ended) VALUES (?, ?, ?, ?, ?)",
-                    [(one.id, _encode(one.event), one.outputs, one.recorded, now) for one in self._ended.values()],
-                )
-            if self._recorded:
-                ids = [(id,) for id in self._recorded]  # noqa: A001
-                connection.executemany("UPDATE commands SET recorded = 1 WHERE id = ?", ids)
-            files = self._delete(connection)
-        self.drop_files(files)
-        for held in values:
-            self._remember(held)
-        for one in self._ended.values():
-            self._see(one.id)
-        self._kept += self._durable
-        self._durable.clear()
-        self._values.clear()
-        self._ended.clear()
-        self._recorded.clear()
-        self._dropped.clear()
-        self._tags_changed = False
+        # What was announced without waiting stays on record at the broker; what was to be on the disk first has failed.
+        for held in end.batch.values.values():
+            if isinstance(held.source, str):
+                Path(held.source).unlink(missing_ok=True)
 
-    def _delete(self, connection: sqlite3.Connection) -> list[str]:
-        if not self._dropped:
-            return []
-        ids = [(id,) for id in self._dropped]  # noqa: A001
-        connection.executemany("DELETE FROM tensors WHERE id = ? AND own = 0", ids)
-        connection.executemany("DELETE FROM tags WHERE id = ?", ids)
-        return [str(tensor_path(self.folder, id)) for id in self._dropped]  # noqa: A001
+    def _settle(self) -> None:
+        """Wait until all that is gathered is written: for a question that only the index can answer."""
+        if self._writing is not None:
+            self._over(self._written.get())
+        if len(self._pending):
+            batch, self._pending = self._pending, Batch()
+            self._over(written(batch, self._database))
 
-    def _forget_pending(self, command: bytes) -> None:
-        ended = self._ended.pop(command, None)
-        if ended is None:
-            return
-        first = counter_of(command)
-        session = incarnation_of(command)
-        for held in list(self._values.values()):
-            if incarnation_of(held.id) == session and first <= counter_of(held.id) < first + ended.outputs:
-                del self._values[held.id]
-                if isinstance(held.source, str):
-                    Path(held.source).unlink(missing_ok=True)
+    def _settle_tags(self) -> None:
+        if self._pending.tags_changed or (self._writing is not None and self._writing.tags_changed):
+            self._settle()
 
     # ------------------------------------------------------------------------------------------- the cache
 
@@ -447,8 +412,8 @@ class StoreShelf:
 
     def close(self) -> None:
         """Write what is gathered, and let go of the store."""
-        with contextlib.suppress(sqlite3.Error):  # what was not announced as kept may be lost
-            self._write()
+        self._settle()
+        self._writer.close()
         os.close(self.changed)
         self._database.close()
         self._lock.close()
@@ -456,12 +421,6 @@ class StoreShelf:
 
 def _weight(held: Held) -> int:
     return len(held.source) + 256
-
-
-def _row(held: Held, now: float) -> tuple[object, ...]:
-    frame = held.source if isinstance(held.source, bytes) else None
-    shape, tags = _encode(held.shape), _encode(held.tags)
-    return held.id, held.dtype, shape, held.nbytes, frame, frame is None, tags, held.description, held.blob, now
 
 
 def _ended(row: tuple[Any, ...]) -> Ended:

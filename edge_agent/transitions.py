@@ -15,7 +15,7 @@ from broker.protocol.errors import InvalidTransition
 __all__ = ["COMMAND", "LINK", "PLAN", "WORKER", "LinkStep", "PlanStep", "Step", "WorkerStep", "advance"]
 
 
-class Step(enum.Enum):
+class Step(enum.StrEnum):
     """Where a command is."""
 
     TAKEN = "taken"
@@ -49,7 +49,7 @@ COMMAND: Mapping[Step, frozenset[Step]] = {
 """A command of the device. From RUNNING back to READY: the worker died; from READY to WAITING_PLAN: it was ended."""
 
 
-class PlanStep(enum.Enum):
+class PlanStep(enum.StrEnum):
     """How far a plan is from being run."""
 
     ASKED = "asked"
@@ -74,7 +74,7 @@ PLAN: Mapping[PlanStep, frozenset[PlanStep]] = {
 """A plan. Back to HERE: the worker is gone; from REFUSED to ASKED: somebody invokes it again."""
 
 
-class LinkStep(enum.Enum):
+class LinkStep(enum.StrEnum):
     """How the agent stands with its broker."""
 
     DOWN = "down"
@@ -92,7 +92,7 @@ LINK: Mapping[LinkStep, frozenset[LinkStep]] = {
 """The link to the broker. From REGISTERED to REGISTERING: the broker does not know this device any more (`Stranger`)."""
 
 
-class WorkerStep(enum.Enum):
+class WorkerStep(enum.StrEnum):
     """Whether there is a process that runs plans."""
 
     ABSENT = "absent"
@@ -109,7 +109,7 @@ WORKER: Mapping[WorkerStep, frozenset[WorkerStep]] = {
 }
 """The worker. To ABSENT: it has ended, as told or by dying."""
 
-S = TypeVar("S", bound=enum.Enum)
+S = TypeVar("S", bound=enum.StrEnum)
 
 
 def advance(table: Mapping[S, frozenset[S]], start: S, finish: S, subject: str, story: Sequence[str] = ()) -> S:

@@ -8,6 +8,7 @@ agent's thread is gone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import mmap
@@ -17,8 +18,8 @@ import socket
 import sys
 from pathlib import Path
 
-from edge_agent.jobs import WorkerReady
-from edge_agent.pipe import Board, worker_end
+from edge_agent.jobs import Answer, Order, WorkerReady, WorkerUnfit
+from edge_agent.pipe import Board, Pipe, worker_end
 from edge_agent.workbench import Runtime, Workbench, serve
 
 __all__ = ["load_runtime", "main"]
@@ -48,24 +49,32 @@ def main() -> None:
 
     _die_with(options.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole terminal: the agent decides
-    end = socket.socket(fileno=options.pipe)
+    pipe = worker_end(socket.socket(fileno=options.pipe))
     board = Board(memoryview(mmap.mmap(options.board, Board.SIZE)))
-    runtime = load_runtime(options.runtime)
-    if options.runtime == "torch":
+    code = 0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the agent is gone, and nobody wants the answer
+        runtime = _ready(options.runtime, options.threads, pipe)
+        if runtime is None:
+            code = 1
+        else:
+            ready = WorkerReady(pid=os.getpid(), runtime=runtime.name, version=runtime.version)
+            serve(pipe, Workbench(runtime, options.folder, board), ready)
+    os._exit(code)  # all is on the disk that should be; taking torch apart would only take time
+
+
+def _ready(name: str, threads: int, pipe: Pipe[Answer, Order]) -> Runtime | None:
+    """The runtime, imported and set; None: it cannot be, and the agent was told why."""
+    try:
+        runtime = load_runtime(name)
+    except Exception as error:  # noqa: BLE001 - a broken installation may raise anything
+        pipe.say([WorkerUnfit(reason=f"{type(error).__name__}: {error}")])
+        return None
+    if name == "torch":
         import torch
 
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(threads)
     gc.freeze()  # torch's hundred thousand objects are here to stay: don't look through them again and again
-    pipe = worker_end(end)
-    try:
-        serve(
-            pipe,
-            Workbench(runtime, options.folder, board),
-            WorkerReady(pid=os.getpid(), runtime=runtime.name, version=runtime.version),
-        )
-    except (BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the agent is gone, and nobody wants the answer
-    os._exit(0)  # all is on the disk that should be; taking torch apart would only take time
+    return runtime
 
 
 def _die_with(parent: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edge_agent.jobs import Answer, CancelJob, Order, WorkerReady
+from edge_agent.jobs import Answer, CancelJob, Order, WorkerReady, WorkerUnfit
 from edge_agent.pipe import Board, Pipe, agent_end, worker_end
 
 if TYPE_CHECKING:
@@ -197,7 +197,11 @@ class ThreadWorker(_Piped):
 
         pipe = worker_end(end)
         try:
-            runtime = self._runtime()
+            try:
+                runtime = self._runtime()
+            except Exception as error:  # noqa: BLE001 - a broken installation may raise anything
+                pipe.say([WorkerUnfit(reason=f"{type(error).__name__}: {error}")])
+                return
             ready = WorkerReady(pid=os.getpid(), runtime=runtime.name, version=runtime.version)
             serve(pipe, Workbench(runtime, self._folder, board), ready)
         except OSError:
