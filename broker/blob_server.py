@@ -181,7 +181,10 @@ class BlobServer:
     def _execute(self, router: zmq.Socket[bytes], instructions: list[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Commit):
-                self._committer.submit(self._commit, instruction.partial)
+                try:
+                    self._committer.submit(self._commit, instruction.partial)
+                except RuntimeError:  # the program is ending, and an executor takes nothing more: do it here
+                    self._commit(instruction.partial)
             else:
                 self._send_control(router, instruction.peer, encode(instruction.message))
 
