@@ -6,6 +6,7 @@ The families in `edge_agent.plan.ops` are tables made with `define`; `edge_agent
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -108,18 +109,12 @@ _SCALAR_TYPES = {"4": "int64"}  # how a schema writes a default dtype: by its nu
 
 
 def define(family: str, rule: Rule, schemas: str, *, numbers: bool = False, views: bool | None = None) -> list[OpSpec]:
-    """The specs of ops that share a rule, from their schemas, each on a line of its own, or more.
+    """The specs of ops that share a rule, from their schemas, each on a line of its own (and, indented, the next).
 
     ``views`` overrides what the schema says of aliasing: some composite ops return their input without saying so.
     """
-    specs = []
-    schema = ""
-    for line in schemas.strip().splitlines():  # a long one goes on in the next line
-        schema = f"{schema} {line.strip()}".strip()
-        if ") -> " in schema:
-            specs.append(_parse(schema, family, rule, numbers, views))
-            schema = ""
-    return specs
+    joined = re.sub(r"\n +", " ", textwrap.dedent(schemas).strip())  # what is indented goes on from the line before
+    return [_parse(schema, family, rule, numbers, views) for schema in joined.splitlines()]
 
 
 def _parse(schema: str, family: str, rule: Rule, numbers: bool, views: bool | None) -> OpSpec:
