@@ -274,8 +274,8 @@ class Agent:
         """Wait for whatever comes first, and bring the core up to date with it."""
         store_changed = False
         for source, events in self._poller.poll(self._timeout_ms()):
-            if source is self._dealer:
-                self._receive(source)
+            if self._dealer is not None and source is self._dealer:
+                self._receive(self._dealer)
             elif source == self._host.fileno():
                 self._hear_worker(events)
             elif source is self._monitor:

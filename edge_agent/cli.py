@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import signal
 import sqlite3
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,6 +34,9 @@ __all__ = ["cli", "main"]
 
 _RUN_EXAMPLE = "edgeplan-agent run --broker tcp://127.0.0.1:5750 --id pi-kitchen --store ~/edgeplan --insecure"
 _PUT_EXAMPLE = 'edgeplan-agent put reading.npy --store ~/edgeplan --tag input_data --description "two readings"'
+
+_SWITCH_SECONDS = 0.0005
+"""How long one thread may keep the others from running. The threads beside the driver's (disk, blobs) have no hurry."""
 
 store_option = setting(
     "--store",
@@ -87,6 +92,8 @@ def run(
     name = _runtime(runtime)
     config = AgentConfig(runtimes=(name,), labels=_labels(label), idle_seconds=idle)
     agent = Agent(broker, device, store, runtime=name, threads=threads, config=config)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.freeze()  # what is loaded by now stays: don't look through it again and again
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.request_stop())
     try:

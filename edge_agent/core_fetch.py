@@ -13,7 +13,7 @@ from edge_agent.catalog import Catalog, Held
 from edge_agent.core_commands import Command
 from edge_agent.core_desk import WARNING, Desk, failure
 from edge_agent.effects import BlobFailed, BlobOffered, FileHashed, HashFile, OfferBlob
-from edge_agent.tensor_files import pack
+from edge_agent.tensor_format import pack
 
 __all__ = ["Fetches"]
 

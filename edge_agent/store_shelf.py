@@ -24,7 +24,8 @@ from broker.protocol.messages import INLINE_TENSORS_BYTES, Event, ResultInfo, Ta
 from edge_agent.catalog import Ended, Held
 from edge_agent.store_database import Database, StoreInUse
 from edge_agent.store_writes import Batch, Writer, Written, written
-from edge_agent.tensor_files import header_of, read_header, sync_folder, tensor_path, write_whole
+from edge_agent.tensor_files import read_header, sync_folder, tensor_path, write_whole
+from edge_agent.tensor_format import header_of
 
 __all__ = ["StoreShelf"]
 
