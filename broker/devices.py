@@ -333,7 +333,7 @@ class Devices:
         device.watched = False
         if device.peer is None:
             return
-        if now - device.heard >= self._silence:
+        if now >= device.heard + self._silence:  # the same sum as in `_watch`: a difference may round to less
             self.leave(device, "silent")
         else:
             self._watch(device)
