@@ -98,7 +98,7 @@ class WorkerDesk:
     def next_timer(self, *, work: bool) -> float | None:
         """When `tick` is due."""
         if self.step is WorkerStep.UP:
-            return self._idle_at
+            return None if work else self._idle_at  # with work to come it does not idle, though it may have nothing to do
         return self._start_at if work and self.step is WorkerStep.ABSENT else None
 
     def died(self, event: WorkerDied) -> tuple[list[Command | Plan], Command | Plan | None, Failure | None]:
