@@ -74,7 +74,8 @@ def _clock() -> float:
 class Agent:
     """A device. ``worker``: plans run in a process (the default) or on a thread of this one (virtual devices).
 
-    ``runtime`` None: nothing that runs plans is installed, and commands fail. Raises ValueError for a device id that is none.
+    ``runtime`` None: nothing that runs plans is installed, and commands fail. Raises ValueError for a device id that
+    is none.
     """
 
     def __init__(
@@ -136,7 +137,9 @@ class Agent:
         self._thread.start()
 
     def run(self) -> None:
-        """Run on this thread, until `request_stop`. Raises `ConnectionRefused` if the broker refuses this device for good."""
+        """Run on this thread, until `request_stop`. Raises `ConnectionRefused` if the broker refuses this device for
+        good.
+        """
         self._open()
         self._run()
         if self._failure is not None:
@@ -393,7 +396,9 @@ class Agent:
                 self._disconnected()
 
     def _disconnected(self) -> None:
-        """The connection is gone, or is to go: drop the socket with all that is in it, so that no old message meets a new one."""
+        """The connection is gone, or is to go: drop the socket with all that is in it, so that no old message meets a
+        new one.
+        """
         if self._core.registered:
             self._fruitless = 0
         self._drop_sockets()

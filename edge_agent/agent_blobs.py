@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
 from broker.protocol import messages as m
 from edge_agent import effects as e
-from edge_agent.blobs import BlobClient, BlobEvent, BlobFailed, BlobFetched, BlobOffered
+from edge_agent.blob_transfers import BlobEvent, BlobFailed, BlobFetched, BlobOffered
+
+if TYPE_CHECKING:
+    from edge_agent.blobs import BlobClient
 
 __all__ = ["BlobDesk", "seen_from"]
 
@@ -62,6 +66,8 @@ class BlobDesk:
 
     def _connected(self) -> BlobClient | None:
         if self._client is None and self._endpoint:
+            from edge_agent.blobs import BlobClient  # most devices at rest never need it
+
             introduction = m.OpenBlobChannel(version=m.PROTOCOL_VERSION, role="device", name=self._device)
             self._client = BlobClient(self._context, self._endpoint, introduction, self._happened)
         return self._client

@@ -1,4 +1,6 @@
-"""What takes long and needs no answer at once: reading large files. On a thread of its own, so that heartbeats don't wait."""
+"""What takes long and needs no answer at once: reading large files. On a thread of its own, so that heartbeats don't
+wait.
+"""
 
 from __future__ import annotations
 

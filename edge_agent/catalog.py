@@ -20,8 +20,9 @@ __all__ = ["Catalog", "Ended", "Held", "MemoryShelf", "Shelf", "announcement"]
 class Held(Struct, frozen=True, kw_only=True):
     """A value on the device.
 
-    ``source`` is its tensor frame (bytes) or the path of its tensor file; ``nbytes`` the size of its elements. ``own``: it is
-    the device's own, put there by its owner, and nobody else may delete it. ``blob`` is the digest of its file, where known.
+    ``source`` is its tensor frame (bytes) or the path of its tensor file; ``nbytes`` the size of its elements.
+    ``own``: it is the device's own, put there by its owner, and nobody else may delete it. ``blob`` is the digest of
+    its file, where known.
     """
 
     id: bytes

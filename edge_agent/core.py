@@ -1,12 +1,13 @@
 """The agent as a pure state machine: commands in, announcements out, and a worker in between.
 
-``handle(event, now)`` returns what the driver must do, in order; ``next_timer()`` says when to call again with a `Tick`
-if nothing else happens before. After each batch of events the driver hands in `BatchEnded`: only then are jobs given to the
-worker, announcements sent and deliveries acknowledged, all of a batch at once.
+``handle(event, now)`` returns what the driver must do, in order; ``next_timer()`` says when to call again with a
+`Tick` if nothing else happens before. After each batch of events the driver hands in `BatchEnded`: only then are jobs
+given to the worker, announcements sent and deliveries acknowledged, all of a batch at once.
 
-This module knows who handles what. `core_link` registers and keeps the two numbered streams; `core_runs` takes commands and
-brings them to their end, with `core_arguments` (values by id), `core_plans` and `core_blobs` (what must be fetched first) and
-`core_worker`; `core_fetch` answers the broker's questions for values; `core_tags` keeps its index of tags right.
+This module knows who handles what. `core_link` registers and keeps the two numbered streams; `core_runs` takes
+commands and brings them to their end, with `core_arguments` (values by id), `core_plans` and `core_blobs` (what must
+be fetched first) and `core_worker`; `core_fetch` answers the broker's questions for values; `core_tags` keeps its
+index of tags right.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The arguments of commands: who waits for which value, which values of other devices are at hand, what may be dropped when."""
+"""The arguments of commands: who waits for which value, which values of other devices are at hand, what may be
+dropped when.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ class _Need:
 class Arguments:
     """Values by id, for commands that name them.
 
-    ``arrived(command)`` is called when nothing of a command is missing any more; ``failed(command, failure)`` when one of its
-    arguments has ended without a value.
+    ``arrived(command)`` is called when nothing of a command is missing any more; ``failed(command, failure)`` when
+    one of its arguments has ended without a value.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Arguments:
     # ------------------------------------------------------------------------------------------- taking a command
 
     def take(self, command: Command, producing: Mapping[bytes, Command]) -> m.Failure | None:
-        """Look for what ``command`` names; `Command.missing` says how many are not here. ``producing``: who will make which id
-        on this device. A failure: it can never run."""
+        """Look for what ``command`` names; `Command.missing` says how many are not here. ``producing``: who will make
+        which id on this device. A failure: it can never run.
+        """
         body = command.body
         assert isinstance(body, m.Invoke)
         frames = 0
@@ -98,7 +101,9 @@ class Arguments:
             self._needs[id] = _Need(self._desk.now)
 
     def operands(self, command: Command) -> list[Operand] | m.Failure:
-        """What to run the command on: all is here. A failure: a tag matches none or several, or its owner has deleted a tensor."""
+        """What to run the command on: all is here. A failure: a tag matches none or several, or its owner has deleted
+        a tensor.
+        """
         body = command.body
         assert isinstance(body, m.Invoke)
         operands: list[Operand] = []
@@ -134,7 +139,9 @@ class Arguments:
         return borrowed[0]
 
     def leave(self, command: Command) -> list[bytes]:
-        """The command has ended: it waits for nothing, and uses nothing. Returns released values that nobody uses now."""
+        """The command has ended: it waits for nothing, and uses nothing. Returns released values that nobody uses
+        now.
+        """
         body = command.body
         if not isinstance(body, m.Invoke):
             return []

@@ -33,7 +33,9 @@ class _Wanted:
 
 
 class BlobWants:
-    """Who waits for which blob. Small ones come in `Blobs`; large ones are fetched by the driver, on the blob channel."""
+    """Who waits for which blob. Small ones come in `Blobs`; large ones are fetched by the driver, on the blob
+    channel.
+    """
 
     def __init__(self, desk: Desk, catalog: Catalog, config: AgentConfig) -> None:
         self._desk = desk

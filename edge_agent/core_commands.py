@@ -15,9 +15,9 @@ __all__ = ["Command", "StartQueue"]
 class Command:
     """An `Invoke` or a `Put` that the device has taken.
 
-    ``order`` is its place among all commands taken. ``missing``: how many of its arguments are not here yet. ``dropped``: which
-    of its results were released before it ended. ``ids``: all its results, if they are more than one. ``event``: what will be
-    announced once it is on the disk. ``deaths``: how many workers died of it.
+    ``order`` is its place among all commands taken. ``missing``: how many of its arguments are not here yet.
+    ``dropped``: which of its results were released before it ended. ``ids``: all its results, if they are more than
+    one. ``event``: what will be announced once it is on the disk. ``deaths``: how many workers died of it.
     """
 
     __slots__ = (
@@ -80,8 +80,8 @@ class Command:
 class StartQueue:
     """Commands whose arguments are here, to be started in the order taken.
 
-    One whose plan is not loaded yet parks its session: what came later in that session waits behind it, what came earlier
-    does not.
+    One whose plan is not loaded yet parks its session: what came later in that session waits behind it, what came
+    earlier does not.
     """
 
     def __init__(self) -> None:

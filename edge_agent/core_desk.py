@@ -63,7 +63,7 @@ class Desk:
         self.instructions.append(Send(message=message, frames=frames))
 
     def log(self, level: int, event: str, **fields: LogValue) -> None:
-        """Log, if anybody wants to have this level. On the fast path, compare ``log_level`` before making the fields."""
+        """Log, if anybody wants to have this level. On the fast path, compare ``log_level`` first."""
         if level >= self.log_level:
             self.instructions.append(Log(level=level, event=event, fields=fields))
 

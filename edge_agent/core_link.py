@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["Link"]
 
 REGISTER_PATIENCE = 2.0
-"""After how many seconds without an answer `Register` is sent again; doubled each time, up to 16 times as long."""
+REGISTER_ATTEMPTS = 4
+"""After how many seconds without an answer `Register` is sent again, doubled each time; and after how many times in
+vain the connection is given up.
+"""
 
 TAKEN_SECONDS = 0.002
 TAKEN_COUNT = 64
-"""How long an acknowledgement of deliveries may wait for more of them, and how many it covers at most: a message saved for most
-commands, since their results are announced about as soon."""
+"""How long an acknowledgement of deliveries may wait for more of them, and how many it covers at most: a message
+saved for most commands, since their results are announced about as soon.
+"""
 
 SILENCE = 3.0
 """After how many heartbeat intervals without a word from the broker the connection is taken for dead."""
@@ -106,7 +110,9 @@ class Link:
             self._move(LinkStep.LEFT)
 
     def welcome(self, message: m.Registered) -> bool | None:
-        """The broker's answer to `Register`; whether its ledger is another than before. None: it answers nothing that was asked."""
+        """The broker's answer to `Register`; whether its ledger is another than before. None: it answers nothing that
+        was asked.
+        """
         if self.step is not LinkStep.REGISTERING:
             return None
         self._move(LinkStep.REGISTERED)
@@ -157,7 +163,7 @@ class Link:
                 labels=dict(self._config.labels),
             )
         )
-        self._register_at = self._desk.now + self._jittered(REGISTER_PATIENCE * (1 << min(self._attempts, 4)))
+        self._register_at = self._desk.now + self._jittered(REGISTER_PATIENCE * (1 << self._attempts))
         self._attempts += 1
         self.heard = self._desk.now
 
@@ -206,7 +212,12 @@ class Link:
         """Time has passed: heartbeats, retries."""
         now = self._desk.now
         if self.step is LinkStep.REGISTERING and now >= self._register_at:
-            self._register()
+            if self._attempts < REGISTER_ATTEMPTS:
+                self._register()
+            else:  # a connection that only looks alive
+                self._attempts = 0
+                self._register_at = now + self._jittered(REGISTER_PATIENCE)
+                self._desk.do(Reconnect(reason="nobody answers"))
         elif self.step is LinkStep.REGISTERED:
             if now - self.heard > SILENCE * self._interval:
                 self.heard = now

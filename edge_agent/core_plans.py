@@ -19,7 +19,9 @@ __all__ = ["Plan", "Plans"]
 
 
 class Plan:
-    """One plan. ``uses`` counts the commands that name it and have not ended; ``deaths`` the workers that died of loading it."""
+    """One plan. ``uses`` counts the commands that name it and have not ended; ``deaths`` the workers that died of
+    loading it.
+    """
 
     __slots__ = ("counted", "deaths", "failure", "final", "id", "lacking", "manifest", "manifest_bytes", "step", "uses")
 

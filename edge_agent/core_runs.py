@@ -378,6 +378,8 @@ class Runs:
             command.move(Step.ANNOUNCED)
             self._announce(event, frames)
         self._leave(command)
+        if durable:
+            command.frames = frames  # to be announced with the event, once that is on the disk
         for held in values:
             self.producing.pop(held.id, None)
             self.arguments.here(held.id)
@@ -390,7 +392,8 @@ class Runs:
             command = self._commands.get(id)
             if command is not None and command.step is Step.STORING and command.event is not None:
                 command.move(Step.ANNOUNCED)
-                self._announce(command.event)
+                frames, command.frames = command.frames, ()
+                self._announce(command.event, frames)
 
     def keep_failed(self, event: e.KeepFailed) -> None:
         """Values could not be kept: the command has failed after all."""
@@ -416,7 +419,9 @@ class Runs:
         self._end(command, m.Expired(id=command.id, digest=command.digest), why)
 
     def cancel(self, id: bytes) -> None:
-        """End a command as cancelled, unless it has ended. One that runs goes on, or stops between two ops: nobody will see."""
+        """End a command as cancelled, unless it has ended. One that runs goes on, or stops between two ops: nobody
+        will see.
+        """
         command = self._commands.get(id)
         if command is None or command.ended or command.step is Step.STORING:
             return

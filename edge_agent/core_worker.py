@@ -98,12 +98,15 @@ class WorkerDesk:
     def next_timer(self, *, work: bool) -> float | None:
         """When `tick` is due."""
         if self.step is WorkerStep.UP:
-            return None if work else self._idle_at  # with work to come it does not idle, though it may have nothing to do
+            return (
+                None if work else self._idle_at
+            )  # with work to come it does not idle, though it may have nothing to do
         return self._start_at if work and self.step is WorkerStep.ABSENT else None
 
     def died(self, event: WorkerDied) -> tuple[list[Command | Plan], Command | Plan | None, Failure | None]:
-        """It is gone. What it leaves undone, in order; which of these it died of; and, when workers do not start at all, why
-        nothing can be run."""
+        """It is gone. What it leaves undone, in order; which of these it died of; and, when workers do not start at
+        all, why nothing can be run.
+        """
         asked = self.step is WorkerStep.STOPPING
         starting = self.step is WorkerStep.STARTING
         self._move(WorkerStep.ABSENT)

@@ -55,7 +55,9 @@ class _Effect(Struct, frozen=True, kw_only=True):
 
 
 class WorkerDied(_Effect, frozen=True, kw_only=True):
-    """The worker is gone, as told (`StopWorker`) or not. ``doing`` is the number of the order that it was at; 0: none."""
+    """The worker is gone, as told (`StopWorker`) or not. ``doing`` is the number of the order that it was at; 0:
+    none.
+    """
 
     doing: int = 0
     reason: str = ""
@@ -197,7 +199,9 @@ class DropFiles(_Effect, frozen=True, kw_only=True):
 
 
 class AdoptTensor(_Effect, frozen=True, kw_only=True):
-    """Make the content of a tensor file (bytes, or a path) the value ``id``; `TensorAdopted` or `TensorUnfit` follows."""
+    """Make the content of a tensor file (bytes, or a path) the value ``id``; `TensorAdopted` or `TensorUnfit`
+    follows.
+    """
 
     id: bytes
     source: bytes | str
@@ -234,7 +238,9 @@ class FetchBlob(_Effect, frozen=True, kw_only=True):
 
 
 class OfferBlob(_Effect, frozen=True, kw_only=True):
-    """Let the broker pull a blob; `BlobOffered` or `BlobFailed` follows. ``source``: its bytes, or the path of its file."""
+    """Let the broker pull a blob; `BlobOffered` or `BlobFailed` follows. ``source``: its bytes, or the path of its
+    file.
+    """
 
     digest: bytes
     source: bytes | str

@@ -1,7 +1,7 @@
 """What the agent and its worker say to each other, over a pipe of their own (`edge_agent.pipe`).
 
-Orders go to the worker, answers come back. The worker does its orders one after another, in order; ``n`` numbers them, so
-that `edge_agent.pipe.Board` can tell which one was being done when a worker died.
+Orders go to the worker, answers come back. The worker does its orders one after another, in order; ``n`` numbers
+them, so that `edge_agent.pipe.Board` can tell which one was being done when a worker died.
 
 A tensor is given as its *source*: bytes are a tensor frame (see `broker.protocol.tensors`), a `File` is a tensor file
 (see `edge_agent.tensor_files`), a number is itself. Parts of plans likewise: bytes, or a file that holds them.
@@ -92,7 +92,9 @@ Order: TypeAlias = LoadPlan | UnloadPlan | RunJob | CancelJob
 
 
 class WorkerReady(_Spoken, frozen=True, kw_only=True, tag=16):
-    """The worker has started: its first word. ``runtime`` names what runs plans in it, ``version`` that one's version."""
+    """The worker has started: its first word. ``runtime`` names what runs plans in it, ``version`` that one's
+    version.
+    """
 
     pid: int
     runtime: str

@@ -24,7 +24,9 @@ _READ = 1 << 18
 
 
 class Pipe(Generic[_Out, _In]):
-    """One end of the pipe: says batches of one kind, hears batches of the other. Raises OSError when the other end is gone."""
+    """One end of the pipe: says batches of one kind, hears batches of the other. Raises OSError when the other end is
+    gone.
+    """
 
     def __init__(self, end: socket.socket, decoder: msgspec.msgpack.Decoder[list[_In]]) -> None:
         self._socket = end
@@ -112,7 +114,8 @@ def worker_end(end: socket.socket) -> Pipe[Answer, Order]:
 
 
 class Board:
-    """A few bytes that agent and worker both see, also after the worker has died: which order it was at, and which to leave.
+    """A few bytes that agent and worker both see, also after the worker has died: which order it was at, and which to
+    leave.
 
     ``page`` is a writable buffer of at least `Board.SIZE` bytes, shared by both.
     """

@@ -1,4 +1,5 @@
-"""A device's store, for the device's own programs: put tensors in, tag them, take them out again. Also while the agent runs.
+"""A device's store, for the device's own programs: put tensors in, tag them, take them out again. Also while the
+agent runs.
 
 ::
 
@@ -80,7 +81,9 @@ class Entry:
 
 
 class Store:
-    """The tensors of one device. Make one with `open` (or `temporary`). Any thread may call, and any number of processes."""
+    """The tensors of one device. Make one with `open` (or `temporary`). Any thread may call, and any number of
+    processes.
+    """
 
     def __init__(self, database: Database, *, temporary: bool = False) -> None:
         self._database = database
@@ -112,10 +115,11 @@ class Store:
         return self._database.durable
 
     def put(self, array: Any, tags: Sequence[str] = (), description: str = "") -> str:
-        """Keep a copy of a tensor: of numpy, of torch, or anything that numpy makes an array of. Its id, 32 hex digits.
+        """Keep a copy of a tensor: of numpy, of torch, or anything that numpy makes an array of. Its id, 32 hex
+        digits.
 
-        It is on the disk when this returns. Raises `TensorRefused` for a dtype that cannot travel, ValueError for a tag that is empty
-        or longer than 256 characters, OSError or sqlite3.OperationalError when the disk is full.
+        It is on the disk when this returns. Raises `TensorRefused` for a dtype that cannot travel, ValueError for a
+        tag that is empty or longer than 256 characters, OSError or sqlite3.OperationalError when the disk is full.
         """
         return self.put_elements(*_plain(array), tags, description)
 
@@ -224,7 +228,7 @@ class Store:
 
 
 def _entry(row: sqlite3.Row | tuple[Any, ...]) -> Entry:
-    id, dtype, shape, nbytes, tags, description, own = row  # noqa: A001 - the column's name
+    id, dtype, shape, nbytes, tags, description, own = row
     return Entry(bytes(id).hex(), dtype, _shapes.decode(shape), nbytes, _tags.decode(tags), description, bool(own))
 
 

@@ -107,8 +107,8 @@ class StoreInUse(StoreError):
 class Database:
     """One connection to a store's index. Threads take turns by `transaction` and `read`.
 
-    ``durable`` False: nothing waits for the disk, as in a store that is temporary anyway. Raises `StoreDamaged`, `StoreTooNew`, or
-    OSError if the folder cannot be made.
+    ``durable`` False: nothing waits for the disk, as in a store that is temporary anyway. Raises `StoreDamaged`,
+    `StoreTooNew`, or OSError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:

@@ -1,8 +1,9 @@
 """The store as the agent uses it: `edge_agent.catalog.Shelf` on disk.
 
-Writes are gathered, and written together by a thread of their own (`edge_agent.store_writes`). What the agent asks for is
-answered from the gathered writes and a cache of what was lately used, so the fast path seldom reaches SQLite. What must
-survive is on the disk before it is announced, the rest a little later (an inline result is on record at the broker anyway).
+Writes are gathered, and written together by a thread of their own (`edge_agent.store_writes`). What the agent asks
+for is answered from the gathered writes and a cache of what was lately used, so the fast path seldom reaches SQLite.
+What must survive is on the disk before it is announced, the rest a little later (an inline result is on record at the
+broker anyway).
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 class StoreShelf:
     """A `Shelf` on the store in ``folder``. Of one thread.
 
-    ``wake`` is called, on another thread, when a batch is over: time for `commit`. Raises `StoreInUse` if another agent has the
-    store, and what `Database` raises.
+    ``wake`` is called, on another thread, when a batch is over: time for `commit`. Raises `StoreInUse` if another
+    agent has the store, and what `Database` raises.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True, wake: Callable[[], None] | None = None) -> None:
@@ -175,7 +176,7 @@ class StoreShelf:
         if version == self._version:
             return False
         self._version = version
-        for id in [held.id for held in self._cache.values() if held.own]:  # noqa: A001
+        for id in [held.id for held in self._cache.values() if held.own]:
             self._forget(id)
         return True
 
@@ -376,7 +377,7 @@ class StoreShelf:
     # ------------------------------------------------------------------------------------------- files
 
     def _held(self, row: tuple[Any, ...]) -> Held:
-        id, own, dtype, shape, nbytes, frame, _file, tags, description, blob = row  # noqa: A001
+        id, own, dtype, shape, nbytes, frame, _file, tags, description, blob = row
         source = str(tensor_path(self.folder, id)) if frame is None else bytes(frame)
         return Held(
             id=bytes(id),
@@ -398,12 +399,14 @@ class StoreShelf:
             sync_folder(folder)
 
     def _remove_orphans(self) -> None:
-        """Remove files that no row names: of writes that a crash has cut off. Young ones may be somebody's who is just writing."""
+        """Remove files that no row names: of writes that a crash has cut off. Young ones may be somebody's who is
+        just writing.
+        """
         before = time.time() - _ORPHAN_SECONDS
         with self._database.read() as connection:
             named = {
                 tensor_path(self.folder, id).name for (id,) in connection.execute("SELECT id FROM tensors WHERE file")
-            }  # noqa: A001
+            }
             named |= {digest.hex() for (digest,) in connection.execute("SELECT digest FROM blobs WHERE data IS NULL")}
         for folder in (self.folder / "tensors", self.folder / "blobs"):
             for path in folder.iterdir():
@@ -425,11 +428,11 @@ def _weight(held: Held) -> int:
 
 
 def _ended(row: tuple[Any, ...]) -> Ended:
-    id, event, outputs, recorded = row  # noqa: A001
+    id, event, outputs, recorded = row
     return Ended(id=bytes(id), event=_events.decode(event), outputs=outputs, recorded=bool(recorded))
 
 
 def _tag_entry(row: tuple[Any, ...]) -> TagEntry:
-    id, tags, description, dtype, shape, nbytes = row  # noqa: A001
+    id, tags, description, dtype, shape, nbytes = row
     info = ResultInfo(dtype=dtype, shape=list(_shapes.decode(shape)), nbytes=nbytes)
     return TagEntry(id=bytes(id), tags=list(_texts.decode(tags)), description=description, info=info)

@@ -27,7 +27,9 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(slots=True)
 class Batch:
-    """Writes that belong together. ``durable``: the commands whose ends must be on the disk before they are announced."""
+    """Writes that belong together. ``durable``: the commands whose ends must be on the disk before they are
+    announced.
+    """
 
     values: dict[bytes, Held] = field(default_factory=dict)
     ended: dict[bytes, Ended] = field(default_factory=dict)

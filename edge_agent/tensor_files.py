@@ -31,7 +31,9 @@ def read_header(path: str | os.PathLike[str]) -> TensorFile:
 
 
 def tensors_in(path: str | os.PathLike[str]) -> dict[str, TensorFile]:
-    """All tensors in a safetensors file from anywhere, by name. Raises `TensorRefused`, or OSError if it cannot be read."""
+    """All tensors in a safetensors file from anywhere, by name. Raises `TensorRefused`, or OSError if it cannot be
+    read.
+    """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -58,7 +60,7 @@ def write(path: str | os.PathLike[str], dtype: str, shape: Sequence[int], data: 
 
 
 def write_whole(path: str | os.PathLike[str], pieces: Sequence[bytes | memoryview]) -> None:
-    """Write a file, whole or not at all: beside it, synced, then in its place, and the folder synced. Raises OSError."""
+    """Write a file, whole or not at all: beside it, synced, then in its place, and its folder synced. Raises OSError."""
     path = Path(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -1,8 +1,8 @@
 """Tensor files: a large tensor as a safetensors file with one tensor, named ``tensor``.
 
-Safe to read (no code in it), mapped and not copied, and readable by other tools. safetensors has no complex128: such a
-tensor is written as F64 with a last dim of 2, and says so in its metadata. The same bytes are the blob that moves between
-devices. Pure: `edge_agent.tensor_files` reads and writes them.
+Safe to read (no code in it), mapped and not copied, and readable by other tools. safetensors has no complex128: such
+a tensor is written as F64 with a last dim of 2, and says so in its metadata. The same bytes are the blob that moves
+between devices. Pure: `edge_agent.tensor_files` reads and writes them.
 
 The format: 8 bytes of header length (little-endian), a JSON header, the data; see huggingface/safetensors, README.md.
 """

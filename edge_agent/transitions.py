@@ -1,7 +1,8 @@
 """The agent's state machines, as data: which step may follow which.
 
-Four machines: a command on its way through the device, a plan, the link to the broker, and the worker process. The core moves
-along these tables and nowhere else (`advance` raises `InvalidTransition`); the diagrams in the docs are made from them.
+Four machines: a command on its way through the device, a plan, the link to the broker, and the worker process. The
+core moves along these tables and nowhere else (`advance` raises `InvalidTransition`); the diagrams in the docs are
+made from them.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ LINK: Mapping[LinkStep, frozenset[LinkStep]] = {
     LinkStep.REGISTERED: frozenset({LinkStep.REGISTERING, LinkStep.DOWN, LinkStep.LEFT}),
     LinkStep.LEFT: frozenset(),
 }
-"""The link to the broker. From REGISTERED to REGISTERING: the broker does not know this device any more (`Stranger`)."""
+"""The link to the broker. From REGISTERED to REGISTERING: the broker does not know this device any more (`Stranger`).
+"""
 
 
 class WorkerStep(enum.StrEnum):
@@ -113,7 +115,9 @@ S = TypeVar("S", bound=enum.StrEnum)
 
 
 def advance(table: Mapping[S, frozenset[S]], start: S, finish: S, subject: str, story: Sequence[str] = ()) -> S:
-    """``finish``, if the table lets it follow ``start``; else raises `InvalidTransition`, with the story of ``subject``."""
+    """``finish``, if the table lets it follow ``start``; else raises `InvalidTransition`, with the story of
+    ``subject``.
+    """
     if finish not in table[start]:
         raise InvalidTransition(subject, start.value, finish.value, story)
     return finish

@@ -1,7 +1,8 @@
-"""What a worker does with its orders: load plans, run them, keep large results as files. The same on a process and on a thread.
+"""What a worker does with its orders: load plans, run them, keep large results as files. The same on a process and on
+a thread.
 
-`serve` is the loop; what belongs to one runtime (torch) stands behind `Runtime`, so that this module imports neither torch
-nor numpy itself.
+`serve` is the loop; what belongs to one runtime (torch) stands behind `Runtime`, so that this module imports neither
+torch nor numpy itself.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ class _Loaded:
 
 
 class Workbench:
-    """Does one order at a time. ``folder`` is the store's; large results go there as files, on the disk before they are told of."""
+    """Does one order at a time. ``folder`` is the store's; large results go there as files, on the disk before they
+    are told of.
+    """
 
     def __init__(self, runtime: Runtime, folder: Path, board: Board) -> None:
         self._runtime = runtime

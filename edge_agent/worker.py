@@ -1,8 +1,8 @@
 """The worker process: executes plans, so that the agent's own process stays small and answers whatever a plan does.
 
-Started by `edge_agent.worker_hosts.ProcessWorker` as ``python -m edge_agent.worker``, with one end of a socket pair and a
-few bytes of shared memory. It never outlives its agent: it ends when the pipe closes, and the kernel kills it when the
-agent's thread is gone.
+Started by `edge_agent.worker_hosts.ProcessWorker` as ``python -m edge_agent.worker``, with one end of a socket pair
+and a few bytes of shared memory. It never outlives its agent: it ends when the pipe closes, and the kernel kills it
+when the agent's thread is gone.
 """
 
 from __future__ import annotations

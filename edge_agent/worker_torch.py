@@ -29,7 +29,9 @@ class TorchTensors:
         return self._runtime.load(checked, [self.tensor(header) for header in state])
 
     def tensor(self, header: TensorHeader) -> torch.Tensor:
-        """A tensor over the header's elements, or over a copy where they cannot be written to: torch has no read-only tensors."""
+        """A tensor over the header's elements, or over a copy where they cannot be written to: torch has no read-only
+        tensors.
+        """
         dtype = TORCH_DTYPES[header.dtype]
         if not header.nbytes:
             return torch.empty(header.shape, dtype=dtype)
