@@ -284,6 +284,8 @@ class SessionCore:
 
     def _introduce(self, now: float, out: list[object]) -> None:
         self._retry_at = now + self.config.open_patience
+        if self._silent_at == math.inf:
+            self._silent_at = now + self._silence
         hello = OpenSession(
             version=PROTOCOL_VERSION, incarnation=self.incarnation, session=self.config.session, seen=self._inbox.taken
         )
@@ -303,7 +305,7 @@ class SessionCore:
 
     def _on_received(self, event: Received, now: float, out: list[object]) -> None:
         if self._silent_at != math.inf:
-            self._silent_at = now + self.config.silence * self._heartbeat
+            self._silent_at = now + self._silence
         message = event.message
         take = self._messages.get(type(message))
         if take is None:
@@ -329,7 +331,12 @@ class SessionCore:
     def _beat(self, heartbeat_ms: int, now: float) -> None:
         self._heartbeat = max(heartbeat_ms, 100) / 1000
         self._heartbeat_at = now + self._heartbeat
-        self._silent_at = now + self.config.silence * self._heartbeat
+        self._silent_at = now + self._silence
+
+    @property
+    def _silence(self) -> float:
+        """After how many seconds without a word the connection is taken for dead."""
+        return self.config.silence * (self._heartbeat or self.config.open_patience)
 
     def _on_heartbeat_seen(self, message: HeartbeatSeen, _event: Received, now: float, _out: list[object]) -> None:
         if self._link.state is Link.OPEN:

@@ -52,6 +52,7 @@ LINK: Final[dict[tuple[Link, LinkInput], Link]] = {
     (Link.DOWN, LinkInput.CLOSE): Link.CLOSED,
     (Link.OPENING, LinkInput.UP): Link.OPENING,  # a connection was lost and made again between two looks of the driver
     (Link.OPENING, LinkInput.LOST): Link.DOWN,
+    (Link.OPENING, LinkInput.SILENT): Link.DOWN,  # a half-open connection looks alive
     (Link.OPENING, LinkInput.RETRY): Link.OPENING,
     (Link.OPENING, LinkInput.CLOSE): Link.CLOSED,
     (Link.OPENING, LinkInput.OPENED): Link.OPEN,
