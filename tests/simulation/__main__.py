@@ -1,0 +1,74 @@
+"""Replay a seed, or search many.
+
+``python -m tests.simulation 17`` or ``python -m tests.simulation --from 0 --count 20000``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+from rich.console import Console
+from rich.progress import track
+
+from tests.simulation.fleet import Outcome, run
+
+__all__ = ["main"]
+
+
+def attempt(seed: int) -> Outcome | str:
+    """The outcome of a seed, or what went wrong."""
+    try:
+        return run(seed)
+    except Exception as error:  # noqa: BLE001 - whatever a core raises is a finding, and is printed
+        return "\n".join([f"seed {seed}: {type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+
+
+def outcomes(first: int, count: int, processes: int) -> Iterator[Outcome | str]:
+    """The outcomes of ``count`` seeds, in any order that keeps the processes busy."""
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(attempt, range(first, first + count), chunksize=10)
+
+
+def main() -> int:
+    """0: every promise was kept; 1: one was not, and its seed is printed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("seed", type=int, nargs="?", help="replay this one seed, and print its outcome or its story")
+    parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument("--count", type=int, default=1000, help="how many seeds (default: 1000)")
+    parser.add_argument("--processes", type=int, default=2, help="how many processes (default: 2)")
+    options = parser.parse_args()
+    console = Console()
+    if options.seed is not None:
+        outcome = attempt(options.seed)
+        console.print(outcome, markup=False, highlight=False, soft_wrap=True)
+        return int(isinstance(outcome, str))
+    total: Counter[str] = Counter()
+    failed: list[str] = []
+    found = outcomes(options.first, options.count, options.processes)
+    for outcome in track(found, "simulating", total=options.count, console=console):
+        if isinstance(outcome, str):
+            failed.append(outcome)
+            console.print(outcome.partition("\n")[0], markup=False, highlight=False)
+            continue
+        total.update(
+            commands=outcome.commands,
+            values=outcome.values,
+            failures=outcome.failures,
+            messages=outcome.messages,
+            lost=outcome.lost,
+        )
+    console.print(
+        f"{options.count} seeds, {len(failed)} with a broken promise; "
+        + ", ".join(f"{n:,} {k}" for k, n in total.items())
+    )
+    if failed:
+        console.print(failed[0], markup=False, highlight=False, soft_wrap=True)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
