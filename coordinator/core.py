@@ -197,10 +197,16 @@ class SessionCore:
         """The result whose first id is ``id``, if it has not ended."""
         return self._results.get(id) or self._requests.watched(id)
 
-    def is_pending(self, id: bytes) -> bool:
-        """Whether ``id`` is an output of a command of ours that has not ended."""
+    def output(self, id: bytes) -> tuple[Result, int] | None:
+        """The result that has ``id`` as its k-th output, and k, if it is of a command of ours that has not ended."""
+        if not id.startswith(self.incarnation):
+            return None
         n = counter_of(id)
-        return any(0 <= n - counter_of(result.id) < result.outputs for result in self._results.values())
+        for result in self._results.values():
+            k = n - counter_of(result.id)
+            if 0 <= k < result.outputs:
+                return result, k
+        return None
 
     def handle(self, event: object, now: float) -> list[object]:
         """What to do about ``event``, in this order. ``now`` is in seconds, on a clock that never runs backwards.

@@ -247,12 +247,13 @@ class Fleet:
         """What became of a result. Any coordinator may ask, at any time. Raises ValueError for what is no id."""
         raw = _raw_id(id)
         status = self.status_entry(raw).status
-        if status is ResultStatus.UNKNOWN and raw.startswith(self.driver.core.incarnation):
-            with self.driver.lock:
-                pending = self.driver.core.is_pending(raw)
-            if pending:
-                return ResultStatus.QUEUED  # here: the broker has yet to hear of it
+        if status is ResultStatus.UNKNOWN and self._pending(raw) is not None:
+            return ResultStatus.QUEUED  # here: the broker has yet to hear of it
         return status
+
+    def _pending(self, raw: bytes) -> tuple[Result, int] | None:
+        with self.driver.lock:
+            return self.driver.core.output(raw)
 
     def status_entry(self, id: str | bytes | PointerTensor) -> StatusEntry:
         """All that the broker says of a result."""
@@ -266,6 +267,9 @@ class Fleet:
         Raises `UnknownResult`, if nobody knows it (any more).
         """
         raw = _raw_id(id)
+        pending = self._pending(raw)
+        if pending is not None:
+            return PointerTensor(self, *pending)
         entry = self.status_entry(raw)
         if entry.status in {ResultStatus.UNKNOWN, ResultStatus.FORGOTTEN}:
             failure = failure_of(entry)

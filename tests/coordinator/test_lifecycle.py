@@ -1,0 +1,221 @@
+"""How fleets begin and end: refused and missing brokers, close, fork, forgotten fleets, running event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+import zmq
+
+from broker.protocol.errors import ConnectionRefused, VersionRefused
+from broker.protocol.framing import decode, encode
+from broker.protocol.messages import PROTOCOL_VERSION, OpenSession, Refused
+from broker.server import BrokerServer
+from broker.settings import InsecureEndpoint
+from coordinator import VirtualWorker, connect, tagged
+from coordinator.errors import BrokerUnreachable, FleetClosed, SessionTakenOver
+
+WITHIN = 30.0
+
+
+@pytest.fixture
+def broker() -> Iterator[BrokerServer]:
+    """A broker of this process, over TCP."""
+    with BrokerServer("tcp://127.0.0.1:*") as server:
+        yield server
+
+
+def url_of(server: BrokerServer) -> str:
+    """Where it listens."""
+    assert server.wait_until_listening(WITHIN)
+    return server.endpoints.listen
+
+
+def test_nobody_listens() -> None:
+    """Without a broker, connect says so after its timeout, and names the endpoint."""
+    with pytest.raises(BrokerUnreachable, match=r"no broker answers at tcp://127\.0\.0\.1:9 \(waited 0\.2 s\)"):
+        connect("tcp://127.0.0.1:9", insecure=True, timeout=0.2)
+
+
+@pytest.mark.parametrize("url", ["tcp://192.0.2.1:5750", "127.0.0.1:5750", "http://127.0.0.1"])
+def test_an_address_that_may_not_be_used(url: str) -> None:
+    """Any address but a local one needs keys; what is no address is refused, too."""
+    with pytest.raises(InsecureEndpoint):
+        connect(url, insecure=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("version", VersionRefused), ("fenced", SessionTakenOver), ("not_allowed", ConnectionRefused)],
+)
+def test_a_refusal_comes_out_of_connect(
+    context: zmq.Context[zmq.Socket[bytes]], code: str, kind: type[Exception]
+) -> None:
+    """What the broker refuses at the introduction is raised at once, as the error that it is."""
+    router = context.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+
+    def refuse() -> None:
+        peer, header = router.recv_multipart()
+        assert isinstance(decode(header), OpenSession)
+        router.send_multipart([peer, encode(Refused(version=(9, 0), code=code, reason="because"))])
+
+    refusing = threading.Thread(target=refuse)
+    refusing.start()
+    try:
+        with pytest.raises(kind) as caught:
+            connect(f"tcp://127.0.0.1:{port}", insecure=True, timeout=WITHIN)
+    finally:
+        refusing.join(WITHIN)
+        router.close(linger=0)
+    assert isinstance(caught.value, ConnectionRefused | SessionTakenOver)
+    assert caught.value.reason == "because"
+
+
+def test_a_closed_fleet_says_so(broker: BrokerServer) -> None:
+    """After close everything raises FleetClosed, at once; closing again does nothing; no thread is left."""
+    before = {thread.name for thread in threading.enumerate()}
+    fleet = connect(url_of(broker), insecure=True)
+    device = fleet.device("nobody")
+    with fleet.notifications() as notifications:
+        fleet.close()
+        fleet.close()
+        assert list(notifications) == []
+    assert fleet.closed
+    for call in (fleet.devices, fleet.stats, lambda: device.send(torch.ones(1)), lambda: fleet.notifications("00")):
+        with pytest.raises(FleetClosed, match="was closed"):
+            call()
+    assert {thread.name for thread in threading.enumerate()} <= before
+
+
+def test_what_waits_ends_when_the_fleet_is_closed(broker: BrokerServer) -> None:
+    """A get that waits in another thread ends with FleetClosed."""
+    fleet = connect(url_of(broker), insecure=True)
+    with connect(url_of(broker), insecure=True) as other:
+        device = VirtualWorker(other, "sleeper")
+        device.close()
+    pointer = fleet.device("sleeper").send(torch.ones(1))
+    raised: list[BaseException] = []
+
+    def get() -> None:
+        try:
+            pointer.get(WITHIN)
+        except FleetClosed as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=get)
+    waiting.start()
+    fleet.close()
+    waiting.join(WITHIN)
+    assert len(raised) == 1
+    with pytest.raises(FleetClosed):
+        pointer.get()
+
+
+def test_closing_waits_for_what_was_sent(broker: BrokerServer) -> None:
+    """A command sent right before close is with the broker, and done once the device is there."""
+    with connect(url_of(broker), insecure=True) as owner:
+        VirtualWorker(owner, "late").close()
+        with connect(url_of(broker), insecure=True) as fleet:
+            sent = fleet.device("late").send(torch.tensor([7.0]), tags=["sent before close"])
+        VirtualWorker(owner, "late")
+        pointer = owner.pointer(sent.id)
+        assert torch.equal(pointer.get(WITHIN), torch.tensor([7.0]))
+
+
+def test_synchronous_calls_work_inside_a_running_event_loop() -> None:
+    """As in a notebook: get, search and send inside a coroutine, beside await."""
+
+    async def notebook() -> torch.Tensor:
+        with connect() as fleet:
+            device = VirtualWorker(fleet, "d1", data=[tagged(torch.tensor([3.0]), "x")])
+            (pointer,) = device.search("x")
+            assert torch.equal(pointer.get(WITHIN), torch.tensor([3.0]))
+            sent = device.send(torch.tensor([4.0]))
+            async with asyncio.timeout(WITHIN):
+                return await sent
+
+    assert torch.equal(asyncio.run(notebook()), torch.tensor([4.0]))
+
+
+def test_many_coroutines_wait_at_once() -> None:
+    """await, as_completed and cancellation, all in one loop."""
+
+    async def wait() -> None:
+        with connect() as fleet:
+            device = VirtualWorker(fleet, "d1")
+            pointers = [device.send(torch.tensor([float(k)])) for k in range(50)]
+            values = await asyncio.gather(*pointers)
+            assert [float(value) for value in values] == [float(k) for k in range(50)]
+            ended = [pointer async for pointer in fleet.as_completed(pointers)]
+            assert set(ended) == set(pointers)
+            device.close()
+            never = device.send(torch.ones(1))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await never
+            assert not never.ready
+
+    asyncio.run(wait())
+
+
+def test_a_fork_can_not_use_the_fleet(broker: BrokerServer) -> None:
+    """The child of a fork is told to connect again, and its end leaves the parent's fleet alone."""
+    with connect(url_of(broker), insecure=True) as fleet:
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                fleet.devices()
+            except FleetClosed:
+                fleet.close()
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert fleet.devices() == []
+
+
+FORGOTTEN = """
+import torch
+from coordinator import VirtualWorker, connect, tagged
+fleet = connect()
+device = VirtualWorker(fleet, "d1", data=[tagged(torch.tensor([1.0]), "x")])
+stream = fleet.notifications()
+assert device.search("x")[0].get(10).item() == 1.0
+device.send(torch.ones(200_000))
+print("done")
+"""
+
+
+def test_a_forgotten_fleet_does_not_keep_the_program() -> None:
+    """A program that never closes its embedded fleet ends by itself, in order, and says nothing more."""
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORGOTTEN], capture_output=True, text=True, timeout=WITHIN, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+    assert time.monotonic() - start < WITHIN
+
+
+def test_a_dropped_fleet_is_closed(broker: BrokerServer) -> None:
+    """A fleet that nobody refers to closes itself: its thread ends."""
+    fleet = connect(url_of(broker), insecure=True)
+    driver = fleet.driver
+    del fleet
+    assert driver.closed
+
+
+def test_the_protocol_version_is_said(broker: BrokerServer) -> None:
+    """The session speaks the version of this package, and the broker answers with its own."""
+    with connect(url_of(broker), insecure=True) as fleet:
+        assert fleet.driver.opened is not None
+        assert fleet.driver.opened.version == PROTOCOL_VERSION

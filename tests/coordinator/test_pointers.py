@@ -1,0 +1,435 @@
+"""Pointers and devices: search, send, values, what becomes of results, and what a pointer is not."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from broker.protocol.errors import TensorRefused
+from broker.protocol.messages import ResultStatus
+from coordinator import VirtualWorker, connect, func2plan, tagged
+from coordinator.errors import (
+    ArgumentFailed,
+    ForeignPointer,
+    InvocationCancelled,
+    PointerError,
+    ResultReleased,
+    ResultTimeout,
+    UnknownDevice,
+    UnknownResult,
+)
+from coordinator.fleet import Fleet
+from coordinator.notifications import Notification
+from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
+
+WITHIN = 30.0
+
+
+@func2plan(args_shape=[(-1,)])
+def add_one(x: torch.Tensor) -> torch.Tensor:
+    """A quick plan."""
+    return x + 1
+
+
+@func2plan(args_shape=[(500, 500)])
+def slow(x: torch.Tensor) -> torch.Tensor:
+    """A plan that takes a while."""
+    for _ in range(20):
+        x = torch.tanh(x @ x)
+    return x
+
+
+# -------------------------------------------------------------------------------------------------------- search
+
+
+def test_search_needs_all_tags(device_1: VirtualWorker) -> None:
+    """One tag finds all that carry it, two only what carries both; none finds everything; a miss finds nothing."""
+    assert len(device_1.search("readings")) == 2
+    (pointer,) = device_1.search("readings", "input_data")
+    assert torch.equal(pointer.get(WITHIN), torch.tensor([-1.0, 2.0]))
+    assert {tag for found in device_1.search() for tag in found.tags} >= {"readings", "matrix"}
+    assert device_1.search("readings", "matrix") == []
+
+
+def test_search_over_the_fleet(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+    """A dict from device to pointers, of the devices that have any."""
+    found = fleet.search("input_data")
+    assert {name: len(pointers) for name, pointers in found.items()} == {"device_1": 1, "device_2": 1}
+    assert list(fleet.search("matrix")) == ["device_1"]
+
+
+def test_what_a_found_pointer_says(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """Id, shape, dtype, tags, description and device, and all of it in the repr."""
+    (pointer,) = device_1.search("input_data")
+    assert pointer.shape == torch.Size([2])
+    assert pointer.dtype is torch.float32
+    assert set(pointer.tags) == {"input_data", "readings"}
+    assert pointer.description == "two readings"
+    assert pointer.device == device_1
+    assert len(pointer.id) == 32
+    assert repr(pointer).splitlines() == [
+        f"[PointerTensor | me:{fleet.short_id} -> device_1:{pointer.id[:4]}{pointer.id[-4:]}]",
+        "\tTags: input_data readings",
+        "\tShape: torch.Size([2])",
+        "\tDescription: two readings",
+    ]
+
+
+def test_devices_say_what_the_broker_knows(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+    """Online, last seen, labels, runtimes and protocol version of each device."""
+    first, second = fleet.devices()
+    assert (first.id, second.id) == ("device_1", "device_2")
+    assert first == device_1
+    assert first.online
+    assert abs(first.last_seen.timestamp() - time.time()) < 60
+    assert (first.runtimes, first.labels, first.version) == (["torch"], {}, (1, 0))
+    with pytest.raises(UnknownDevice, match="nobody"):
+        _ = fleet.device("nobody").online
+    with pytest.raises(ValueError, match="expected a device id"):
+        fleet.device("no good name")
+
+
+# ---------------------------------------------------------------------------------------------------- send and get
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 1, 2, 1, 2, 1, 2, 1)])
+def test_every_dtype_goes_there_and_back(device_1: VirtualWorker, dtype: str, shape: tuple[int, ...]) -> None:
+    """Small tensors of every dtype come back equal to the bit."""
+    bits = torch.randint(0, 2, shape).to(TORCH_DTYPES[dtype])
+    value = device_1.send(bits).get(WITHIN)
+    assert value.dtype is bits.dtype
+    assert value.shape == bits.shape
+    assert torch.equal(value, bits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bool", "bfloat16", "complex64", "complex128", "uint16"])
+@pytest.mark.parametrize("size", [65_536, 300_000])
+def test_large_tensors_go_by_blob(device_1: VirtualWorker, dtype: str, size: int) -> None:
+    """Tensors at and above the limit of a message come back equal, also transposed ones and ones with gradients."""
+    count = size // TORCH_DTYPES[dtype].itemsize
+    tensor = torch.randint(0, 2, (2, count // 2)).to(TORCH_DTYPES[dtype]).t()
+    assert not tensor.is_contiguous()
+    if dtype == "float32":
+        tensor = tensor.clone().requires_grad_()
+    value = device_1.send(tensor).get(WITHIN)
+    assert torch.equal(value, tensor.detach())
+    assert not value.requires_grad
+
+
+def test_nan_and_inf_are_data(device_1: VirtualWorker) -> None:
+    """They pass."""
+    value = device_1.send(torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0])).get(WITHIN)
+    assert torch.isnan(value[0])
+    assert value[1:].tolist() == [float("inf"), -float("inf"), 0.0]
+    assert torch.signbit(value[3])
+
+
+@pytest.mark.parametrize("count", [4, 400_000])
+def test_what_is_sent_is_the_tensor_of_that_moment(device_1: VirtualWorker, count: int) -> None:
+    """Changing the tensor in place right after send does not change what arrives."""
+    tensor = torch.ones(count)
+    pointer = device_1.send(tensor)
+    tensor.zero_()
+    assert torch.equal(pointer.get(WITHIN), torch.ones(count))
+
+
+@pytest.mark.parametrize("count", [4, 400_000])
+def test_get_copies(device_1: VirtualWorker, count: int) -> None:
+    """Each get gives a value of its own, which may be written to."""
+    pointer = device_1.send(torch.ones(count))
+    first = pointer.get(WITHIN)
+    first.add_(1)
+    assert torch.equal(pointer.get(WITHIN), torch.ones(count))
+
+
+def test_send_gives_its_pointer_at_once(device_1: VirtualWorker) -> None:
+    """The pointer knows shape, dtype, tags and description before the device has the tensor, and then it is found by its tags."""
+    tensor = tagged(torch.ones(2, 3, dtype=torch.int16), "sent", description="ones")
+    pointer = device_1.send(tensor, tags=["more"])
+    assert (pointer.shape, pointer.dtype) == (torch.Size([2, 3]), torch.int16)
+    assert (pointer.tags, pointer.description) == (("sent", "more"), "ones")
+    assert pointer.wait(WITHIN)
+    (found,) = device_1.search("sent", "more")
+    assert found.id == pointer.id
+    assert found == pointer
+    assert len({found, pointer}) == 1
+
+
+def test_what_can_not_travel_is_refused_at_once(device_1: VirtualWorker) -> None:
+    """Sparse and quantised tensors, unknown dtypes and things that are no tensors."""
+    for bad, says in (
+        (torch.eye(3).to_sparse(), "expected a dense tensor"),
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), "expected a dtype"),
+        (torch.zeros(2, device="meta"), "with values"),
+        ([1.0, 2.0], "expected a torch tensor, got a list"),
+    ):
+        with pytest.raises(TensorRefused, match=says):
+            device_1.send(bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected tags of 1 to 256 characters"):
+        device_1.send(torch.ones(1), tags=["x" * 257])
+
+
+def test_a_device_that_nobody_knows(fleet: Fleet) -> None:
+    """Sending to it fails with the name; the fleet works on."""
+    with pytest.raises(UnknownDevice, match="nobody"):
+        fleet.device("nobody").send(torch.ones(1)).get(WITHIN)
+
+
+# -------------------------------------------------------------------------------------------------- nests of pointers
+
+
+def test_a_nest_of_pointers_comes_back_as_it_was(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+    """Lists, tuples and dicts, pointers of two devices, large and small values, the same pointer twice, and other things."""
+    small, large = device_1.send(torch.tensor([1.0])), device_2.send(torch.ones(100_000))
+    values = fleet.get({"a": [small, large], "b": (small, None, "text", 3), "c": {}}, timeout=WITHIN)
+    assert torch.equal(values["a"][0], torch.tensor([1.0]))
+    assert torch.equal(values["a"][1], torch.ones(100_000))
+    assert torch.equal(values["b"][0], torch.tensor([1.0]))
+    assert values["b"][1:] == (None, "text", 3)
+    assert values["c"] == {}
+    assert values["b"][0] is not values["a"][0]
+
+
+def test_one_round_trip_a_device(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+    """Fetching many values of two devices takes one request to each."""
+    pointers = [device.send(torch.ones(300)) for device in (device_1, device_2) for _ in range(20)]
+    for pointer in pointers:
+        assert pointer.wait(WITHIN)
+    before = fleet.stats().total.control
+    assert len(fleet.get(pointers, timeout=WITHIN)) == 40
+    # two fetches in, two to the devices, two answers, two to us, and the question for the counters itself;
+    # heartbeats may come between
+    assert fleet.stats().total.control - before <= 8 + 1 + 4
+
+
+def test_errors_in_the_place_of_values(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """errors="return" puts them there; else the first is raised."""
+    good, bad = device_1.send(torch.ones(1)), fleet.device("nobody").send(torch.ones(1))
+    value, error = fleet.get([good, bad], timeout=WITHIN, errors="return")
+    assert torch.equal(value, torch.ones(1))
+    assert isinstance(error, UnknownDevice)
+    assert error.id == bad.id
+    with pytest.raises(UnknownDevice):
+        fleet.get([good, bad], timeout=WITHIN)
+    with pytest.raises(ValueError, match="'raise' or 'return'"):
+        fleet.get([], errors="ignore")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------ waiting
+
+
+def test_a_timeout_leaves_the_pointer_intact(device_1: VirtualWorker) -> None:
+    """TimeoutError names id and device; the value comes later, all the same."""
+    pointer = slow.send(device_1)(device_1.send(torch.eye(500)))
+    with pytest.raises(TimeoutError, match=f"no result {pointer.id} from device_1 within 0.001 s") as caught:
+        pointer.get(timeout=0.001)
+    assert isinstance(caught.value, ResultTimeout)
+    assert pointer.wait(0.001) is False
+    assert not pointer.ready
+    assert pointer.get(timeout=WITHIN).shape == (500, 500)
+    assert pointer.ready
+
+
+def test_as_completed_gives_what_ends_first(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+    """Pointers come in the order in which their results end, also those that end without a value, and then it stops."""
+    late = slow.send(device_1)(device_1.send(torch.eye(500)))
+    early = add_one.send(device_2)(torch.ones(2))
+    failing = add_one.send(device_2)("no such tag")
+    order = list(fleet.as_completed([late, failing, early], timeout=WITHIN))
+    assert set(order) == {late, early, failing}
+    assert order[-1] is late
+    assert list(fleet.as_completed([])) == []
+
+
+def test_as_completed_times_out(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """What has ended comes first; then the time is up."""
+    done = device_1.send(torch.ones(1))
+    assert done.wait(WITHIN)
+    late = slow.send(device_1)(device_1.send(torch.eye(500)))
+    ends = fleet.as_completed([late, done], timeout=0.01)
+    assert next(ends) is done
+    with pytest.raises(ResultTimeout, match=late.id):
+        next(ends)
+    assert late.wait(WITHIN)
+
+
+def test_await_and_async_for(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+    """await gives the value, a large one too; async for gives pointers as they end."""
+
+    async def use() -> None:
+        small, large = add_one.send(device_1)(torch.ones(3)), device_2.send(torch.ones(200_000))
+        assert torch.equal(await small, torch.full((3,), 2.0))
+        assert torch.equal(await large, torch.ones(200_000))
+        assert torch.equal(await large, torch.ones(200_000))
+        pointers = [add_one.send(device)(torch.ones(1)) for device in (device_1, device_2)]
+        assert {p async for p in fleet.as_completed(pointers, timeout=WITHIN)} == set(pointers)
+        with pytest.raises(UnknownDevice):
+            await fleet.device("nobody").send(torch.ones(1))
+
+    asyncio.run(asyncio.wait_for(use(), WITHIN))
+
+
+def test_notifications_tell_everybody(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """Whoever follows hears of results by their ids, done and failed; a prefix picks out some."""
+    plan = add_one.send(device_1)
+    with fleet.notifications() as everything, fleet.notifications(fleet.session_id) as ours, fleet.notifications("00") as none:
+        heard: list[Notification] = []
+        deadline = time.monotonic() + WITHIN
+        while not heard and time.monotonic() < deadline:  # subscribing takes a moment that nobody tells
+            plan(torch.ones(1))
+            while (notification := everything.receive(0.02)) is not None:
+                heard.append(notification)
+        done, failed = plan(torch.ones(1)), plan("no such tag")
+        assert failed.wait(WITHIN)
+        last = {notification.id: notification for notification in iter(lambda: ours.receive(0.5), None)}
+        assert last[done.id] == Notification(done.id, "device_1", ResultStatus.DONE)
+        assert last[failed.id].status is ResultStatus.FAILED
+        assert last[failed.id].failure is not None
+        assert last[failed.id].failure.code == "TagNotFound"
+        assert none.receive(0) is None
+    with pytest.raises(ValueError, match="prefix"):
+        fleet.notifications("no hex")
+
+
+def test_notifications_in_a_coroutine(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """async for over them, beside what makes them."""
+    plan = add_one.send(device_1)
+
+    async def first() -> Notification:
+        async def invoke() -> None:
+            while True:
+                await plan(torch.ones(1))
+
+        invoking = asyncio.create_task(invoke())
+        try:
+            with fleet.notifications(fleet.session_id) as notifications:
+                async for notification in notifications:
+                    return notification
+        finally:
+            invoking.cancel()
+        raise AssertionError
+
+    assert asyncio.run(asyncio.wait_for(first(), WITHIN)).status is ResultStatus.DONE
+
+
+# ------------------------------------------------------------------------------------------ what becomes of results
+
+
+def test_status_release_and_what_follows(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """Done, then released; releasing twice is once; the value is gone, also for others who know the id."""
+    pointer = device_1.send(torch.ones(3))
+    assert torch.equal(pointer.get(WITHIN), torch.ones(3))
+    assert pointer.status() is ResultStatus.DONE
+    pointer.release()
+    pointer.release()
+    with pytest.raises(ResultReleased) as caught:
+        pointer.get(WITHIN)
+    assert caught.value.id == pointer.id
+    other = fleet.pointer(pointer.id)
+    with pytest.raises(ResultReleased):
+        other.get(WITHIN)
+
+
+def test_nobody_deletes_a_devices_own_tensor(device_1: VirtualWorker) -> None:
+    """Releasing it does nothing to it: only the pointer is done with."""
+    (pointer,) = device_1.search("matrix")
+    pointer.release()
+    (again,) = device_1.search("matrix")
+    assert torch.equal(again.get(WITHIN), torch.arange(6).reshape(2, 3))
+
+
+def test_cancel(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """A queued invocation is cancelled, what needs its result fails; cancelling what has ended does nothing."""
+    run = slow.send(device_1)
+    first = run(device_1.send(torch.eye(500)))
+    second = run(first)
+    third = run(second)
+    second.cancel()
+    with pytest.raises(InvocationCancelled):
+        second.get(WITHIN)
+    with pytest.raises(ArgumentFailed) as caught:
+        third.get(WITHIN)
+    assert caught.value.argument == second.id
+    assert second.status() is ResultStatus.CANCELLED
+    assert first.get(WITHIN).shape == (500, 500)
+    first.cancel()
+    assert first.status() is ResultStatus.DONE
+
+
+def test_an_id_is_enough(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """Another fleet of the same broker takes up results by their ids: ended, running, failed and tagged ones."""
+    run = slow.send(device_1).options(tags=["taken up"])
+    running = run(device_1.send(torch.eye(500)))
+    waiting = fleet.pointer(running.id)
+    assert waiting == running
+    assert waiting.get(WITHIN).shape == (500, 500)
+    done = fleet.pointer(running.id)
+    assert done.ready
+    assert (done.shape, done.tags, done.device) == (torch.Size([500, 500]), ("taken up",), device_1)
+    failed = fleet.pointer(add_one.send(device_1)("no such tag").result_id)
+    with pytest.raises(LookupError, match="no such tag"):
+        failed.get(WITHIN)
+    (own,) = device_1.search("input_data")
+    assert torch.equal(fleet.pointer(own.id).get(WITHIN), torch.tensor([-1.0, 2.0]))
+
+
+def test_ids_that_nobody_knows(fleet: Fleet) -> None:
+    """An unknown id has the status unknown, and no pointer; what is no id is a ValueError."""
+    assert fleet.status("00" * 16) is ResultStatus.UNKNOWN
+    with pytest.raises(UnknownResult, match="00000000"):
+        fleet.pointer("00" * 16)
+    for bad in ("", "zz", "00" * 15):
+        with pytest.raises(ValueError, match="expected a result id of 32 hex digits"):
+            fleet.status(bad)
+
+
+# -------------------------------------------------------------------------------------------- what a pointer is not
+
+USES: dict[str, Callable[[Any], object]] = {
+    "bool()": bool,
+    "float()": float,
+    "int()": int,
+    "complex()": complex,
+    "len()": len,
+    "iterating": list,
+    "in": lambda p: 1 in p,
+    "indexing": lambda p: p[0],
+    "using it as an index": lambda p: [1, 2][p],
+    "pickling or copying": pickle.dumps,
+    "copying": copy.copy,
+    "making an array": lambda p: __import__("numpy").asarray(p),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_pointer_is_not_its_value(device_1: VirtualWorker, use: str) -> None:
+    """Using it as one is a PointerError that names get() and the id."""
+    pointer = device_1.send(torch.ones(2))
+    with pytest.raises(PointerError, match=rf"\.get\(\).*{pointer.id}"):
+        USES[use](pointer)
+
+
+def test_pointers_of_another_fleet_are_refused(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """As an argument, in a nest, and among what is waited for: before anything is sent."""
+    with connect() as other:
+        foreign = VirtualWorker(other, "elsewhere").send(torch.ones(2))
+        before = fleet.stats().total.commands
+        with pytest.raises(ForeignPointer, match=rf"^x: .*{foreign.id}"):
+            add_one.send(device_1)(foreign)
+        with pytest.raises(ForeignPointer):
+            fleet.get([foreign])
+        with pytest.raises(ForeignPointer):
+            fleet.as_completed([foreign])
+        with pytest.raises(ForeignPointer):
+            add_one.send(device_1, other.device("elsewhere"))
+        assert fleet.stats().total.commands == before
+    with pytest.raises(TypeError, match="expected pointers, got a Tensor"):
+        fleet.as_completed([torch.ones(1)])
