@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import msgspec
 import torch
@@ -31,8 +31,6 @@ from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
 from edge_agent.runtimes.torch_tensors import decode_tensor, encode_tensor
 
 __all__ = ["FunctionPlan", "Plan", "StoredPlan", "func2plan"]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _PROTECTED = frozenset(
     {
@@ -438,11 +436,23 @@ class StoredPlan(Plan, ours=True):
         return self.run_plan(*args, **kwargs)
 
 
+@overload
+def func2plan(args_shape: Callable[..., Any]) -> FunctionPlan: ...
+
+
+@overload
+def func2plan(
+    args_shape: Sequence[Any] | Mapping[str, Any] | None = None,
+    args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
+    state: Sequence[torch.Tensor] = (),
+) -> Callable[[Callable[..., Any]], FunctionPlan]: ...
+
+
 def func2plan(
     args_shape: Sequence[Any] | Mapping[str, Any] | Callable[..., Any] | None = None,
     args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
     state: Sequence[torch.Tensor] = (),
-) -> Any:
+) -> FunctionPlan | Callable[[Callable[..., Any]], FunctionPlan]:
     """Decorator: a `FunctionPlan` of a function, with or without parentheses.
 
     With ``args_shape`` it is built at once (see `Plan.build`). ``state`` has the tensors that the function gets by

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
 from coordinator.capture.symbols import Bounds, Sizes
-from coordinator.capture.tracing import Traced
+from coordinator.capture.tracing import Traced, is_random
 from coordinator.errors import (
     DataDependentSize,
     MutatedInput,
@@ -241,8 +241,8 @@ class _Translation:
         name, where = str(node.target), self._line(node)
         if node.target in _VALUE_TO_NUMBER or _has_unknown_size(value):
             raise DataDependentSize(name, where=where)
-        if _is_random(node):
-            raise RandomOpNotSupported(name, where=where)
+        if is_random(node):
+            raise RandomOpNotSupported(self.traced.random_ops.get(where, name), where=where)
         if name not in self.known:
             raise OpNotSupported(name, where=where)
         outputs = len(value) if isinstance(value, list | tuple) else 1
@@ -323,17 +323,3 @@ def _is_unbacked(value: Any) -> bool:
 def _has_unknown_size(value: Any) -> bool:
     values = value if isinstance(value, list | tuple) else [value]
     return any(isinstance(item, torch.Tensor) and any(map(_is_unbacked, item.shape)) for item in values)
-
-
-_DROPOUT_ARGUMENT: Mapping[Any, tuple[int, str]] = {aten.scaled_dot_product_attention.default: (4, "dropout_p")}
-"""Ops that are random only if this argument is not 0."""
-
-
-def _is_random(node: Node) -> bool:
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    place = _DROPOUT_ARGUMENT.get(node.target)
-    if place is None:
-        return True
-    position, key = place
-    return bool(node.args[position] if len(node.args) > position else node.kwargs.get(key, 0.0))

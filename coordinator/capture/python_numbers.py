@@ -3,7 +3,8 @@
 A number given to `build` is an input, a tensor of 0 dims: int64, float64, bool or complex128. In eager code it is a
 Python number, which takes the dtype of the tensors that it meets: ``torch.arange(3) + 0.5`` is float32, while adding
 a float64 tensor would give float64. So while the plan is traced, a number that meets a tensor is cast to what
-Python's would have become, wherever that differs; what is computed of numbers alone stays a number. Where a value is
+Python's would have become, wherever that differs; what is computed of numbers alone stays a number. (Meeting a half of
+0 dims, a float is rounded to a half first, where eager code would round once, after the op.) Where a value is
 needed (a size, a branch, ``alpha=``), a number is refused like any other tensor.
 """
 

@@ -6,9 +6,10 @@ tracing (it assumes 2 or more); the plan takes them if, and only if, it is right
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from msgspec.structs import replace
@@ -19,7 +20,7 @@ from coordinator.capture.tracing import results_of
 from coordinator.errors import DimPinned, ResultDiffers
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import ConditionFailed, OpFailed
-from edge_agent.plan.expressions import evaluate, symbols_of
+from edge_agent.plan.expressions import evaluate, render, symbols_of
 from edge_agent.plan.format import Expression, Symbol
 from edge_agent.runtimes.torch import LoadedPlan
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
@@ -54,7 +55,7 @@ class SideBySide:
         """
         self._plan, self._graph, self._loaded = plan, plan.graph, loaded
         sizes = self._sizes_of_example()
-        if all(size >= _FEWEST for size in sizes.values()):
+        if self.arguments.given and all(size >= _FEWEST for size in sizes.values()):
             if not bounds.hold(sizes):
                 self._no_other_size(bounds)
             self._compare(sizes)
@@ -62,16 +63,17 @@ class SideBySide:
             return bounds
         near = {name: max(size, _FEWEST) for name, size in sizes.items()}
         other = next((other for other in islice(bounds.search(near), 4) if self._compare(other)), None)
-        if other is None and not (bounds.hold(near) and self._compare(near)):
+        if other is None:
             self._no_other_size(bounds)
-        bounds = self._widened(self._relaxed(bounds, near), other or near)
+        bounds = self._widened(self._relaxed(bounds, near), other)
         if self.arguments.given and not bounds.hold(sizes):
             raise ResultDiffers("result", "the plan is right only for larger sizes", sizes)
         return bounds
 
-    def _no_other_size(self, bounds: Bounds) -> None:
+    def _no_other_size(self, bounds: Bounds) -> NoReturn:
         leaf, dim = next((leaf, dim) for leaf in self.arguments.leaves for dim in leaf.dynamic)
-        raise DimPinned(leaf.path, dim, None, hint=f"no sizes meet all conditions: {bounds.conditions}")
+        asked = " and ".join(render(condition) for condition in bounds.conditions) or "its code"
+        raise DimPinned(leaf.path, dim, None, hint=f"no other size was found that {asked} lets run")
 
     # --------------------------------------------------------------------------------------------- what torch assumed
 
@@ -144,10 +146,13 @@ class SideBySide:
         """Whether both ran at these sizes, and gave the same. False: neither runs at them. Raises `ResultDiffers`."""
         arguments = self._resized(sizes)
         values = [leaf.value() for leaf in arguments.leaves]
-        wanted, failed = _outcome(lambda: self.eager(*arguments.call(values)))
-        got, refused = _outcome(
-            lambda: self._loaded.run([leaf.example.clone() for leaf in arguments.leaves], dict(sizes))
-        )
+        inputs = [leaf.example.clone() for leaf in arguments.leaves]
+        with warnings.catch_warnings():
+            if sizes != self._sizes_of_example():
+                warnings.simplefilter("ignore")  # the sizes are ours: what they make torch warn of is not the user's
+            wanted, failed = _outcome(lambda: self.eager(*arguments.call(values)))
+            warnings.simplefilter("ignore")  # nor what is said for the second time
+            got, refused = _outcome(lambda: self._loaded.run(inputs, dict(sizes)))
         if failed and refused:
             return False
         if failed or refused:

@@ -27,7 +27,7 @@ import torch._export.non_strict_utils as non_strict
 import torch.export._trace as export_trace
 import torch.fx.experimental._config as shapes_config
 from torch._guards import SLoc
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -55,7 +55,7 @@ from edge_agent.plan.registry import registered
 from edge_agent.plan.trees import leaf_paths, spec_of
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
-__all__ = ["Target", "Traced", "trace", "torch_as_traced"]
+__all__ = ["Target", "Traced", "is_random", "results_of", "torch_as_traced", "trace"]
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Traced:
-    """What tracing gave: torch's graph, the shape environment with all that was assumed, and how the results nest."""
+    """What tracing gave: torch's graph, the shape environment with all that was assumed, how the results nest, and the
+    random ops by their lines, as they are called before they are decomposed.
+    """
 
     program: ExportedProgram
     env: Any
     guards: tuple[Guard, ...]
     dims: tuple[DynamicDim, ...]
     tree: Tree
-    output_paths: tuple[str, ...]
+    random_ops: Mapping[SourceLine | None, str]
 
 
 _lock = threading.RLock()
@@ -110,23 +112,27 @@ def trace(target: Target, arguments: Arguments) -> Traced:
                 dynamic_shapes=(dynamic,) if dynamic else None,
                 strict=False,
             )
+            random_ops = {
+                places.of_stack_trace(node.meta.get("stack_trace")): _name(node.target)
+                for node in program.graph.nodes
+                if is_random(node)
+            }
             program = _lowered(program)
         except Exception as error:  # noqa: BLE001 -- every way to fail is told apart in _explained
             explained = _explained(error, program)
             # of the traceback only the user's part is kept: torch's hundred frames hide it
             raise explained.with_traceback(places.user_traceback(error)) from explained.__cause__
     env = envs[0]
-    return Traced(program, env, env.told(), _dynamic_dims(env, arguments), root.results.tree, tuple(root.results.paths))
+    return Traced(program, env, env.told(), _dynamic_dims(env, arguments), root.results.tree, random_ops)
 
 
 # ------------------------------------------------------------------------------------------------- the traced module
 
 
 class _Results:
-    """How the results nest, and what errors call each."""
+    """How the results nest."""
 
     tree: Tree = None
-    paths: Sequence[str] = ()
 
 
 class _Root(torch.nn.Module):
@@ -153,8 +159,8 @@ class _Root(torch.nn.Module):
         with TraceWatch(numbers):
             result = self._call(state, args, kwargs)
         # torch.export restores what forward() assigns to the module itself
-        self.results.tree, found, self.results.paths = results_of(result)
-        return [_as_tensor(value, path) for value, path in zip(found, self.results.paths, strict=True)]
+        self.results.tree, found, paths = results_of(result)
+        return [_as_tensor(value, path) for value, path in zip(found, paths, strict=True)]
 
 
 def results_of(result: Any) -> tuple[Tree, list[Any], list[str]]:
@@ -287,6 +293,11 @@ def _patched() -> Iterator[list[Any]]:
         stack.enter_context(warnings.catch_warnings())
         # torch.export copies its own tree specs in a way that its own pytree deprecates
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        # a tensor that forward() keeps on its module would be lost; a recurrent layer only lists its weights anew
+        warnings.filterwarnings(
+            "error", message=r"The tensor attributes? .* assigned during export", category=UserWarning
+        )
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? \S*_flat_weights", category=UserWarning)
         log.setLevel(logging.ERROR)  # it warns of what becomes an error of ours, or a condition
         try:
             yield envs
@@ -358,6 +369,23 @@ def _lowered(program: ExportedProgram) -> ExportedProgram:
     return lowered
 
 
+_DROPOUT_ARGUMENT: Mapping[Any, tuple[int, str]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: (4, "dropout_p")
+}
+"""Ops that are random only if this argument is not 0."""
+
+
+def is_random(node: Node) -> bool:
+    """Whether an op draws random numbers."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    place = _DROPOUT_ARGUMENT.get(node.target)
+    if place is None:
+        return True
+    position, key = place
+    return bool(node.args[position] if len(node.args) > position else node.kwargs.get(key, 0.0))
+
+
 # ------------------------------------------------------------------------------------------------- when it fails
 
 
@@ -368,8 +396,18 @@ def _explained(error: Exception, program: ExportedProgram | None) -> Exception:
     where, through_numpy = places.of_exception(error)
     if through_numpy or ".numpy() is not supported" in str(error):
         return NumpyInPlan("numpy", where=where)
+    if isinstance(error, UserWarning) and "assigned during export" in str(error):
+        return MutatedState(
+            str(error)
+            .split(" w", 1)[0]
+            .removeprefix("The tensor attributes ")
+            .removeprefix("The tensor attribute ")
+            .removeprefix("self.user.")
+        )
     if isinstance(error, DataDependentOutputException):
         return NumpyInPlan(str(error), where=where)
+    if isinstance(error, DynamicOutputShapeException):
+        return DataDependentSize(str(error), where=where)
     if isinstance(error, GuardOnDataDependentSymNode):
         return DataDependentSize(where=where)
     if program is not None and "is mutated in the forward method" in str(error):

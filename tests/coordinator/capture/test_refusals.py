@@ -1,0 +1,385 @@
+"""What a plan can't carry, each refused at build with its line and its sentence."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import time
+import uuid
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from coordinator.build_errors import (
+    DataDependentBranch,
+    DataDependentSize,
+    MutatedInput,
+    MutatedState,
+    NumpyInPlan,
+    OpNotSupported,
+    OutputNotSupported,
+    PlanBuildError,
+    PythonRandomness,
+    RandomOpNotSupported,
+    ResultDiffers,
+)
+from coordinator.plan import Plan
+from edge_agent.plan.errors import UnknownOp
+from tests.coordinator.capture.checks import assert_same, built, refused
+
+OUTSIDE = torch.zeros(3)
+
+
+def _branch(x: torch.Tensor) -> torch.Tensor:
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+def _loop_until(x: torch.Tensor) -> torch.Tensor:
+    while x.norm() > 1:
+        x = x / 2
+    return x
+
+
+@pytest.mark.parametrize(("function", "line"), [(_branch, "if x.sum() > 0:"), (_loop_until, "while x.norm() > 1:")])
+def test_a_branch_on_data_names_the_line_and_torch_cond(function: object, line: str) -> None:
+    """A data-dependent `if` or `while` is refused, pointing to torch.cond."""
+    error = refused(DataDependentBranch, function, torch.randn(3), line=line)  # type: ignore[arg-type]
+    assert "write it with torch.cond(condition, if_true, if_false, operands)" in str(error)
+
+
+def _item(x: torch.Tensor) -> torch.Tensor:
+    return x * x.sum().item()
+
+
+def _to_float(x: torch.Tensor) -> torch.Tensor:
+    return x * float(x.sum())
+
+
+def _mask(x: torch.Tensor) -> torch.Tensor:
+    return x[x > 0]
+
+
+def _nonzero(x: torch.Tensor) -> torch.Tensor:
+    return x.nonzero()
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "op"),
+    [
+        (_item, "x.sum().item()", "Tensor.item"),
+        (_to_float, "float(x.sum())", "Tensor.__float__"),
+        (_mask, "x[x > 0]", "aten.index.Tensor"),
+        (_nonzero, "x.nonzero()", "aten.nonzero.default"),
+    ],
+)
+def test_a_size_or_number_made_of_data(function: object, line: str, op: str) -> None:
+    """`.item()`, and shapes that depend on values, are refused with the line and the op."""
+    error = refused(DataDependentSize, function, torch.randn(3), line=line)  # type: ignore[arg-type]
+    assert error.op == op
+    assert "not known when the plan is built" in str(error)
+
+
+def test_a_number_that_decides_a_branch() -> None:
+    """A number given to build is an argument, so that Python can't decide by it; the error says what to do."""
+
+    def function(x: torch.Tensor, negate: bool) -> torch.Tensor:
+        if negate:
+            return -x
+        return x
+
+    error = refused(DataDependentBranch, function, torch.randn(3), True, line="if negate:")
+    assert "to fix it, leave it at its default" in str(error)
+
+
+def _draw(x: torch.Tensor) -> torch.Tensor:
+    return x * random.random()
+
+
+def _choose(x: torch.Tensor) -> torch.Tensor:
+    return x * random.choice([1, 2, 3])
+
+
+own_generator = random.Random(3)
+
+
+def _own(x: torch.Tensor) -> torch.Tensor:
+    return x * own_generator.uniform(0, 1)
+
+
+def _numpys(x: torch.Tensor) -> torch.Tensor:
+    factor = np.random.rand()  # noqa: NPY002 -- what is tested
+    return x * factor
+
+
+def _systems(x: torch.Tensor) -> torch.Tensor:
+    return x * os.urandom(1)[0]
+
+
+def _clock(x: torch.Tensor) -> torch.Tensor:
+    return x * time.time()
+
+
+def _today(x: torch.Tensor) -> torch.Tensor:
+    return x * datetime.datetime.now(tz=datetime.UTC).microsecond
+
+
+def _identifier(x: torch.Tensor) -> torch.Tensor:
+    return x * float(uuid.uuid4().int % 7)
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "name"),
+    [
+        (_draw, "random.random()", "random.random"),
+        (_choose, "random.choice", "random.choice"),
+        (_own, "own_generator.uniform", "random.uniform"),
+        (_numpys, "factor = np.random.rand()", "numpy.random"),
+        (_systems, "os.urandom(1)", "os.urandom"),
+        (_clock, "time.time()", "time.time"),
+        (_today, "datetime.datetime.now", "datetime.now"),
+        (_identifier, "uuid.uuid4()", "uuid.uuid4"),
+    ],
+)
+def test_pythons_own_randomness_and_clock(function: object, line: str, name: str) -> None:
+    """What would be frozen into the plan is refused with its line, and named."""
+    error = refused(PythonRandomness, function, torch.randn(3), line=line)  # type: ignore[arg-type]
+    assert error.function == name
+    assert str(error).startswith(f"{name} gives another value at each call, and a plan would freeze the one it gave")
+
+
+def test_randomness_that_nothing_tells_of_is_found_by_the_result() -> None:
+    """A generator of numpy's own leaves no trace, but the plan and the function differ."""
+    generator = np.random.default_rng(1)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x * float(generator.random())
+
+    with pytest.raises(
+        ResultDiffers, match="its output differs from the function's: its values differ by up to"
+    ) as caught:
+        built(function, torch.ones(3))
+    assert caught.value.output == "output"
+
+
+def _rand(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.rand(3)
+
+
+def _bernoulli(x: torch.Tensor) -> torch.Tensor:
+    return torch.bernoulli(x.sigmoid())
+
+
+def _dropout(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "op"),
+    [
+        (_rand, "torch.rand(3)", "aten.rand.default"),
+        (_bernoulli, "torch.bernoulli", "aten.bernoulli.default"),
+        (_dropout, "nn.functional.dropout", "aten.dropout.default"),
+    ],
+)
+def test_random_ops(function: object, line: str, op: str) -> None:
+    """torch's random ops are refused by name and line."""
+    error = refused(RandomOpNotSupported, function, torch.randn(3), line=line)  # type: ignore[arg-type]
+    assert error.op == op
+    assert str(error).startswith(f"{op} draws random numbers, which plans can't do yet")
+
+
+def test_dropout_is_gone_in_eval_mode() -> None:
+    """A module with dropout can be built once it is in eval mode."""
+    module = nn.Sequential(nn.Linear(3, 2), nn.Dropout())
+    with pytest.raises(RandomOpNotSupported):
+        built(module, torch.randn(4, 3))
+    module.eval()
+    assert_same(built(module, torch.randn(4, 3)), module, torch.randn(4, 3))
+
+
+def _add_to_input(x: torch.Tensor) -> torch.Tensor:
+    x.add_(1)
+    return x * 2
+
+
+def _write_through_a_view(x: torch.Tensor) -> torch.Tensor:
+    x.view(-1)[0] = 7
+    return x * 2
+
+
+@pytest.mark.parametrize(("function", "line"), [(_add_to_input, "x.add_(1)"), (_write_through_a_view, "[0] = 7")])
+def test_a_written_input(function: object, line: str) -> None:
+    """An argument written to in place is refused with the line; the example stays as it was."""
+    example = torch.randn(3)
+    before = example.clone()
+    error = refused(MutatedInput, function, example, line=line)  # type: ignore[arg-type]
+    assert error.argument == "x"
+    assert "work on x.clone() and return it" in str(error)
+    assert torch.equal(example, before)
+
+
+def test_writes_to_what_the_function_made_are_fine() -> None:
+    """In-place ops on intermediate values become ops that make new ones."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        made = torch.zeros_like(x)
+        made[0] = 1
+        made[:, 1] += x[:, 0]
+        made.mul_(x)
+        return made
+
+    plan = built(function, torch.randn(4, 3), shape=[(-1, 3)])
+    assert_same(plan, function, torch.randn(7, 3))
+
+
+def _write_outside(x: torch.Tensor) -> torch.Tensor:
+    OUTSIDE.add_(x)
+    return x
+
+
+def test_a_write_to_a_tensor_from_outside() -> None:
+    """It would be lost: refused with the line, and not done either."""
+    refused(MutatedState, _write_outside, torch.ones(3), line="OUTSIDE.add_(x)")
+    assert not OUTSIDE.any()
+
+
+class Normed(Plan):
+    """A module with batch norm, to be built in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(x))
+
+
+def test_a_buffer_written_in_train_mode() -> None:
+    """BatchNorm in train mode writes its running statistics: refused with the user's line, pointing to eval()."""
+    module = Normed()
+    with pytest.raises(MutatedState, match=r"call eval\(\) on the module if this is batch norm") as caught:
+        module.build(torch.randn(4, 3))
+    assert caught.value.name == "norm.running_mean"
+    assert caught.value.where is not None
+    assert "self.norm(x)" in caught.value.where.text
+    assert module.norm.num_batches_tracked == 0
+    module.eval().build(torch.randn(4, 3))
+    assert module.is_built
+
+
+def _numpy_sum(x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(np.sum(x))
+
+
+def _numpy_array(x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(x) * 2)
+
+
+def _numpy_method(x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(x.numpy() * 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [(_numpy_sum, "np.sum(x)"), (_numpy_array, "np.asarray(x)"), (_numpy_method, "x.numpy()")],
+)
+def test_numpy_in_a_plan(function: object, line: str) -> None:
+    """numpy needs the values: refused with the line."""
+    error = refused(NumpyInPlan, function, torch.randn(3), line=line)  # type: ignore[arg-type]
+    assert str(error).startswith("numpy needs a tensor's values, which are not known when the plan is built")
+
+
+def test_numpy_on_constants_is_fine() -> None:
+    """What numpy makes without an argument of the plan is a constant that the plan carries."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_numpy(np.arange(3, dtype=np.float32))
+
+    assert_same(built(function, torch.randn(3)), function, torch.randn(3))
+
+
+def _outside_the_registry(x: torch.Tensor) -> torch.Tensor:
+    spectrum: torch.Tensor = torch.fft.rfft(x)
+    return spectrum.real
+
+
+def test_an_op_that_no_registry_has() -> None:
+    """An op that can't be expressed is named with its line; it is an `UnknownOp` as well."""
+    error = refused(OpNotSupported, _outside_the_registry, torch.randn(3, 3), line="torch.fft.rfft")
+    assert isinstance(error, UnknownOp)
+    assert error.op == "aten._fft_r2c.default"
+    assert str(error).startswith(f"{error.op} is not an op that plans can carry")
+
+
+def test_an_exception_of_the_users_code_stays_what_it_is() -> None:
+    """It keeps its type and message, gains the line as a note, and its traceback shows the user's frames."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        table: dict[str, torch.Tensor] = {}
+        return x + table["missing"]
+
+    with pytest.raises(KeyError, match="missing") as caught:
+        built(function, torch.randn(3))
+    [note] = caught.value.__notes__
+    assert note.startswith("while a plan was built, at ")
+    assert note.endswith('return x + table["missing"]')
+    files = [entry.path for entry in caught.traceback]
+    assert str(files[-1]) == __file__
+    assert not any("/torch/" in str(file) for file in files)
+
+
+def test_an_error_of_torchs_own_keeps_its_message() -> None:
+    """Shapes that don't fit raise torch's error, with the line as a note."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.ones(5, 2)
+
+    with pytest.raises(RuntimeError, match="5") as caught:
+        built(function, torch.randn(4, 4))
+    assert "return x @ torch.ones(5, 2)" in caught.value.__notes__[0]
+
+
+def test_a_result_that_can_not_travel() -> None:
+    """A result that is neither a tensor nor a number is named."""
+
+    def function(x: torch.Tensor) -> dict[str, object]:
+        return {"value": x, "unit": ["metres"]}
+
+    with pytest.raises(OutputNotSupported) as caught:
+        built(function, torch.randn(3))
+    assert caught.value.output == "output['unit'][0]"
+    assert str(caught.value) == (
+        "output['unit'][0]: expected tensors and numbers in lists, tuples and dicts, got a str"
+    )
+
+
+def test_no_other_size_meets_the_conditions() -> None:
+    """Conditions that only the example meets pin the dim, though torch has not said so."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[0] * x.shape[0] == 25
+        return x * 2
+
+    with pytest.raises(PlanBuildError, match="dim 0 of x was declared dynamic"):
+        built(function, torch.randn(5), shape=[(-1,)])
+
+
+def test_a_lost_side_effect_on_a_module() -> None:
+    """A tensor that forward() keeps on the module would stay on the device: refused."""
+
+    class Remembers(Plan):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = torch.zeros(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last = x * 2
+            return self.last + 1
+
+    with pytest.raises(MutatedState, match="last"):
+        Remembers().build(torch.randn(3))
