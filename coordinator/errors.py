@@ -295,7 +295,8 @@ class ExecutionFailed(RemoteError):
         op = f" ({self.op})" if self.op else ""
         kind = f"{self.error}: " if self.error else ""
         line = f"\n    {self.source}" if self.source else ""
-        return f"plan {self.plan[:8]} failed on {self.device or 'a device'}{at}{op}: {kind}{self.message}{line}"
+        plan = f"plan {self.plan[:8]}" if self.plan else "a plan"
+        return f"{plan} failed on {self.device or 'a device'}{at}{op}: {kind}{self.message}{line}"
 
 
 class ArgumentFailed(RemoteError):

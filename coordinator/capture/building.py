@@ -123,6 +123,7 @@ class _Eager:
 # ------------------------------------------------------------------------------------------------- sizes to trace with
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
+_MULTIPLES = tuple(range(24, 24 * 30, 24))
 
 
 def _attempts(arguments: Arguments) -> Iterator[tuple[Arguments, bool]]:
@@ -140,10 +141,12 @@ def _attempts(arguments: Arguments) -> Iterator[tuple[Arguments, bool]]:
     fixed = {
         size for leaf in arguments.leaves for dim, size in enumerate(leaf.example.shape) if dim not in leaf.dynamic
     }
-    free = [prime for prime in _PRIMES if prime not in fixed]
-    yield _with_sizes(arguments, free), len(sizes) == 1
-    if len(sizes) > 1:
-        yield _with_sizes(arguments, free[:1] * len(sizes)), True
+    for series in (_PRIMES, _MULTIPLES):
+        free = [size for size in series if size not in fixed]
+        last = series is _MULTIPLES
+        yield _with_sizes(arguments, free), last and len(sizes) == 1
+        if len(sizes) > 1:
+            yield _with_sizes(arguments, free[:1] * len(sizes)), last
 
 
 def _with_sizes(arguments: Arguments, sizes: Sequence[int]) -> Arguments:
