@@ -215,7 +215,7 @@ def logs(
 # ------------------------------------------------------------------------------------------------- the demonstration
 
 
-@cli.command()
+@cli.command(epilog="Example: edgeplan demo")
 def demo() -> None:
     """Run a broker and three devices on this machine, and show what they can do: about half a minute."""
     from coordinator.demo import run  # needs torch and scikit-learn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -173,7 +174,7 @@ class PointerPlan:
         """
         leaves = self._signature.bind(args, kwargs)
         shapes = self._check(leaves)
-        call = _Call(self, leaves)
+        call = _Call(self.fleet, self._device_ids, leaves)
         results = call.submit(self._parts, len(self._types), self._options)
         if self._single:
             return self._pointers(results[0], shapes)
@@ -268,9 +269,9 @@ class PointerPlan:
 class _Call:
     """One call's arguments on their way into a command."""
 
-    def __init__(self, plan: PointerPlan, leaves: Sequence[Any]) -> None:
-        self._fleet = plan.fleet
-        self._devices = plan._device_ids
+    def __init__(self, fleet: Fleet, devices: tuple[str, ...], leaves: Sequence[Any]) -> None:
+        self._fleet = fleet
+        self._devices = devices
         self._args: list[Argument] = []
         self._frames: list[bytes] = []
         self._each: dict[int, bytes] = {}
@@ -353,7 +354,7 @@ def _by_id(pointers: Mapping[Any, PointerTensor]) -> dict[str, PointerTensor]:
 
 
 def _milliseconds(deadline: float) -> int:
-    milliseconds = round(deadline * 1000)
+    milliseconds = round(deadline * 1000) if math.isfinite(deadline) else 0
     if not 0 < milliseconds < _MOST_DEADLINE_MS:
         raise ValueError(f"expected a deadline of some seconds, got {deadline!r}")
     return milliseconds

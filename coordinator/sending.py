@@ -17,7 +17,7 @@ from coordinator.core_events import SubmitCommand
 from coordinator.pointers import PointerTensor
 from coordinator.transfers import Source
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, encode_tensor
-from edge_agent.tensor_files import pack
+from edge_agent.tensor_format import pack
 
 if TYPE_CHECKING:
     from coordinator.fleet import Fleet

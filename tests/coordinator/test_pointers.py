@@ -151,7 +151,9 @@ def test_get_copies(device_1: VirtualWorker, count: int) -> None:
 
 
 def test_send_gives_its_pointer_at_once(device_1: VirtualWorker) -> None:
-    """The pointer knows shape, dtype, tags and description before the device has the tensor, and then it is found by its tags."""
+    """The pointer knows shape, dtype, tags and description before the device has the tensor, and then it is found by
+    its tags.
+    """
     tensor = tagged(torch.ones(2, 3, dtype=torch.int16), "sent", description="ones")
     pointer = device_1.send(tensor, tags=["more"])
     assert (pointer.shape, pointer.dtype) == (torch.Size([2, 3]), torch.int16)
@@ -186,8 +188,12 @@ def test_a_device_that_nobody_knows(fleet: Fleet) -> None:
 # -------------------------------------------------------------------------------------------------- nests of pointers
 
 
-def test_a_nest_of_pointers_comes_back_as_it_was(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
-    """Lists, tuples and dicts, pointers of two devices, large and small values, the same pointer twice, and other things."""
+def test_a_nest_of_pointers_comes_back_as_it_was(
+    fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker
+) -> None:
+    """Lists, tuples and dicts, pointers of two devices, large and small values, the same pointer twice, and other
+    things.
+    """
     small, large = device_1.send(torch.tensor([1.0])), device_2.send(torch.ones(100_000))
     values = fleet.get({"a": [small, large], "b": (small, None, "text", 3), "c": {}}, timeout=WITHIN)
     assert torch.equal(values["a"][0], torch.tensor([1.0]))
@@ -280,7 +286,11 @@ def test_await_and_async_for(fleet: Fleet, device_1: VirtualWorker, device_2: Vi
 def test_notifications_tell_everybody(fleet: Fleet, device_1: VirtualWorker) -> None:
     """Whoever follows hears of results by their ids, done and failed; a prefix picks out some."""
     plan = add_one.send(device_1)
-    with fleet.notifications() as everything, fleet.notifications(fleet.session_id) as ours, fleet.notifications("00") as none:
+    with (
+        fleet.notifications() as everything,
+        fleet.notifications(fleet.session_id) as ours,
+        fleet.notifications("00") as none,
+    ):
         heard: list[Notification] = []
         deadline = time.monotonic() + WITHIN
         while not heard and time.monotonic() < deadline:  # subscribing takes a moment that nobody tells
@@ -291,9 +301,10 @@ def test_notifications_tell_everybody(fleet: Fleet, device_1: VirtualWorker) -> 
         assert failed.wait(WITHIN)
         last = {notification.id: notification for notification in iter(lambda: ours.receive(0.5), None)}
         assert last[done.id] == Notification(done.id, "device_1", ResultStatus.DONE)
+        why = last[failed.id].failure
         assert last[failed.id].status is ResultStatus.FAILED
-        assert last[failed.id].failure is not None
-        assert last[failed.id].failure.code == "TagNotFound"
+        assert why is not None
+        assert why.code == "TagNotFound"
         assert none.receive(0) is None
     with pytest.raises(ValueError, match="prefix"):
         fleet.notifications("no hex")

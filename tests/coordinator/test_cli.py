@@ -1,0 +1,234 @@
+"""The operator's program: what it prints, as tables and as JSON, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from broker.server import BrokerServer
+from broker.settings import ExitCode
+from coordinator import VirtualWorker, connect, func2plan, tagged
+from coordinator.cli import cli
+from coordinator.fleet import Fleet
+
+WITHIN = 30.0
+
+
+@func2plan(args_shape=[(2,)])
+def double(x: torch.Tensor) -> torch.Tensor:
+    """A plan to run."""
+    return x + x
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[BrokerServer]:
+    """A broker over TCP in this process."""
+    with BrokerServer("tcp://127.0.0.1:*") as made:
+        assert made.wait_until_listening(WITHIN)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def fleet(server: BrokerServer) -> Iterator[Fleet]:
+    """A fleet with one device, to ask about."""
+    with connect(server.endpoints.listen, insecure=True) as made:
+        VirtualWorker(made, "pi-attic", data=[tagged(torch.ones(2), "input", "[bold]", description="two")])
+        yield made
+
+
+def run(server: BrokerServer, *arguments: str) -> Result:
+    """Run the program against the broker."""
+    command, *rest = arguments
+    return CliRunner().invoke(cli, [command, "--broker", server.endpoints.listen, "--insecure", *rest])
+
+
+def printed(server: BrokerServer, *arguments: str) -> Any:
+    """What it printed as JSON."""
+    result = run(server, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_devices(server: BrokerServer, fleet: Fleet) -> None:
+    """A row a device, or all that is known as JSON."""
+    table = run(server, "devices").stdout.splitlines()
+    assert table[0].split()[:2] == ["device", "online"]
+    assert table[1].split()[:2] == ["pi-attic", "yes"]
+    (device,) = printed(server, "devices")
+    assert (device["device"], device["online"], device["runtimes"]) == ("pi-attic", True, ["torch"])
+    assert device["last_seen"].endswith("Z")
+
+
+def test_search(server: BrokerServer, fleet: Fleet) -> None:
+    """By tags and device; markup in what devices say is printed as it is; no match is no error."""
+    (found,) = printed(server, "search", "input", "[bold]")
+    assert found["device"] == "pi-attic"
+    assert (found["dtype"], found["shape"], found["description"]) == ("float32", [2], "two")
+    text = run(server, "search", "--device", "pi-attic").stdout
+    assert found["id"] in text
+    assert "[bold]" in text
+    assert printed(server, "search", "input", "--device", "nobody") == []
+    nothing = run(server, "search", "no such tag")
+    assert (nothing.exit_code, nothing.stdout) == (0, "no tensor carries no such tag\n")
+
+
+def test_status(server: BrokerServer, fleet: Fleet) -> None:
+    """What became of an id; an unknown one exits with 5, what is no id with 2."""
+    pointer = double.send(fleet.device("pi-attic"))("input")
+    assert pointer.wait(WITHIN)
+    known = printed(server, "status", pointer.id)
+    assert (known["status"], known["device"], known["id"]) == ("done", "pi-attic", pointer.id)
+    assert "done" in run(server, "status", pointer.id).stdout
+    unknown = run(server, "status", "00" * 16)
+    assert (unknown.exit_code, "unknown" in unknown.stdout) == (ExitCode.NOT_FOUND, True)
+    wrong = run(server, "status", "zz")
+    assert wrong.exit_code == ExitCode.USAGE
+    assert "expected a result id of 32 hex digits" in wrong.stderr
+
+
+def test_stats(server: BrokerServer, fleet: Fleet) -> None:
+    """The counters, in all and by device."""
+    counted = printed(server, "stats")
+    assert counted["total"]["commands"] == counted["devices"]["pi-attic"]["commands"]
+    assert counted["gauges"]["devices_online"] == 1
+    assert "notifications" in run(server, "stats").stdout
+
+
+def test_logs_tell_the_way_of_one_result(server: BrokerServer, fleet: Fleet) -> None:
+    """With a result's id, the hops of its invocation and nothing else, as JSON lines."""
+    plan = double.send(fleet.device("pi-attic"))
+    stop = threading.Event()
+
+    def invoke() -> None:
+        while not stop.is_set():
+            plan("input").wait(WITHIN)
+
+    invoking = threading.Thread(target=invoke)
+    invoking.start()
+    try:
+        everything = run(server, "logs", "--level", "debug", "--seconds", "1.5", "--json")
+        attic = run(server, "logs", "--level", "debug", "--seconds", "0.5", "--device", "nobody", "--json")
+    finally:
+        stop.set()
+        invoking.join(WITHIN)
+    records = [json.loads(line) for line in everything.stdout.splitlines()]
+    by_result: dict[str, set[str]] = {}
+    for record in records:
+        by_result.setdefault(str(record.get("result")), set()).add(record["event"])
+    hops = {
+        "invocation_submitted",
+        "invocation_accepted",
+        "invocation_relayed",
+        "invocation_taken",
+        "invocation_started",
+        "invocation_finished",
+        "result_announced",
+        "result_recorded",
+        "result_notified",
+        "result_received",
+    }
+    assert any(hops <= events for events in by_result.values())
+    assert {record["component"] for record in records} >= {"broker", "agent", "session"}
+    assert attic.stdout == ""
+
+
+def test_logs_filter_by_result_and_level(server: BrokerServer, fleet: Fleet) -> None:
+    """Debug events are not sent where nobody wants them; a result's prefix picks out its events."""
+    plan = double.send(fleet.device("pi-attic"))
+    with fleet.logs("warning") as warnings, fleet.logs("debug", result=fleet.session_id) as ours:
+        while ours.receive(0.02) is None:  # subscribing takes a moment that nobody tells
+            plan("input").wait(WITHIN)
+        failing = plan("no such tag")
+        assert failing.wait(WITHIN)
+        record = warnings.receive(WITHIN)
+        assert record is not None
+        assert (record["level"], record["event"], record["result"]) == ("warning", "invocation_failed", failing.id)
+        assert all(
+            any(str(value).startswith(fleet.session_id) for value in each.values())
+            for each in iter(lambda: ours.receive(0.1), None)
+        )
+    with pytest.raises(ValueError, match="expected a level of debug, info"):
+        fleet.logs("chatty")
+
+
+def test_no_broker_there() -> None:
+    """Exits with 3 and names the endpoint."""
+    result = CliRunner().invoke(cli, ["devices", "--broker", "tcp://127.0.0.1:9", "--timeout", "0.2", "--insecure"])
+    assert result.exit_code == ExitCode.UNREACHABLE
+    assert "no broker answers at tcp://127.0.0.1:9" in result.stderr
+
+
+def test_an_address_that_needs_keys() -> None:
+    """Exits with 2."""
+    result = CliRunner().invoke(cli, ["devices", "--broker", "tcp://192.0.2.1:5750", "--insecure"])
+    assert result.exit_code == ExitCode.USAGE
+    assert "loopback" in result.stderr
+
+
+def test_settings_from_environment_and_file(server: BrokerServer, fleet: Fleet, tmp_path: Path) -> None:
+    """The flag is stronger than the environment, and that than the file."""
+    right, wrong = server.endpoints.listen, "tcp://127.0.0.1:9"
+    file = tmp_path / "edgeplan.toml"
+    file.write_text(f'broker = "{right}"\ninsecure = true\ntimeout = 0.2\n')
+
+    def exit_code(*arguments: str, **environment: str) -> int:
+        return CliRunner().invoke(cli, ["devices", "--config", str(file), *arguments], env=environment).exit_code
+
+    assert exit_code() == 0
+    assert exit_code(EDGEPLAN_BROKER=wrong) == ExitCode.UNREACHABLE
+    assert exit_code("--broker", right, EDGEPLAN_BROKER=wrong) == 0
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    """--help of the program and of each command, and --version."""
+    runner = CliRunner()
+    names = cli.list_commands(click.Context(cli))
+    assert set(names) == {"demo", "devices", "logs", "search", "stats", "status"}
+    for name in names:
+        result = runner.invoke(cli, [name, "--help"])
+        assert result.exit_code == 0
+        assert "Example" in result.output, name
+    assert "protocol 1." in runner.invoke(cli, ["--version"]).output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_following_ends_in_order(server: BrokerServer, fleet: Fleet, number: signal.Signals) -> None:
+    """SIGTERM and ctrl-C end `logs --follow` with 0, after it has printed what happened."""
+    arguments = ["-m", "coordinator", "logs", "--follow", "--level", "debug", "--json"]
+    plan = double.send(fleet.device("pi-attic"))
+    following = subprocess.Popen(
+        [sys.executable, *arguments, "--broker", server.endpoints.listen, "--insecure"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    stop = threading.Event()
+
+    def invoke() -> None:
+        while not stop.wait(0.05):
+            plan("input").wait(WITHIN)
+
+    invoking = threading.Thread(target=invoke)
+    invoking.start()
+    try:
+        assert following.stdout is not None
+        assert "event" in json.loads(following.stdout.readline())
+    finally:
+        stop.set()
+        invoking.join(WITHIN)
+        following.send_signal(number)
+        _, errors = following.communicate(timeout=WITHIN)
+    assert (following.returncode, errors.strip()) == (0, "")  # click ends the line of ^C
