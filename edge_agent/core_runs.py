@@ -219,7 +219,7 @@ class Runs:
         """The batch has ended: give the worker what it has room for."""
         self._fail_all()
         queue, worker = self._queue, self.worker
-        if queue or queue.parked:
+        if queue:
             if worker.up:
                 self._start()
             else:
@@ -432,6 +432,8 @@ class Runs:
 
     def _end(self, command: Command, event: m.Event, why: m.Failure) -> None:
         """The command ends without a value."""
+        if command.step is Step.WAITING_PLAN:
+            self._queue.unpark()  # what came later in its session waits behind it no longer
         self._record_end(command, event)
         self._leave(command)
         for id in command.ids or (command.id,):
@@ -486,7 +488,7 @@ class Runs:
     def tick(self) -> None:
         """Time has passed."""
         now = self._desk.now
-        self.worker.tick(work=bool(self._queue) or self._queue.parked)
+        self.worker.tick(work=bool(self._queue))
         if self._expires_at is None or now < self._expires_at:
             return
         queued = [command for command in self._commands.values() if command.step in _QUEUED]
@@ -497,7 +499,7 @@ class Runs:
 
     def next_timer(self) -> float | None:
         """When `tick` is due."""
-        timer = self.worker.next_timer(work=bool(self._queue) or self._queue.parked)
+        timer = self.worker.next_timer(work=bool(self._queue))
         if self._expires_at is None:
             return timer
         return self._expires_at if timer is None else min(timer, self._expires_at)
