@@ -118,7 +118,7 @@ class PlanBundle:
             content = next(sections, None)
             if content is None or len(content) != size or digest_of(content) != digest:
                 raise PlanMalformed(
-                    f"expected the section {name[:64]!r} of {size} bytes in the plan file, got one that was cut or altered"
+                    f"expected the section {name[:64]!r} of {size} bytes in the plan file, got one cut or altered"
                 )
             found.setdefault(name, []).append(content)
         if next(sections, None) is not None:

@@ -113,7 +113,9 @@ def _combine(higher: str | None, lower: str | None) -> str | None:
         return higher
     if higher in FLOATING:
         return complex_of(higher) if lower in COMPLEX else higher
-    if higher == "bool" or lower in FLOATING or lower in COMPLEX:
+    if lower in COMPLEX:
+        return lower
+    if higher == "bool" or lower in FLOATING:
         return promote(higher, lower)
     return higher
 

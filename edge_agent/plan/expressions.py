@@ -28,6 +28,7 @@ __all__ = [
     "Scalar",
     "check_expression",
     "evaluate",
+    "is_symbol_name",
     "render",
     "symbols_of",
 ]

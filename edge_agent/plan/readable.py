@@ -63,16 +63,12 @@ def step_text(graph: Graph, index: int) -> str:
 
 def value_names(graph: Graph) -> list[str]:
     """A name for each value: an input's own, an op's after the op, with a number where it has been taken."""
-    names: list[str] = []
-    taken: dict[str, int] = {}
-    for one in graph.inputs:
-        taken[one.name] = 0
-        names.append(one.name)
+    names = [one.name for one in graph.inputs]
+    taken = dict.fromkeys(names, 0)
     for op in graph.ops:
         parts = op.name.split(".")
         base = parts[1] if len(parts) > 1 else op.name
-        for place in range(op.outputs):
-            names.append(_free(f"{base}_{place}" if op.outputs > 1 else base, taken))
+        names += [_free(f"{base}_{place}" if op.outputs > 1 else base, taken) for place in range(op.outputs)]
     return names
 
 

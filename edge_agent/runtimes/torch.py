@@ -19,7 +19,7 @@ from edge_agent.plan.errors import OpFailed
 from edge_agent.plan.expressions import evaluate
 from edge_agent.plan.format import Argument, Expression, Graph, Op, Special
 from edge_agent.plan.readable import step_text
-from edge_agent.plan.registry import REGISTRY, OpSpec
+from edge_agent.plan.registry import REGISTRY, OpSpec, Parameter
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
 __all__ = ["LoadedPlan", "OpFailed", "TorchRuntime", "overload"]
@@ -275,14 +275,21 @@ def _with_keywords(call: Callable[..., Any], names: tuple[str, ...]) -> Callable
 
 
 def _by_position(spec: OpSpec, op: Op) -> tuple[list[Argument], dict[str, Argument]]:
-    """The arguments, with those by name moved to their position where the ones before them are given."""
-    args = list(op.args)
+    """The arguments, with those by name moved to their position where the ones before them are given, and single
+    integers that stand for lists made such.
+    """
+    args = [_as_declared(parameter, argument) for parameter, argument in zip(spec.parameters, op.args, strict=False)]
     kwargs = dict(op.kwargs)
     for parameter in spec.parameters[len(args) :]:
         if parameter.keyword_only or parameter.name not in kwargs:
             break
-        args.append(kwargs.pop(parameter.name))
+        args.append(_as_declared(parameter, kwargs.pop(parameter.name)))
     return args, kwargs
+
+
+def _as_declared(parameter: Parameter, argument: Argument) -> Argument:
+    single = type(argument) is int or (isinstance(argument, Special) and argument.s is not None)
+    return Special(l=[argument] * parameter.length) if single and parameter.length else argument
 
 
 def _values(argument: Argument) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 from edge_agent.plan.dtypes import COMPLEX
 from edge_agent.plan.format import TensorType
 from edge_agent.plan.shapes import broadcast, misfit, result_type, tensor
-from edge_agent.plan.spec import Operand, Scope, define
+from edge_agent.plan.spec import Number, Operand, Scope, define
 
 __all__ = ["OPS"]
 
@@ -15,8 +15,13 @@ FAMILY = "comparison"
 
 
 def _equality(scope: Scope, a: Operand, b: Operand) -> TensorType:
-    result_type((a, b))
+    if not any(_is_complex(operand) for operand in (a, b)):  # which torch compares in a dtype that may not even travel
+        result_type((a, b))
     return tensor("bool", broadcast(scope, a, b))
+
+
+def _is_complex(operand: Operand) -> bool:
+    return operand.kind == "complex" if isinstance(operand, Number) else operand.dtype in COMPLEX
 
 
 def _order(scope: Scope, a: Operand, b: Operand) -> TensorType:

@@ -27,7 +27,7 @@ def _windows(scope: Scope, size: Dim, kernel: Dim, stride: Any, padding: Any, di
     sizes = scope.sizes
     span = sizes.add(sizes.mul(dilation, sizes.sub(kernel, 1)), 1)
     count = sizes.add(sizes.floordiv(sizes.sub(sizes.add(size, sizes.mul(2, padding)), span), stride), 1)
-    if type(count) is int and count < 0:
+    if type(count) is int and count < 1:
         raise misfit("an input at least as large as the kernel", f"a size of {size} and a kernel of {span}")
     return count
 

@@ -55,6 +55,10 @@ def _real_floating(_: Scope, self: TensorType, *__: Any) -> TensorType:
     return tensor(to_floating(self.dtype), self.shape)
 
 
+def _square(_: Scope, self: TensorType) -> TensorType:
+    return tensor("int64", self.shape) if self.dtype == "bool" else self
+
+
 def _absolute(_: Scope, self: TensorType) -> TensorType:
     expect_dtype(self, INTEGRAL | FLOATING | COMPLEX, "numbers")
     return tensor(real_of(self.dtype), self.shape)
@@ -152,10 +156,8 @@ OPS = [
         FAMILY,
         _alike,
         """
-        conj_physical(Tensor self) -> Tensor
         nan_to_num(Tensor self, float? nan=None, float? posinf=None, float? neginf=None) -> Tensor
         sgn(Tensor self) -> Tensor
-        square(Tensor self) -> Tensor
         """,
     ),
     *define(
@@ -203,6 +205,8 @@ OPS = [
     ),
     *define(FAMILY, _inexact_alike, "silu(Tensor self) -> Tensor"),
     *define(FAMILY, _bits_alike, "bitwise_not(Tensor self) -> Tensor"),
+    *define(FAMILY, _alike, "conj_physical(Tensor self) -> Tensor", views=True),
+    *define(FAMILY, _square, "square(Tensor self) -> Tensor"),
     *define(FAMILY, _absolute, "abs(Tensor self) -> Tensor"),
     *define(FAMILY, _angle, "angle(Tensor self) -> Tensor"),
     *define(

@@ -167,6 +167,8 @@ def _median(_: Scope, self: TensorType) -> TensorType:
 
 
 def _log_sum_exp(_: Scope, self: TensorType, dims: list[Any], keepdim: bool) -> TensorType:
+    if self.shape and not dims and not keepdim:
+        raise misfit("at least one dim", "none")
     return tensor(to_floating(self.dtype), reduced(self, wrap_dims(dims, len(self.shape)), keepdim=keepdim))
 
 

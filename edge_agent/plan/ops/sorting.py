@@ -131,6 +131,6 @@ OPS = [
         FAMILY,
         _quantile,
         'quantile.scalar(Tensor self, float q, int? dim=None, bool keepdim=False, *, str interpolation="linear") '
-        '-> Tensor',
+        "-> Tensor",
     ),
 ]
