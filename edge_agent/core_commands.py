@@ -72,6 +72,11 @@ class Command:
         self.story.append(step)
 
     @property
+    def queued(self) -> bool:
+        """Whether it waits to be started, with all its arguments."""
+        return self.step is Step.READY or self.step is Step.WAITING_PLAN
+
+    @property
     def ended(self) -> bool:
         """Whether nothing can become of it any more but its record."""
         return self.step is Step.ANNOUNCED or self.step is Step.RECORDED
@@ -89,7 +94,10 @@ class StartQueue:
         self._parked: dict[bytes, list[Command]] = {}  # session to a heap of its commands
 
     def __bool__(self) -> bool:
-        return bool(self._heap)
+        """Whether any command waits to be started, for its plan too. Those that have ended while they waited don't count."""
+        if any(command.queued for command in self._heap):
+            return True
+        return bool(self._parked) and any(command.queued for parked in self._parked.values() for command in parked)
 
     @property
     def parked(self) -> bool:
@@ -105,7 +113,7 @@ class StartQueue:
         heap = self._heap
         while heap:
             command = heapq.heappop(heap)
-            if command.step is not Step.READY and command.step is not Step.WAITING_PLAN:
+            if not command.queued:
                 continue  # it has ended while it waited
             if self._parked and (parked := self._parked.get(command.session)) and parked[0] < command:
                 heapq.heappush(parked, command)

@@ -60,7 +60,7 @@ def write(path: str | os.PathLike[str], dtype: str, shape: Sequence[int], data: 
 
 
 def write_whole(path: str | os.PathLike[str], pieces: Sequence[bytes | memoryview]) -> None:
-    """Write a file, whole or not at all: beside it, synced, then in its place, and its folder synced. Raises OSError."""
+    """Write a file, whole or not at all, and sync it and its folder. Raises OSError."""
     path = Path(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

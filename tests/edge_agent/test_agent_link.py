@@ -1,0 +1,245 @@
+"""The agent's link to the broker: registration, announcements until they are recorded, heartbeats, silence."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.protocol import messages as m
+from broker.protocol.effects import LinkDown, LinkUp
+from edge_agent import effects as e
+from edge_agent.core import AgentConfig
+from tests.edge_agent.device import LEDGER, STORE, DemoPlan, Device, own_value, result_id
+
+PLAN = DemoPlan()
+
+
+def test_a_device_introduces_itself_on_every_connection() -> None:
+    """With its id, store, boot, what it runs plans with, and the token of the last time."""
+    device = Device(AgentConfig(runtimes=("torch",), labels={"room": "kitchen"}))
+    device.register()
+    device.feed(LinkDown())
+    device.feed(LinkUp())
+    first, second = device.take_sent(m.Register)
+    assert (first.device, first.store, first.boot, first.token) == ("device_1", STORE, b"boot-001", b"")
+    assert (first.runtimes, first.labels) == (["torch"], {"room": "kitchen"})
+    assert (second.token, second.epoch, second.boot) == (b"token-01", 1, b"boot-001")
+
+
+def test_what_the_broker_gave_is_kept_for_the_next_start() -> None:
+    """Token and ledger id, to be written down by the driver; and where blobs are to be had."""
+    device = Device()
+    device.register(blobs="tcp://*:5752")
+    assert device.take(e.SaveRegistration) == [e.SaveRegistration(token=b"token-01", ledger=LEDGER)]
+    assert device.take(e.OpenBlobs) == [e.OpenBlobs(endpoint="tcp://*:5752")]
+
+
+def test_the_whole_tag_index_is_announced_at_each_registration() -> None:
+    """First of all announcements, numbered from 1."""
+    device = Device()
+    device.shelf.keep(None, [own_value(1, "a"), own_value(2)], durable=True)
+    for _ in range(2):
+        device.register()
+        [announce] = device.take_sent(m.Announce)
+        assert announce == m.Announce(n=1, event=m.TagsChanged(entries=[own_value(1, "a").entry], whole=True))
+        device.feed(LinkDown())
+
+
+def test_later_changes_of_the_store_are_announced_alone() -> None:
+    """What another program has put or deleted; nothing, if nothing tagged has changed."""
+    device = Device()
+    device.shelf.keep(None, [own_value(1, "a")], durable=True)
+    device.register()
+    device.acknowledge()
+    device.shelf.keep(None, [own_value(2, "b"), own_value(3)], durable=True)
+    device.feed(e.StoreChanged())
+    del device.shelf.values[own_value(1).id]
+    device.feed(e.StoreChanged())
+    device.feed(e.StoreChanged())
+    assert [message.event for message in device.take_sent(m.Announce)] == [
+        m.TagsChanged(entries=[own_value(2, "b").entry]),
+        m.TagsChanged(gone=[own_value(1).id]),
+    ]
+
+
+def test_an_announcement_is_repeated_until_it_is_recorded() -> None:
+    """After some seconds without a record, and then no more."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    device.finish_all()
+    first = device.take_sent(m.Announce)
+    device.wait(6)
+    assert device.take_sent(m.Announce) == first
+    device.receive(m.Recorded(n=first[0].n))
+    device.wait(9)
+    assert device.take_sent(m.Announce) == []
+
+
+def test_what_ended_while_the_link_was_down_is_announced_after_it() -> None:
+    """Also what was announced and not recorded; numbered anew, the tag index first."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    device.invoke(PLAN, counter=2)
+    device.finish(device.jobs()[0])
+    device.feed(LinkDown())
+    device.sent.clear()
+    device.finish_all()
+    assert device.sent == []
+    device.register(epoch=1, first=4)
+    announced = device.take_sent(m.Announce)
+    assert [message.n for message in announced] == [1, 2, 3]
+    assert [message.event.id for message in announced[1:] if not isinstance(message.event, m.TagsChanged)] == [
+        result_id(1),
+        result_id(2),
+    ]
+
+
+def test_what_is_not_on_the_disk_yet_is_not_announced_at_registration_either() -> None:
+    """A value that must be kept first is announced when it is."""
+    device = Device()
+    device.ready(PLAN)
+    device.hold_commits = True
+    device.invoke(PLAN, counter=1, inline=False)
+    device.finish_all()
+    device.feed(LinkDown())
+    device.register(first=3)
+    assert device.announced() == []
+    device.commit()
+    assert len(device.announced()) == 1
+
+
+def test_another_ledger_is_told_everything() -> None:
+    """The broker has lost what it had: what was recorded there is announced again."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    device.finish_all()
+    device.acknowledge()
+    device.feed(LinkDown())
+    device.register(first=3)
+    assert device.announced() == []
+    device.feed(LinkDown())
+    device.register(ledger=b"ledger-2", epoch=1)
+    assert len(device.announced()) == 2
+
+
+def test_a_stranger_introduces_itself_again() -> None:
+    """On the same connection."""
+    device = Device()
+    device.register()
+    device.take_sent(m.Register)
+    device.receive(m.Stranger())
+    assert len(device.take_sent(m.Register)) == 1
+    assert not device.core.registered
+    device.welcome()
+    assert device.core.registered
+
+
+def test_a_second_welcome_changes_nothing() -> None:
+    """Register was sent twice, since the first answer was slow: what is announced already keeps its numbers."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    device.finish_all()
+    [announce] = device.take_sent(m.Announce)
+    delivered = device.delivered
+    device.welcome()
+    device.delivered = delivered
+    device.invoke(PLAN, counter=2)
+    device.finish_all()
+    assert [message.n for message in device.take_sent(m.Announce)] == [announce.n + 1]
+
+
+def test_registration_is_repeated_and_a_dead_connection_given_up() -> None:
+    """Nobody answers: asked a few times, then the driver is to make a new connection."""
+    device = Device()
+    device.feed(LinkUp())
+    device.wait(60)
+    assert 2 <= len(device.take_sent(m.Register)) <= 8
+    assert device.take(e.Reconnect)
+
+
+def test_a_silent_broker_is_given_up() -> None:
+    """A half-open link looks alive: after three intervals without a word it is replaced."""
+    device = Device()
+    device.register()
+    device.wait(25)
+    assert device.take(e.Reconnect) == []
+    device.wait(10)
+    assert len(device.take(e.Reconnect)) == 1
+
+
+def test_heartbeats_name_what_runs() -> None:
+    """At the interval that the broker gives, and at another one when it says so."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    device.invoke(DemoPlan("waiting"), counter=2)
+    device.take_sent(m.Heartbeat)
+    device.wait(11.1)
+    assert device.take_sent(m.Heartbeat) == [m.Heartbeat(running={result_id(1): -1.0})]
+    device.receive(m.HeartbeatSeen(heartbeat_ms=1000))
+    device.wait(2.5)
+    assert len(device.take_sent(m.Heartbeat)) == 2
+
+
+@pytest.mark.parametrize("code", [m.RefusalCode.VERSION, m.RefusalCode.STALE_TOKEN, m.RefusalCode.NOT_ALLOWED])
+def test_a_refusal_for_good_ends_the_agent(code: m.RefusalCode) -> None:
+    """Another version, a cloned card, a policy."""
+    device = Device()
+    device.feed(LinkUp())
+    device.receive(m.Refused(version=(2, 0), code=code, reason="no"))
+    assert device.take(e.GiveUp) == [e.GiveUp(code=code, reason="no")]
+
+
+def test_two_devices_of_one_id() -> None:
+    """The second one gives up; but one that was in before may be held off by its own dead connection, and comes
+    again.
+    """
+    refusal = m.Refused(version=(1, 0), code=m.RefusalCode.DUPLICATE_DEVICE, reason="it is connected")
+    second = Device()
+    second.feed(LinkUp())
+    second.receive(refusal)
+    assert len(second.take(e.GiveUp)) == 1
+    first = Device()
+    first.register()
+    first.feed(LinkDown(), LinkUp())
+    first.take_sent(m.Register)
+    first.receive(refusal)
+    assert first.take(e.GiveUp) == []
+    first.wait(12)
+    assert first.take_sent(m.Register)
+
+
+def test_the_agent_says_goodbye() -> None:
+    """At its end, and ends the worker."""
+    device = Device()
+    device.ready(PLAN)
+    device.feed(e.Stopping())
+    assert device.take_sent(m.Goodbye) == [m.Goodbye()]
+    assert len(device.take(e.StopWorker)) == 1
+
+
+def test_the_stream_of_logs_sets_the_level() -> None:
+    """Debug events are made only while somebody follows, here or at the broker."""
+    device = Device(log_level=30)
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    assert device.logs == []
+    device.receive(m.SetLogLevel(level=10))
+    assert (device.core.log_level, device.core.stream_level) == (10, 10)
+    device.invoke(PLAN, counter=2)
+    device.finish_all()
+    of_command = [log.event for log in device.logs if log.fields.get("result") == result_id(2).hex()]
+    assert of_command == ["invocation_taken", "invocation_started", "invocation_finished", "result_announced"]
+    device.receive(m.SetLogLevel(level=0))
+    assert (device.core.log_level, device.core.stream_level) == (30, 0)
+
+
+def test_a_message_that_is_not_for_a_device_is_logged_and_left() -> None:
+    """A broker of a newer minor version may say more."""
+    device = Device()
+    device.register()
+    device.receive(m.Seen(n=1))
+    assert [log.event for log in device.logs] == ["message_unexpected"]
