@@ -143,7 +143,10 @@ def _plain(leaf: Any, given: Input) -> Any:
         import numpy as np
 
         if isinstance(leaf, np.ndarray | np.generic):
-            return torch.from_numpy(np.array(leaf))
+            try:
+                return torch.from_numpy(np.array(leaf, dtype=leaf.dtype.newbyteorder("=")))
+            except TypeError:
+                raise ArgumentMismatch(given.name, f"a tensor of {given.dtype}", f"an array of {leaf.dtype}") from None
     return leaf
 
 

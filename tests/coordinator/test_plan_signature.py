@@ -141,6 +141,18 @@ def test_numpy_arrays_are_tensors() -> None:
     [leaf] = signature.bind((np.ones(2),), {})
     assert torch.equal(leaf, torch.ones(2, dtype=torch.float64))
     assert signature.bind((np.float32(3),), {})[0].shape == ()
+    [swapped] = signature.bind((np.arange(2, dtype=">f8"),), {})
+    assert torch.equal(swapped, torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([object()], dtype=object), np.array(["a", "b"])], ids=["objects", "strings"]
+)
+def test_arrays_that_are_no_tensors_are_refused_by_name(array: Any) -> None:
+    """What numpy holds and torch does not ends in an error that names the argument."""
+    signature = _signature(["t", ["t"], ["d", "x", 0]], _tensor("x", 2, dtype="float64"))
+    with pytest.raises(ArgumentMismatch, match="x: expected a tensor of float64, got an array of "):
+        signature.bind((array,), {})
 
 
 def test_tensors_as_a_runtime_takes_them() -> None:
