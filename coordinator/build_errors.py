@@ -13,6 +13,7 @@ __all__ = [
     "DataDependentBranch",
     "DataDependentSize",
     "DimPinned",
+    "GradientsNotSupported",
     "MutatedInput",
     "MutatedState",
     "NumpyInPlan",
@@ -179,11 +180,18 @@ class NumpyInPlan(PlanBuildError):
         )
 
 
+class GradientsNotSupported(PlanBuildError):
+    """The function computes gradients; plans do so in a later version."""
+
+    def __init__(self, *, where: SourceLine | None = None) -> None:
+        super().__init__("this function computes gradients, which plans can't do yet", where=where)
+
+
 class OpNotSupported(PlanBuildError, UnknownOp):
     """An op that no device's registry has."""
 
     def __init__(self, op: str, *, where: SourceLine | None = None) -> None:
-        PlanBuildError.__init__(self, f"{op} is not an op that plans can carry", where=where)
+        PlanBuildError.__init__(self, f"{op} is not an op that plans can carry yet", where=where)
         self.op = op
         self.index = None
 

@@ -17,6 +17,7 @@
     │   ├── MutatedInput                    an argument written to in place
     │   ├── MutatedState                    a buffer, parameter or outer tensor written to in place
     │   ├── NumpyInPlan                     numpy, or another library that needs the values themselves
+    │   ├── GradientsNotSupported           loss.backward(), torch.func.grad
     │   ├── OpNotSupported (UnknownOp)      an op that the registry doesn't have
     │   └── ResultDiffers                   the plan gives something else than the function does
     ├── PointerError (TypeError)            a pointer used as if it were its value
@@ -49,6 +50,7 @@ from coordinator.build_errors import (
     DataDependentBranch,
     DataDependentSize,
     DimPinned,
+    GradientsNotSupported,
     MutatedInput,
     MutatedState,
     NumpyInPlan,
@@ -73,6 +75,7 @@ __all__ = [
     "ExecutionFailed",
     "FleetClosed",
     "ForeignPointer",
+    "GradientsNotSupported",
     "IdConflict",
     "InvocationCancelled",
     "LedgerLost",

@@ -53,8 +53,10 @@ def capture(target: Target, arguments: Arguments, *, name: str) -> Captured:
         except DimPinned as error:
             first = first or error
         except Exception as error:
-            if last or attempt is arguments or isinstance(error, PlanBuildError):
+            if attempt is arguments or isinstance(error, PlanBuildError):
                 raise
+            if last:
+                raise first or error from None
     assert first is not None
     raise first
 

@@ -14,8 +14,9 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
+from coordinator.capture.lowering import is_random
 from coordinator.capture.symbols import Bounds, Sizes
-from coordinator.capture.tracing import Traced, is_random
+from coordinator.capture.tracing import Traced
 from coordinator.errors import (
     DataDependentSize,
     MutatedInput,

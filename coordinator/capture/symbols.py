@@ -25,7 +25,7 @@ __all__ = ["Bounds", "DynamicDim", "Guard", "Sizes"]
 
 _HINT = (
     "a loop over a size, a comparison with ==, and int(), float(), range() and math.* of a size fix it; "
-    "use torch's functions of the whole tensor"
+    "a size works in arithmetic as it is, and torch has functions for the whole tensor"
 )
 
 _LARGEST = 1 << 31

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import functools
 import logging
 import sys
 import threading
@@ -27,35 +26,27 @@ import torch._export.non_strict_utils as non_strict
 import torch.export._trace as export_trace
 import torch.fx.experimental._config as shapes_config
 from torch._guards import SLoc
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
-from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
+from coordinator.capture.failures import explained_failure
 from coordinator.capture.inline import while_inlining
+from coordinator.capture.lowering import is_random, lowered
 from coordinator.capture.python_numbers import Numbers
 from coordinator.capture.symbols import DynamicDim, Guard
 from coordinator.capture.watch import TraceWatch
-from coordinator.errors import (
-    DataDependentSize,
-    MutatedState,
-    NumpyInPlan,
-    OutputNotSupported,
-    PlanBuildError,
-    SourceLine,
-)
+from coordinator.errors import OutputNotSupported, SourceLine
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.format import Tree
-from edge_agent.plan.registry import registered
 from edge_agent.plan.trees import leaf_paths, spec_of
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
-__all__ = ["Target", "Traced", "is_random", "results_of", "torch_as_traced", "trace"]
+__all__ = ["Target", "Traced", "results_of", "torch_as_traced", "trace"]
 
 
 @dataclass(frozen=True)
@@ -113,13 +104,13 @@ def trace(target: Target, arguments: Arguments) -> Traced:
                 strict=False,
             )
             random_ops = {
-                places.of_stack_trace(node.meta.get("stack_trace")): _name(node.target)
+                places.of_stack_trace(node.meta.get("stack_trace")): str(node.target)
                 for node in program.graph.nodes
                 if is_random(node)
             }
-            program = _lowered(program)
-        except Exception as error:  # noqa: BLE001 -- every way to fail is told apart in _explained
-            explained = _explained(error, program)
+            program = lowered(program)
+        except Exception as error:  # noqa: BLE001 -- every way to fail is told apart by explained_failure
+            explained = explained_failure(error, program)
             # of the traceback only the user's part is kept: torch's hundred frames hide it
             raise explained.with_traceback(places.user_traceback(error)) from explained.__cause__
     env = envs[0]
@@ -297,6 +288,8 @@ def _patched() -> Iterator[list[Any]]:
         warnings.filterwarnings(
             "error", message=r"The tensor attributes? .* assigned during export", category=UserWarning
         )
+        # a gradient's intermediate values, which would become constants of the example
+        warnings.filterwarnings("error", message=r"A model attribute .* requires gradient", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"The tensor attributes? \S*_flat_weights", category=UserWarning)
         log.setLevel(logging.ERROR)  # it warns of what becomes an error of ours, or a condition
         try:
@@ -333,105 +326,3 @@ def _dynamic_dims(env: Any, arguments: Arguments) -> tuple[DynamicDim, ...]:
         for k, leaf in enumerate(arguments.leaves)
         for dim, name in leaf.dynamic.items()
     )
-
-
-@functools.cache
-def _decompositions() -> Mapping[Any, Any]:
-    known = frozenset(registered())
-    table: Any = torch.export.default_decompositions()
-    return {op: decomposition for op, decomposition in table.items() if _name(op) not in known}
-
-
-@functools.cache
-def _further_decompositions() -> Mapping[Any, Any]:
-    from torch._decomp import decomposition_table
-
-    known = frozenset(registered())
-    return {op: decomposition for op, decomposition in decomposition_table.items() if _name(op) not in known}
-
-
-def _name(op: Any) -> str:
-    return str(op)
-
-
-def _lowered(program: ExportedProgram) -> ExportedProgram:
-    """Without in-place ops, and in ops of the registry, as far as torch has decompositions."""
-    lowered: ExportedProgram = program.run_decompositions(dict(_decompositions()))
-    known = frozenset(registered())
-    further = _further_decompositions()
-    unknown = {
-        node.target
-        for node in lowered.graph.nodes
-        if node.op == "call_function" and _name(node.target) not in known and node.target in further
-    }
-    if unknown:
-        lowered = lowered.run_decompositions({**_decompositions(), **{op: further[op] for op in unknown}})
-    return lowered
-
-
-_DROPOUT_ARGUMENT: Mapping[Any, tuple[int, str]] = {
-    torch.ops.aten.scaled_dot_product_attention.default: (4, "dropout_p")
-}
-"""Ops that are random only if this argument is not 0."""
-
-
-def is_random(node: Node) -> bool:
-    """Whether an op draws random numbers."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    place = _DROPOUT_ARGUMENT.get(node.target)
-    if place is None:
-        return True
-    position, key = place
-    return bool(node.args[position] if len(node.args) > position else node.kwargs.get(key, 0.0))
-
-
-# ------------------------------------------------------------------------------------------------- when it fails
-
-
-def _explained(error: Exception, program: ExportedProgram | None) -> Exception:
-    """The error to raise for what came out of torch.export: ours, or the user's own with a note."""
-    if isinstance(error, PlanBuildError):
-        return error
-    where, through_numpy = places.of_exception(error)
-    if through_numpy or ".numpy() is not supported" in str(error):
-        return NumpyInPlan("numpy", where=where)
-    if isinstance(error, UserWarning) and "assigned during export" in str(error):
-        return MutatedState(
-            str(error)
-            .split(" w", 1)[0]
-            .removeprefix("The tensor attributes ")
-            .removeprefix("The tensor attribute ")
-            .removeprefix("self.user.")
-        )
-    if isinstance(error, DataDependentOutputException):
-        return NumpyInPlan(str(error), where=where)
-    if isinstance(error, DynamicOutputShapeException):
-        return DataDependentSize(str(error), where=where)
-    if isinstance(error, GuardOnDataDependentSymNode):
-        return DataDependentSize(where=where)
-    if program is not None and "is mutated in the forward method" in str(error):
-        return MutatedState("a tensor from outside the function", where=_first_write_to_constant(program))
-    if where is not None:
-        error.add_note(f"while a plan was built, at {where}")
-        return error
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    failure = PlanBuildError(f"torch.export can't capture this function: {first}")
-    failure.__cause__ = error
-    return failure
-
-
-def _first_write_to_constant(program: ExportedProgram) -> SourceLine | None:
-    constants = {
-        spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.CONSTANT_TENSOR
-    }
-    for node in program.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        written = node.args[0]
-        while isinstance(written, Node) and written.op == "call_function":
-            written = written.args[0]  # through the views of it
-        if isinstance(written, Node) and written.name in constants:
-            return places.of_stack_trace(node.meta.get("stack_trace"))
-    return None

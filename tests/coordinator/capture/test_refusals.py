@@ -16,6 +16,7 @@ from torch import nn
 from coordinator.build_errors import (
     DataDependentBranch,
     DataDependentSize,
+    GradientsNotSupported,
     MutatedInput,
     MutatedState,
     NumpyInPlan,
@@ -313,7 +314,71 @@ def test_an_op_that_no_registry_has() -> None:
     error = refused(OpNotSupported, _outside_the_registry, torch.randn(3, 3), line="torch.fft.rfft")
     assert isinstance(error, UnknownOp)
     assert error.op == "aten._fft_r2c.default"
-    assert str(error).startswith(f"{error.op} is not an op that plans can carry")
+    assert str(error).startswith(f"{error.op} is not an op that plans can carry yet")
+
+
+def _histogram(x: torch.Tensor) -> torch.Tensor:
+    return torch.histogram(x, 4).hist
+
+
+def _cond(x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = torch.cond(x.sum() > 0, lambda a: a * 2, lambda a: a + 1, (x,))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "op"),
+    [(_histogram, "torch.histogram", "aten.histogram.bin_ct"), (_cond, "torch.cond", "torch.cond")],
+)
+def test_ops_that_torch_can_not_trace_either(function: object, line: str, op: str) -> None:
+    """They are named in the same way."""
+    assert refused(OpNotSupported, function, torch.randn(3), line=line).op == op  # type: ignore[arg-type]
+
+
+def _backward(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone().requires_grad_()
+    (x**2).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    return x.grad
+
+
+def _grad(x: torch.Tensor) -> torch.Tensor:
+    gradient: torch.Tensor = torch.func.grad(lambda a: (a**2).sum())(x)
+    return gradient
+
+
+@pytest.mark.filterwarnings("default")
+def test_gradients_come_later() -> None:
+    """A function that computes gradients is told so."""
+    error = refused(GradientsNotSupported, _backward, torch.randn(3), line=".backward()")
+    assert str(error).startswith("this function computes gradients, which plans can't do yet")
+    with pytest.raises(GradientsNotSupported):
+        built(_grad, torch.randn(3))
+
+
+def test_memory_that_is_not_initialised() -> None:
+    """What is made empty and then filled is right; the plan has zeros in between."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        result = torch.empty_like(x)
+        result.copy_(x * 2)
+        rows = torch.empty(3, dtype=torch.float64)
+        rows[:] = 7
+        return result + rows
+
+    assert_same(built(function, torch.randn(3)), function, torch.randn(3))
+
+
+def test_what_compares_values_needs_them() -> None:
+    """`torch.equal` gives Python a bool: refused with the line."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if torch.equal(x, y):
+            return x
+        return y
+
+    error = refused(NumpyInPlan, function, torch.randn(3), torch.randn(3), line="torch.equal(x, y)")
+    assert str(error).startswith("torch.equal needs a tensor's values")
 
 
 def test_an_exception_of_the_users_code_stays_what_it_is() -> None:
