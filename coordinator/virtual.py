@@ -62,6 +62,11 @@ class VirtualWorker(Device):
         """What it owns and keeps: `Store.put` adds to it, as a device's own programs do."""
         return self._store
 
+    @property
+    def registered(self) -> bool:
+        """Whether the broker knows it just now."""
+        return self._agent is not None and self._agent.registered
+
     def _keep(self, tensor: torch.Tensor) -> str:
         return self._store.put(tensor, tags=tags_of(tensor), description=description_of(tensor))
 

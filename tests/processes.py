@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +29,11 @@ class Program(LocalProcess):
     """A process; ``endpoint`` is where a broker listens."""
 
     endpoint: str = ""
+
+    def kill(self) -> None:
+        """End it by force, as a power cut would, and wait until it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.stop()
 
 
 def start_broker(data: Path | None = None, *arguments: str) -> Program:

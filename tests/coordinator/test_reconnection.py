@@ -1,0 +1,193 @@
+"""What a session does when its broker goes away, comes back empty, or is replaced: over TCP, with a broker that is
+stopped and started.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from broker.config import BrokerConfig
+from broker.server import BrokerServer
+from coordinator import Plan, VirtualWorker, connect, func2plan
+from coordinator.core_tables import Link
+from coordinator.driver import SessionDriver
+from coordinator.fleet import Fleet
+from tests.processes import start_agent, start_broker
+
+WITHIN = 60.0
+
+
+@func2plan(args_shape=[(-1,)])
+def double(x: torch.Tensor) -> torch.Tensor:
+    """A plan to run."""
+    return x + x
+
+
+@func2plan(args_shape=[(400, 400)])
+def slow(x: torch.Tensor) -> torch.Tensor:
+    """A plan that takes a while."""
+    for _ in range(20):
+        x = torch.tanh(x @ x)
+    return x
+
+
+class Wide(Plan):
+    """A plan with a tensor too large for a message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(300, 300)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One layer."""
+        out: torch.Tensor = self.layer(x)
+        return out
+
+
+class Restarting:
+    """A broker on a fixed port that forgets everything when it is started again."""
+
+    def __init__(self) -> None:
+        self.server = BrokerServer("tcp://127.0.0.1:*")
+        self.server.start()
+        assert self.server.wait_until_listening(WITHIN)
+        self.endpoints = self.server.endpoints
+
+    def stop(self) -> None:
+        """Gone, with its ledger."""
+        self.server.stop()
+
+    def start(self, *, first: VirtualWorker | None = None) -> None:
+        """A new one in its place. Sessions are told that it is full until the device ``first`` is back.
+
+        A command for a device that a new ledger has not met yet would fail.
+        """
+        config = BrokerConfig(sessions=0 if first else 100)
+        self.server = BrokerServer(self.endpoints.listen, self.endpoints.logs, self.endpoints.blobs, config=config)
+        self.server.start()
+        if first:
+            wait_until(lambda: first.registered)
+            object.__setattr__(config, "sessions", 100)  # frozen for all but this test
+
+
+@pytest.fixture
+def restarting() -> Iterator[Restarting]:
+    """A broker that can be stopped and started."""
+    made = Restarting()
+    yield made
+    made.stop()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for what has no event that a test could wait for."""
+    deadline = time.monotonic() + WITHIN
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def reach(driver: SessionDriver, link: Link) -> None:
+    """Wait until the session's link is in that state."""
+    wait_until(lambda: driver.core.link is link)
+
+
+def test_a_broker_that_comes_back_empty(restarting: Restarting) -> None:
+    """What was sent before, while and after it was away ends with its value; plans and large tensors are uploaded
+    again.
+    """
+    with connect(restarting.endpoints.listen, insecure=True) as fleet:
+        device = VirtualWorker(fleet, "d1")
+        run = double.send(device)
+        wide = Wide()
+        wide.build(torch.ones(1, 300))
+        run_wide = wide.send(device)
+        assert torch.equal(run(torch.ones(2)).get(WITHIN), torch.full((2,), 2.0))
+        long = slow.send(device)
+        before = [long(torch.eye(400))]
+        for _ in range(5):
+            before.append(long(before[-1]))
+        wait_until(lambda: fleet.driver.core.unaccepted == 0)
+        restarting.stop()
+        reach(fleet.driver, Link.DOWN)
+        assert not before[-1].ready
+        while_away = run(torch.ones(3))
+        large_while_away = run(torch.ones(100_000))
+        wide_while_away = run_wide(torch.ones(1, 300))
+        restarting.start(first=device)
+        values = fleet.get([before[-1], while_away, large_while_away, wide_while_away], timeout=WITHIN)
+        assert values[0].shape == (400, 400)
+        assert torch.equal(values[1], torch.full((3,), 2.0))
+        assert torch.equal(values[2], torch.full((100_000,), 2.0))
+        assert torch.allclose(values[3], wide(torch.ones(1, 300)).detach(), atol=1e-5)
+        assert torch.equal(run(torch.ones(2)).get(WITHIN), torch.full((2,), 2.0))
+
+
+def test_questions_wait_for_the_broker_to_come_back(restarting: Restarting) -> None:
+    """A search that is asked while the broker is away is answered when it is there again."""
+    with connect(restarting.endpoints.listen, insecure=True) as fleet:
+        restarting.stop()
+        reach(fleet.driver, Link.DOWN)
+        restarting.start()
+        assert fleet.search("anything") == {}
+
+
+def test_an_agent_process_that_is_killed(tmp_path: Path) -> None:
+    """Commands for a killed agent wait for it, and end when it has been started again; its tensors are still there."""
+    with start_broker() as broker, connect(broker.endpoint, insecure=True) as fleet:
+        agent = start_agent("d1", tmp_path / "d1", broker)
+        device = fleet.device("d1")
+        kept = device.send(torch.arange(100_000), tags=["kept"])
+        assert kept.wait(WITHIN)
+        run = double.send(device)
+        assert run(torch.ones(1)).wait(WITHIN)
+        agent.kill()
+        waiting = run(torch.tensor([21.0]))
+        with start_agent("d1", tmp_path / "d1", broker):
+            assert torch.equal(waiting.get(WITHIN), torch.tensor([42.0]))
+            assert torch.equal(device.search("kept")[0].get(WITHIN), torch.arange(100_000))
+
+
+def test_a_hundred_megabytes(tmp_path: Path) -> None:
+    """A large tensor goes to a device process and comes back equal, while small commands pass it by."""
+    with (
+        start_broker() as broker,
+        start_agent("d1", tmp_path / "d1", broker),
+        connect(broker.endpoint, insecure=True) as fleet,
+    ):
+        device = fleet.device("d1")
+        run = double.send(device)
+        assert run(torch.ones(1)).wait(WITHIN)
+        tensor = torch.arange(25_000_000, dtype=torch.float32)
+        large = device.send(tensor)
+        assert torch.equal(run(torch.ones(2)).get(WITHIN), torch.full((2,), 2.0))
+        assert not large.ready
+        assert torch.equal(large.get(WITHIN), tensor)
+
+
+def test_a_fleet_is_usable_from_many_threads(restarting: Restarting) -> None:
+    """Questions, sends and values from several threads at once."""
+
+    def work(fleet: Fleet, k: int, done: list[int]) -> None:
+        device = fleet.device("d1")
+        for n in range(20):
+            value = float(100 * k + n)
+            assert device.send(torch.tensor([value])).get(WITHIN).item() == value
+            assert [each.id for each in fleet.devices()] == ["d1"]
+        done.append(k)
+
+    with connect(restarting.endpoints.listen, insecure=True) as fleet:
+        VirtualWorker(fleet, "d1")
+        done: list[int] = []
+        threads = [threading.Thread(target=work, args=(fleet, k, done)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WITHIN)
+        assert sorted(done) == [0, 1, 2, 3]
