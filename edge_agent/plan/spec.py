@@ -105,19 +105,21 @@ class OpSpec:
 _SCHEMA = re.compile(r"(\w+)(?:\.(\w+))?\((.*)\) -> (.*)")
 _ALIAS = re.compile(r"\([a-z](?: -> \*)?\)")
 _PARAMETER = re.compile(r"(\w+)(?:\[(\d+)\])?(\S*) (\w+)(?:=(.*))?")
+# torch's list, should_allow_numbers_as_tensors in torch/csrc/utils/python_arg_parser.cpp
+_NUMBERS_AS_TENSORS = frozenset({"add", "div", "floor_divide", "mul", "sub", "true_divide"})
 _SCALAR_TYPES = {"4": "int64"}  # how a schema writes a default dtype: by its number in c10/core/ScalarType.h
 
 
-def define(family: str, rule: Rule, schemas: str, *, numbers: bool = False, views: bool | None = None) -> list[OpSpec]:
+def define(family: str, rule: Rule, schemas: str, *, views: bool | None = None) -> list[OpSpec]:
     """The specs of ops that share a rule, from their schemas, each on a line of its own (and, indented, the next).
 
     ``views`` overrides what the schema says of aliasing: some composite ops return their input without saying so.
     """
     joined = re.sub(r"\n +", " ", textwrap.dedent(schemas).strip())  # what is indented goes on from the line before
-    return [_parse(schema, family, rule, numbers, views) for schema in joined.splitlines()]
+    return [_parse(schema, family, rule, views) for schema in joined.splitlines()]
 
 
-def _parse(schema: str, family: str, rule: Rule, numbers: bool, views: bool | None) -> OpSpec:
+def _parse(schema: str, family: str, rule: Rule, views: bool | None) -> OpSpec:
     found = _SCHEMA.fullmatch(schema)
     if found is None:
         raise ValueError(f"expected a schema, got {schema!r}")
@@ -139,7 +141,7 @@ def _parse(schema: str, family: str, rule: Rule, numbers: bool, views: bool | No
         outputs=None if plain == "Tensor[]" else plain.count("Tensor"),
         rule=rule,
         views=bool(_ALIAS.search(returns)) if views is None else views,
-        numbers=numbers,
+        numbers=name in _NUMBERS_AS_TENSORS,
         family=family,
     )
 

@@ -168,7 +168,6 @@ OPS = [
         pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor
         pow.Scalar(Scalar self, Tensor exponent) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -179,7 +178,6 @@ OPS = [
         rsub.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor
         rsub.Scalar(Tensor self, Scalar other, Scalar alpha=1) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -189,7 +187,6 @@ OPS = [
         div.Scalar(Tensor self, Scalar other) -> Tensor
         true_divide.Tensor(Tensor self, Tensor other) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -198,7 +195,6 @@ OPS = [
         div.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor
         div.Scalar_mode(Tensor self, Scalar other, *, str? rounding_mode) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -216,7 +212,6 @@ OPS = [
         fmax(Tensor self, Tensor other) -> Tensor
         fmin(Tensor self, Tensor other) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -231,7 +226,6 @@ OPS = [
         special_xlogy.other_scalar(Tensor self, Scalar other) -> Tensor
         special_zeta(Tensor self, Tensor other) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -254,7 +248,6 @@ OPS = [
         bitwise_xor.Tensor(Tensor self, Tensor other) -> Tensor
         bitwise_xor.Scalar(Tensor self, Scalar other) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,

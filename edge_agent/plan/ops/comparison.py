@@ -57,7 +57,6 @@ OPS = [
         ne.Tensor(Tensor self, Tensor other) -> Tensor
         ne.Scalar(Tensor self, Scalar other) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -72,7 +71,6 @@ OPS = [
         ge.Tensor(Tensor self, Tensor other) -> Tensor
         ge.Scalar(Tensor self, Scalar other) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,
@@ -82,7 +80,6 @@ OPS = [
         logical_or(Tensor self, Tensor other) -> Tensor
         logical_xor(Tensor self, Tensor other) -> Tensor
         """,
-        numbers=True,
     ),
     *define(
         FAMILY,

@@ -68,7 +68,10 @@ def _convolved(
         for place, size in enumerate(area):
             span = sizes.mul(dilations[place], sizes.sub(weight.shape[2 + place], 1))
             grown = sizes.mul(sizes.sub(size, 1), strides[place])
-            out.append(sizes.add(grown, sizes.mul(-2, paddings[place]), span, extra[place], 1))
+            made_size = sizes.add(grown, sizes.mul(-2, paddings[place]), span, extra[place], 1)
+            if type(made_size) is int and made_size < 1:
+                raise misfit("a result with at least one element in each dim", str(made_size))
+            out.append(made_size)
     else:
         expect_equal(scope, channels, sizes.mul(weight.shape[1], by), "the input's channels and the weight's")
         made = weight.shape[0]

@@ -218,17 +218,6 @@ def _pixels_shuffled(scope: Scope, self: TensorType, factor: Any) -> TensorType:
     return tensor(self.dtype, [*front, sizes.floordiv(channels, by * by), sizes.mul(height, by), sizes.mul(width, by)])
 
 
-def _pixels_unshuffled(scope: Scope, self: TensorType, factor: Any) -> TensorType:
-    by = _factor(self, factor)
-    *front, channels, height, width = self.shape
-    if any(type(size) is int and size % by for size in (height, width)):
-        raise misfit(f"a height and a width that are multiples of {by}", f"{height} and {width}")
-    sizes = scope.sizes
-    return tensor(
-        self.dtype, [*front, sizes.mul(channels, by * by), sizes.floordiv(height, by), sizes.floordiv(width, by)]
-    )
-
-
 def _factor(operand: TensorType, factor: Any) -> int:
     if len(operand.shape) < 3:
         raise misfit("a tensor with at least 3 dims", describe(operand))
@@ -309,6 +298,5 @@ OPS = [
         """,
     ),
     *define(FAMILY, _pixels_shuffled, "pixel_shuffle(Tensor self, int upscale_factor) -> Tensor", views=True),
-    *define(FAMILY, _pixels_unshuffled, "pixel_unshuffle(Tensor self, int downscale_factor) -> Tensor", views=True),
     *define(FAMILY, _channels_shuffled, "channel_shuffle(Tensor self, int groups) -> Tensor", views=True),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge_agent.plan.dtypes import FLOATING, promote
+from edge_agent.plan.dtypes import FLOATING, promote, real_of
 from edge_agent.plan.format import Dim, TensorType
 from edge_agent.plan.shapes import (
     broadcast,
@@ -40,7 +40,10 @@ def _elementwise(scope: Scope, self: TensorType, target: TensorType, reduction: 
 
 
 def _absolute(scope: Scope, self: TensorType, target: TensorType, reduction: Any) -> TensorType:
-    return _reduced(result_type((self, target)), broadcast(scope, self, target), reduction)
+    dtype = result_type((self, target))
+    if dtype == "bool":
+        raise misfit("numbers", dtype)
+    return _reduced(real_of(dtype), broadcast(scope, self, target), reduction)
 
 
 def _divergence(scope: Scope, self: TensorType, target: TensorType, reduction: Any, *_: Any) -> TensorType:

@@ -207,6 +207,8 @@ def _qr(scope: Scope, operand: TensorType, mode: str) -> list[TensorType]:
 def _svd(scope: Scope, operand: TensorType, full: bool, *rest: Any) -> list[TensorType]:
     front, rows, columns = _rectangular(operand)
     compute_uv = rest[0] if len(rest) == 2 else True
+    if rest[-1] is not None:
+        raise misfit("no driver, as on the CPU", repr(rest[-1]))
     inner = scope.sizes.min(rows, columns)
     values = tensor(real_of(operand.dtype), [*front, inner])
     if not compute_uv:

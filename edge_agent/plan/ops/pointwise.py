@@ -33,6 +33,13 @@ def _floats_alike(_: Scope, self: TensorType, *__: Any) -> TensorType:
     return same(self)
 
 
+def _gelu(_: Scope, self: TensorType, approximate: str) -> TensorType:
+    if approximate not in ("none", "tanh"):
+        raise misfit("an approximate of 'none' or 'tanh'", repr(approximate))
+    expect_dtype(self, FLOATING, "a tensor")
+    return same(self)
+
+
 def _inexact_alike(_: Scope, self: TensorType, *__: Any) -> TensorType:
     expect_dtype(self, FLOATING | COMPLEX, "a tensor")
     return same(self)
@@ -191,7 +198,6 @@ OPS = [
         celu(Tensor self, Scalar alpha=1.) -> Tensor
         elu(Tensor self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1) -> Tensor
         frac(Tensor self) -> Tensor
-        gelu(Tensor self, *, str approximate="none") -> Tensor
         hardshrink(Tensor self, Scalar lambd=0.5) -> Tensor
         hardsigmoid(Tensor self) -> Tensor
         hardswish(Tensor self) -> Tensor
@@ -203,6 +209,7 @@ OPS = [
         softshrink(Tensor self, Scalar lambd=0.5) -> Tensor
         """,
     ),
+    *define(FAMILY, _gelu, 'gelu(Tensor self, *, str approximate="none") -> Tensor'),
     *define(FAMILY, _inexact_alike, "silu(Tensor self) -> Tensor"),
     *define(FAMILY, _bits_alike, "bitwise_not(Tensor self) -> Tensor"),
     *define(FAMILY, _alike, "conj_physical(Tensor self) -> Tensor", views=True),

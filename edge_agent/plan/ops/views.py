@@ -31,6 +31,16 @@ def _alike(_: Scope, self: TensorType, *__: Any) -> TensorType:
     return self
 
 
+def _complex_alike(_: Scope, self: TensorType) -> TensorType:
+    expect_dtype(self, COMPLEX, "a tensor")
+    return self
+
+
+def _inexact_alike(_: Scope, self: TensorType) -> TensorType:
+    expect_dtype(self, FLOATING | COMPLEX, "a tensor")
+    return self
+
+
 def _inferred(scope: Scope, old: Sequence[Dim], new: Sequence[Any], what: str) -> list[Dim]:
     """``new`` with its -1 worked out from the number of elements in ``old``. Raises `PlanTypeError` if it certainly
     does not fit.
@@ -391,8 +401,6 @@ OPS = [
         FAMILY,
         _alike,
         """
-        _conj(Tensor(a) self) -> Tensor(a)
-        _neg_view(Tensor(a) self) -> Tensor(a)
         alias(Tensor(a) self) -> Tensor(a)
         conj(Tensor(a) self) -> Tensor(a)
         detach(Tensor(a) self) -> Tensor(a)
@@ -401,6 +409,8 @@ OPS = [
         resolve_neg(Tensor(a) self) -> Tensor(a)
         """,
     ),
+    *define(FAMILY, _complex_alike, "_conj(Tensor(a) self) -> Tensor(a)"),
+    *define(FAMILY, _inexact_alike, "_neg_view(Tensor(a) self) -> Tensor(a)"),
     *define(
         FAMILY,
         _viewed,

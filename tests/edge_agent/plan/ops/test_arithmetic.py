@@ -133,6 +133,7 @@ def test_arguments_beside_the_operands_are_bound(case: Any) -> None:
     [
         (call("add.Tensor", f32(2), f32(3)), "expected dims that broadcast, got 2 and 3"),
         (call("add.Tensor", T("uint16", (2,)), T("int32", (2,))), "expected dtypes that promote to a common one"),
+        (call("maximum", f32(2), 2), "expected a tensor for other, got 2"),
         (call("add.Tensor", f32(2), "two"), "expected a number for other, got 'two'"),
         (call("sub.Tensor", boolean(2), boolean(2)), "expected numbers to subtract, got bools"),
         (

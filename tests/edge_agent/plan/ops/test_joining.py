@@ -69,7 +69,6 @@ CASES = [
     call("reflection_pad3d", f32(2, 3, 4, 5), [1, 2, 1, 0, 1, 1]),
     call("replication_pad3d", f32(2, 3, 4, 5), [1, 2, 1, 0, 1, 1]),
     call("pixel_shuffle", f32(2, 8, 3, 5), 2),
-    call("pixel_unshuffle", f32(2, 3, 4, 6), 2),
     call("channel_shuffle", f32(2, 6, 3), 3),
 ]
 

@@ -153,6 +153,7 @@ def test_every_dtype_is_as_in_torch(name: str) -> None:
         (call("linalg_solve", f32(3, 3), f32(4)), "expected the sizes of A and B to be equal, got 4 and 3"),
         (call("_linalg_eigh", f32(3, 3), "X"), "expected an UPLO of 'L' or 'U', got 'X'"),
         (call("linalg_qr", f32(3, 3), "full"), "expected a mode of 'reduced', 'complete' or 'r', got 'full'"),
+        (call("linalg_svd", f32(3, 3), driver="gesvd"), "expected no driver, as on the CPU, got 'gesvd'"),
         (call("linalg_cross", f32(2, 4), f32(2, 4)), "expected a dim of size 3, got 4"),
         (call("cdist", f32(4, 3), f32(5, 2)), "expected the last sizes to be equal, got 3 and 2"),
         (call("cosine_similarity", i64(2, 2), i64(2, 2)), "expected floats, got int64"),

@@ -66,6 +66,7 @@ def test_arguments_beside_the_tensor_are_bound(case: Any) -> None:
         (call("glu", f32(3)), "expected an even size of dim 0, got 3"),
         (call("glu", f32()), "expected a tensor with dims, got one without"),
         (call("glu", f32(2), 1), "expected dim from -1 to 0, got 1"),
+        (call("gelu", f32(3), approximate="erf"), "expected an approximate of 'none' or 'tanh', got 'erf'"),
         (call("gelu", T("int64", (3,))), "expected a tensor of bfloat16, float16, float32, float64, got int64"),
     ],
     ids=str,

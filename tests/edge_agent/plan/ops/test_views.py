@@ -210,6 +210,8 @@ def test_viewing_as_another_dtype_is_as_in_torch(dtype: str) -> None:
         (call("unbind.int", f32(4)), "expected the size of the dim and the number of outputs to be equal, got 4 and 1"),
         (call("view_as_real", f32(4)), "expected a tensor of complex128, complex64, got float32"),
         (call("view_as_complex", f32(4)), "expected a last dim of 2, got float32[4]"),
+        (call("_conj", f32(4)), "expected a tensor of complex128, complex64, got float32"),
+        (call("_neg_view", i64(4)), "expected a tensor of bfloat16"),
         (call("imag", i64(4)), "expected a tensor of complex128, complex64, got int64"),
     ],
     ids=str,
