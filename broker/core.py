@@ -140,6 +140,10 @@ class BrokerCore:
         self.submissions.acknowledge = self._owe_session
         self._owed_sessions: dict[Session, None] = {}
         self._owed_devices: dict[Device, None] = {}
+        # In the ledger, and not acknowledged yet: with the last number that was.
+        self._unacknowledged_sessions: dict[Session, int] = {}
+        self._unacknowledged_devices: dict[Device, int] = {}
+        self._acknowledge_at: float | None = None
         self._tickets: deque[_Ticket] = deque()
         self._ticket = 0
         self._strangers: dict[bytes, None] = {}
@@ -421,17 +425,40 @@ class BrokerCore:
             for session, incarnation, taken in ticket.sessions:
                 if session.incarnation != incarnation or taken <= session.accepted:
                     continue  # a newer incarnation has taken over
+                before = self._unacknowledged_sessions.setdefault(session, session.accepted)
                 session.accepted = taken
-                if session.peer is not None:
-                    context.send(session.peer, Accepted(n=taken))
-                    if context.level <= DEBUG:
-                        context.log(DEBUG, "commands_accepted", session=incarnation.hex(), n=taken)
+                if taken - before >= self.config.acknowledge_every:
+                    self._acknowledge_session(session)
             for device, registrations, taken in ticket.devices:
                 if device.registrations != registrations or taken <= device.recorded:
                     continue  # its announcements are numbered anew
+                before = self._unacknowledged_devices.setdefault(device, device.recorded)
                 device.recorded = taken
-                if device.peer is not None:
-                    context.send(device.peer, Recorded(n=taken))
+                if taken - before >= self.config.acknowledge_every:
+                    self._acknowledge_device(device)
+        if self._acknowledge_at is None and (self._unacknowledged_sessions or self._unacknowledged_devices):
+            self._acknowledge_at = context.now + self.config.acknowledge_within
+            context.at(self._acknowledge_at, self._acknowledge)
+
+    def _acknowledge(self, _now: float) -> None:
+        self._acknowledge_at = None
+        for session in list(self._unacknowledged_sessions):
+            self._acknowledge_session(session)
+        for device in list(self._unacknowledged_devices):
+            self._acknowledge_device(device)
+
+    def _acknowledge_session(self, session: Session) -> None:
+        del self._unacknowledged_sessions[session]
+        if session.peer is not None:
+            self._context.send(session.peer, Accepted(n=session.accepted))
+            if self._context.level <= DEBUG:
+                incarnation = session.incarnation.hex()
+                self._context.log(DEBUG, "commands_accepted", session=incarnation, n=session.accepted)
+
+    def _acknowledge_device(self, device: Device) -> None:
+        del self._unacknowledged_devices[device]
+        if device.peer is not None:
+            self._context.send(device.peer, Recorded(n=device.recorded))
 
     # ------------------------------------------------------------------------------------------ time and peers
 
@@ -521,6 +548,7 @@ class BrokerCore:
                 device = self.devices.by_name.get(step.device)
                 if device is not None:
                     device.mailbox.take_up(step.command, step.digest, step.seq)
+        self.results.releases.resume()
         if snapshot.epoch > 1:
             self._context.log(INFO, "ledger_taken_up", epoch=snapshot.epoch, unended=self.results.unended)
 

@@ -31,7 +31,7 @@ import zmq
 
 from broker.blob_effects import BlobArrived, BlobCounts, BlobEvent, BlobPeerRefused
 from broker.blob_server import BlobServer
-from broker.config import BrokerConfig
+from broker.config import ACKNOWLEDGE_EVERY, BrokerConfig
 from broker.core import BrokerCore
 from broker.effects import (
     BlobMoved,
@@ -58,8 +58,9 @@ from broker.ledger.memory import MemoryLedger
 from broker.logs import LEVELS, WARNING, Record, StreamSink, emit, get_logger
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
-from broker.protocol.framing import decode, encode
+from broker.protocol.framing import decode, encode, size_of
 from broker.protocol.messages import AskStats, Blobs, Frame
+from broker.sockets import receive, send
 from broker.subscriptions import Topics
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
@@ -128,7 +129,7 @@ class BrokerServer:
     ) -> None:
         beside = neighbours(listen)
         self.endpoints = Endpoints(listen=listen, logs=logs or beside[0], blobs=blobs or beside[1])
-        self.config = config or BrokerConfig()
+        self.config = config or BrokerConfig(acknowledge_every=ACKNOWLEDGE_EVERY)
         self._own_context = context is None
         self._context: zmq.Context[_Socket] = zmq.Context() if context is None else context
         self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
@@ -312,7 +313,7 @@ class BrokerServer:
         router, monotonic = self._router, time.monotonic
         for _ in range(MESSAGES_A_BATCH):
             try:
-                parts = router.recv_multipart(zmq.NOBLOCK)
+                parts = receive(router)
             except zmq.Again:
                 return
             peer = parts[0]
@@ -340,13 +341,13 @@ class BrokerServer:
     def _run(self, instructions: list[object]) -> None:
         for instruction in instructions:
             if type(instruction) is Send:
-                self._send(instruction.peer, [instruction.peer, encode(instruction.message), *instruction.frames])
+                self._send(instruction.peer, (encode(instruction.message), *instruction.frames))
             else:
                 self._execute[type(instruction)](instruction)
 
-    def _send(self, peer: bytes, parts: list[Frame]) -> None:
+    def _send(self, peer: bytes, parts: tuple[Frame, ...]) -> None:
         try:
-            self._router.send_multipart(parts, zmq.NOBLOCK)
+            send(self._router, peer, parts)
         except zmq.Again:
             self._follow_up.append(PeerBusy(peer=peer))
         except zmq.ZMQError as error:
@@ -354,7 +355,7 @@ class BrokerServer:
                 raise
             self._follow_up.append(PeerUnreachable(peer=peer))
         else:
-            self._core.sent(peer, sum(map(len, parts)) - len(peer))
+            self._core.sent(peer, size_of(parts))
 
     # ------------------------------------------------------------------------------------------ ledger and blobs
 
@@ -369,19 +370,19 @@ class BrokerServer:
             self._log.error("blobs_not_stored", blobs=len(store.digests), reason=str(error))
             self._follow_up.extend(BlobUnavailable(digest=digest, reason=str(error)) for digest in store.digests)
 
-    def _send_blobs(self, send: SendBlobs) -> None:
+    def _send_blobs(self, blobs: SendBlobs) -> None:
         attached: list[bytes] = []
         frames: list[Frame] = []
-        none = list(send.none)
-        for digest in send.attached:
+        none = list(blobs.none)
+        for digest in blobs.attached:
             try:
                 frames.append(self._store.read(digest))
             except BlobMissing:
                 none.append(digest)
             else:
                 attached.append(digest)
-        message = Blobs(attached=attached, pull=send.pull, none=none)
-        self._send(send.peer, [send.peer, encode(message), *frames])
+        message = Blobs(attached=attached, pull=blobs.pull, none=none)
+        self._send(blobs.peer, (encode(message), *frames))
 
     def _drop_blobs(self, drop: DropBlobs) -> None:
         for digest in drop.digests:

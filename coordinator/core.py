@@ -72,7 +72,10 @@ from coordinator.core_requests import Requests, failure_of
 from coordinator.core_results import Result
 from coordinator.core_tables import Link, LinkInput, LinkMachine, ResultInput
 
-__all__ = ["SessionConfig", "SessionCore"]
+__all__ = ["SEEN_EVERY", "SessionConfig", "SessionCore"]
+
+SEEN_EVERY = 64
+"""`SessionConfig.seen_every` of a fleet: nobody waits for an acknowledgement, and each wakes a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,10 @@ class SessionConfig:
     """After how long without an answer a request is sent again."""
     silence: float = 4.0
     """After how many heartbeat intervals without a word the connection is taken for dead."""
+    seen_every: int = 1
+    """After how many notifications the broker is told that they were seen; the fleet sets `SEEN_EVERY` ..."""
+    seen_within: float = 0.02
+    """... and how long fewer of them may wait, so that one message acknowledges many."""
     max_unaccepted: int = 100_000
     """How many commands may wait for the broker before `SessionCore.full` says so."""
 
@@ -115,6 +122,7 @@ class SessionCore:
         self._ids = ResultIds(lambda _: incarnation)
         self._inbox = Inbox()
         self._seen = 0  # the last notification that we have acknowledged on this connection
+        self._seen_at = math.inf
         self._opened_once = False
         self._heartbeat = 0.0
         self._heartbeat_at = math.inf
@@ -224,7 +232,7 @@ class SessionCore:
         """When to call `handle` with a `Tick`, if nothing else happens before."""
         earliest = min(self._retry_at, self._silent_at)
         if self._link.state is Link.OPEN:
-            for due in (self._heartbeat_at, self._commands.next_due(), self._requests.next_due()):
+            for due in (self._heartbeat_at, self._seen_at, self._commands.next_due(), self._requests.next_due()):
                 if due is not None and due < earliest:
                     earliest = due
         return None if earliest == math.inf else earliest
@@ -287,6 +295,8 @@ class SessionCore:
         if now >= self._heartbeat_at and self._link.state is Link.OPEN:
             self._heartbeat_at = now + self._heartbeat
             out.append(Send(message=Heartbeat()))
+        if now >= self._seen_at and self._link.state is Link.OPEN:
+            self._see(out)
 
     def _introduce(self, now: float, out: list[object]) -> None:
         self._retry_at = now + self.config.open_patience
@@ -302,10 +312,17 @@ class SessionCore:
         self._commands.link_lost()
         self._requests.rewind()
 
-    def _on_batch_ended(self, _event: BatchEnded, _now: float, out: list[object]) -> None:
-        if self._inbox.taken != self._seen and self._link.state is Link.OPEN:
-            self._seen = self._inbox.taken
-            out.append(Send(message=Seen(n=self._seen)))
+    def _on_batch_ended(self, _event: BatchEnded, now: float, out: list[object]) -> None:
+        if self._inbox.taken == self._seen or self._link.state is not Link.OPEN:
+            return
+        if self._seen_at == math.inf:
+            self._seen_at = now + self.config.seen_within
+        if now >= self._seen_at or self._seen < 0 or self._inbox.taken - self._seen >= self.config.seen_every:
+            self._see(out)
+
+    def _see(self, out: list[object]) -> None:
+        self._seen, self._seen_at = self._inbox.taken, math.inf
+        out.append(Send(message=Seen(n=self._seen)))
 
     # --------------------------------------------------------------------------------------------- from the broker
 

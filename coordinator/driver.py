@@ -24,6 +24,7 @@ from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received,
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import decode, encode
 from broker.protocol.messages import Failure, Invoke, LogRecords, Message, Put, SessionOpened
+from broker.sockets import receive, send
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
     Answered,
@@ -342,7 +343,7 @@ class SessionDriver:
         now = time.monotonic()
         for _ in range(MESSAGES_A_ROUND):
             try:
-                header, *frames = dealer.recv_multipart(zmq.NOBLOCK)
+                header, *frames = receive(dealer)
             except zmq.Again:
                 break
             try:
@@ -369,11 +370,8 @@ class SessionDriver:
     def _send_all(self) -> None:
         outgoing, dealer = self._outgoing, self._dealer
         while outgoing and dealer is not None:
-            send = outgoing.popleft()
-            if send.frames:
-                dealer.send_multipart((encode(send.message), *send.frames), zmq.NOBLOCK)
-            else:
-                dealer.send(encode(send.message), zmq.NOBLOCK)
+            next_out = outgoing.popleft()
+            send(dealer, encode(next_out.message), next_out.frames)
         if self._records and self.core.link is Link.OPEN and dealer is not None:
             records = [self._records.popleft() for _ in range(min(len(self._records), LOG_RECORDS_A_MESSAGE))]
             dealer.send(encode(LogRecords(records=records)), zmq.NOBLOCK)

@@ -36,7 +36,7 @@ from broker.protocol.messages import (
     TagEntry,
 )
 from broker.settings import check_insecure
-from coordinator.core import SessionConfig
+from coordinator.core import SEEN_EVERY, SessionConfig
 from coordinator.core_events import Answered, SubmitCommand, Watch
 from coordinator.core_requests import failure_of
 from coordinator.core_results import Result
@@ -138,7 +138,7 @@ class Fleet:
         self, endpoint: str, *, context: Context, owned: Sequence[_Closable] = (), timeout: float = 10.0
     ) -> None:
         self.endpoint = endpoint
-        self.driver = SessionDriver(endpoint, config=SessionConfig(), context=context)
+        self.driver = SessionDriver(endpoint, config=SessionConfig(seen_every=SEEN_EVERY), context=context)
         self.blobs = Blobs(self.driver)
         self._owned: list[_Closable] = []
         self._streams: weakref.WeakSet[Subscription[Any]] = weakref.WeakSet()

@@ -35,6 +35,7 @@ from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received,
 from broker.protocol.errors import ConnectionRefused, ProtocolError, VersionRefused
 from broker.protocol.framing import MESSAGE_LIMIT, decode, encode, size_of
 from broker.protocol.ids import check_device_id
+from broker.sockets import receive, send
 from edge_agent import effects as e
 from edge_agent.agent_blobs import BlobDesk
 from edge_agent.agent_chores import Chores
@@ -58,8 +59,6 @@ _LOOK_SECONDS = 5.0
 
 # As plain ints: pyzmq's own are enums, and an operation on one takes a microsecond.
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
-_NOBLOCK = int(zmq.NOBLOCK)
-_NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 10_000
@@ -422,7 +421,7 @@ class Agent:
         for _ in range(_BATCH):
             if not int(dealer.get(_EVENTS)) & _POLLIN:
                 return  # cheaper than to be told so by an exception
-            header, *frames = dealer.recv_multipart(_NOBLOCK)
+            header, *frames = receive(dealer)
             try:
                 message = decode(header)
             except ProtocolError as error:
@@ -436,11 +435,8 @@ class Agent:
         dealer = self._dealer
         if dealer is None:
             return  # the streams send again what matters
-        frames = instruction.frames
         try:
-            dealer.send(encode(instruction.message), _NOBLOCK_MORE if frames else _NOBLOCK)
-            for left, frame in zip(range(len(frames) - 1, -1, -1), frames, strict=True):
-                dealer.send(frame, _NOBLOCK_MORE if left else _NOBLOCK)
+            send(dealer, encode(instruction.message), instruction.frames)
         except zmq.Again:
             self._log.debug("send_dropped", message=type(instruction.message).__name__)
 

@@ -1,0 +1,41 @@
+"""Frames in and out of a ZeroMQ socket, without waiting.
+
+What ``send_multipart`` and ``recv_multipart`` do, at less than half their cost: those compute flags and options with
+enums for every frame, and every message passes through here at each end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import zmq
+
+from broker.protocol.messages import Frame
+
+__all__ = ["receive", "send"]
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+def send(socket: zmq.Socket[bytes], first: Frame, rest: Sequence[Frame] = ()) -> None:
+    """Send a message of one or more frames. Raises `zmq.Again` when the socket would block, and other `zmq.ZMQError`.
+
+    Only the first frame can be refused: ZeroMQ takes a message whole once it has taken its beginning.
+    """
+    frame = first
+    for following in rest:
+        socket.send(frame, _NOBLOCK_MORE)
+        frame = following
+    socket.send(frame, _NOBLOCK)
+
+
+def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
+    """The next message. Raises `zmq.Again` when there is none."""
+    frame: Any = socket.recv(_NOBLOCK, copy=False)
+    frames: list[bytes] = [frame.bytes]
+    while frame.more:
+        frame = socket.recv(_NOBLOCK, copy=False)
+        frames.append(frame.bytes)
+    return frames
