@@ -135,7 +135,6 @@ class Mailbox:
         outbox, waiting = self._outbox, self._waiting
         while (
             waiting
-            and len(outbox) < config.window
             and len(self._held) < config.device_commands
             and (self._flying < config.window_bytes or not self._flying)
         ):

@@ -161,9 +161,9 @@ class Record:
         return self.status
 
     def failure_of(self, id: bytes) -> Failure | None:
-        """Why ``id`` has no value; None: it has one, or has not ended."""
+        """Why ``id`` has no value for anybody who asks now; None: it has one, or has not ended."""
         status = self.status_of(id)
-        if status is ResultStatus.RELEASED:
+        if status is ResultStatus.RELEASED or (self.wanted & self.bit(id) and self.unended):
             return Failure(code="ResultReleased", message=f"the result {id.hex()} was released")
         if status is ResultStatus.LOST:
             return Failure(

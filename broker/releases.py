@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from broker.context import Context
 from broker.devices import Device
-from broker.ledger.interface import DropRelease, MarkReleased, RecordRelease
+from broker.ledger.interface import DropRelease, MarkReleased, MarkReleasing, RecordRelease
 from broker.protocol.framing import command_digest
 from broker.protocol.messages import Invoke, Release, ResultStatus
 from broker.records import Record
@@ -153,6 +153,10 @@ class Releases:
                 record.passed |= record.bit(each)
                 records[record] = None
         self._act(records)
+        for record in records:
+            waiting = record.passed & ~record.released
+            if waiting and (record.unended or record.status is ResultStatus.DONE):
+                self._context.writes.append(MarkReleasing(id=record.id, outputs=waiting))
 
     def _act(self, records: Iterable[Record]) -> None:
         """Release what nothing waits for any more, with one errand a device."""
@@ -186,3 +190,7 @@ class Releases:
         """Take up a release that waits, after the commands that came before it."""
         if session is None or not self.release(session, write.ids, devices=(), seq=write.seq):
             self._context.writes.append(DropRelease(seq=write.seq))
+
+    def resume(self) -> None:
+        """Everything has been taken up: release what nothing needs any more."""
+        self._act({record: None for record in self._by_id.values() if record.passed & ~record.released})

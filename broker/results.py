@@ -306,7 +306,8 @@ class Results:
             deadline=context.from_wall_ms(command.deadline_ms),
         )
         record.deliveries = stored.deliveries
-        record.released = record.wanted = record.passed = stored.released
+        record.released = stored.released
+        record.wanted = record.passed = stored.released | stored.releasing
         if stored.terminal is None:
             # Its device may have ended it while there was no broker to tell.
             record.deadline = max(record.deadline, context.now + context.config.restart_grace)

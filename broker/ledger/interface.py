@@ -41,6 +41,7 @@ __all__ = [
     "MarkDelivered",
     "MarkLost",
     "MarkReleased",
+    "MarkReleasing",
     "MarkSeen",
     "RecordCommand",
     "RecordDevice",
@@ -102,6 +103,13 @@ class MarkSeen(_Write, frozen=True, kw_only=True):
     ids: list[bytes]
 
 
+class MarkReleasing(_Write, frozen=True, kw_only=True):
+    """The outputs of ``id`` in the bit mask ``outputs`` are to be released as soon as nothing needs them."""
+
+    id: bytes
+    outputs: int
+
+
 class MarkReleased(_Write, frozen=True, kw_only=True):
     """The outputs of ``id`` in the bit mask ``outputs`` are released; with ``whole``, all are."""
 
@@ -132,7 +140,7 @@ class RecordRelease(_Write, frozen=True, kw_only=True):
 
 
 class DropRelease(_Write, frozen=True, kw_only=True):
-    """All ids of that release have been acted on."""
+    """All commands before that release have ended: `MarkReleased` or `MarkReleasing` says what became of its ids."""
 
     seq: int
 
@@ -221,6 +229,7 @@ Write: TypeAlias = (
     | MarkDelivered
     | RecordTerminal
     | MarkSeen
+    | MarkReleasing
     | MarkReleased
     | MarkLost
     | DropResults
@@ -245,6 +254,7 @@ class StoredResult(Struct, kw_only=True):
     terminal: RecordTerminal | None = None
     deliveries: int = 0
     seen: bool = False
+    releasing: int = 0
     released: int = 0
     status: ResultStatus = ResultStatus.QUEUED
 

@@ -18,6 +18,7 @@ from broker.ledger.interface import (
     MarkDelivered,
     MarkLost,
     MarkReleased,
+    MarkReleasing,
     MarkSeen,
     RecordCommand,
     RecordDevice,
@@ -63,6 +64,7 @@ class MemoryLedger:
             MarkDelivered: self._mark_delivered,
             RecordTerminal: self._record_terminal,
             MarkSeen: self._mark_seen,
+            MarkReleasing: self._mark_releasing,
             MarkReleased: self._mark_released,
             MarkLost: self._mark_lost,
             DropResults: self._drop_results,
@@ -140,6 +142,11 @@ class MemoryLedger:
             stored = self._results.get(each)
             if stored is not None:
                 stored.seen = True
+
+    def _mark_releasing(self, write: MarkReleasing) -> None:
+        stored = self._results.get(write.id)
+        if stored is not None:
+            stored.releasing |= write.outputs
 
     def _mark_released(self, write: MarkReleased) -> None:
         stored = self._results.get(write.id)

@@ -24,8 +24,7 @@ from broker.effects import (
 )
 from broker.ledger.memory import MemoryLedger
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
-from broker.protocol.framing import command_digest, decode, encode, size_of
-from broker.protocol.ids import nth
+from broker.protocol.framing import decode, encode, size_of
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
@@ -35,7 +34,6 @@ from broker.protocol.messages import (
     AskStatus,
     Blobs,
     Command,
-    Counters,
     Deliver,
     Failure,
     Frame,
@@ -219,7 +217,9 @@ class Peer:
         self.connect()
 
     def connect(self, *, half_open: bool = False) -> None:
-        """A new connection. The broker finds out that the old one is gone when it sends something; ``half_open``: it doesn't."""
+        """A new connection. The broker finds out that the old one is gone when it sends something; ``half_open``:
+        it doesn't.
+        """
         if self.id and not half_open:
             self.bench.refused_peers.add(self.id)
         self.id = b"peer" + self.bench.random.randbytes(5)
@@ -322,6 +322,11 @@ class DevicePeer(Peer):
             self.tell(Taken(n=self.taken))
         return taken
 
+    def take_one(self) -> Deliver:
+        """Take the only command that has come."""
+        (deliver,) = self.take_all()
+        return deliver
+
     def ready(self, deliver: Deliver, *values: Frame, inline: bool = True, outputs: int = 1) -> None:
         """Announce the values of a command."""
         command = deliver.command
@@ -421,5 +426,3 @@ class SessionPeer(Peer):
     def accepted(self) -> int:
         """Up to which number the broker has accepted."""
         return max((accepted.n for accepted in self.all(Accepted)), default=0)
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,9 +49,7 @@ def cells() -> list[tuple[ResultStatus, Input, ResultStatus | None]]:
     found = []
     for row in rows:
         start, *ends = row.split()
-        found += [
-            (S(start), given, None if end == "." else S(end)) for given, end in zip(inputs, ends, strict=True)
-        ]
+        found += [(S(start), given, None if end == "." else S(end)) for given, end in zip(inputs, ends, strict=True)]
     return found
 
 
@@ -212,5 +209,3 @@ def test_unknown_is_unknown() -> None:
     report = scene.session.take(StatusReport)
     assert [entry.status for entry in report.entries] == [S.UNKNOWN, S.QUEUED, S.UNKNOWN]
     assert report.r == 7
-
-
