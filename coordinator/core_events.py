@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from broker.protocol.messages import Cancel as CancelCommand
 from broker.protocol.messages import Failure, Frame, Invoke, Message, Put, Release, SessionOpened
@@ -33,22 +34,20 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PlanParts:
+class PlanParts(Struct, frozen=True, kw_only=True, eq=False):
     """All blobs of a plan by digest: the manifest (named ``plan``), the graph, the state; and what is kept beside it,
     by name.
     """
 
     plan: bytes
     blobs: Mapping[bytes, Frame]
-    beside: Mapping[str, bytes] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = {}
 
 
 # ------------------------------------------------------------------------------------------------- events, from the fac
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitCommand:
+class SubmitCommand(Struct, frozen=True, kw_only=True):
     """Send ``command`` to ``devices``. Its id was taken by `SessionCore.take_ids`, in the same step.
 
     ``plan`` is what an `Invoke` runs: it is sent first, if this ledger does not have it. ``upload`` names what the
@@ -64,29 +63,25 @@ class SubmitCommand:
     released: tuple[tuple[Result, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendPlan:
+class SendPlan(Struct, frozen=True, kw_only=True):
     """Send a plan to the broker, unless this ledger has it."""
 
     plan: PlanParts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(Struct, frozen=True, kw_only=True):
     """Send a request (made with a number of `SessionCore.take_request`) until its answer comes."""
 
     request: Message
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Struct, frozen=True):
     """Nobody waits for the answer to request ``r`` any more."""
 
     r: int
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(Struct, frozen=True):
     """Learn how an id of another session, or of an earlier one, ends: `SessionCore.result` follows it.
 
     ``device`` has it, and ``command`` is the first id of its invocation, as far as is known.
@@ -97,8 +92,7 @@ class Watch:
     command: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uploaded:
+class Uploaded(Struct, frozen=True, kw_only=True):
     """What ``key`` names is with the broker of ``ledger``, as the blob ``digest``."""
 
     key: bytes
@@ -106,8 +100,7 @@ class Uploaded:
     ledger: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadFailed:
+class UploadFailed(Struct, frozen=True, kw_only=True):
     """What ``key`` names can't be uploaded."""
 
     key: bytes
@@ -115,23 +108,20 @@ class UploadFailed:
     ledger: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(Struct, frozen=True):
     """The session ends, and with it everything that waits. What was not accepted is lost."""
 
 
 # ------------------------------------------------------------------------------------------------- instructions
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(Struct, frozen=True):
     """A command was taken; its results, one a device. Always the first instruction that a `SubmitCommand` makes."""
 
     results: list[Result]
 
 
-@dataclass(frozen=True, slots=True)
-class ResultEnded:
+class ResultEnded(Struct, frozen=True):
     """The invocation (or `Put`, or watched id) whose first id is ``id`` has ended: its `Result` has the value or says
     why.
     """
@@ -139,8 +129,7 @@ class ResultEnded:
     id: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class Answered(Struct, frozen=True, kw_only=True):
     """Request ``r`` has its answer: ``message`` with ``frames``; or ``failure``, when none will come."""
 
     r: int
@@ -149,8 +138,7 @@ class Answered:
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
+class Upload(Struct, frozen=True, kw_only=True):
     """Upload what ``key`` names: ``content``, or what the driver was given under that key. Answer with `Uploaded` or
     `UploadFailed`.
     """
@@ -160,34 +148,29 @@ class Upload:
     content: Frame | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UploadEnded:
+class UploadEnded(Struct, frozen=True):
     """What ``key`` names won't be asked for any more."""
 
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Reconnect:
+class Reconnect(Struct, frozen=True):
     """The connection is silent, though it looks alive: make a new one."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionReady:
+class SessionReady(Struct, frozen=True):
     """The broker knows the session; ``opened`` has the endpoints and limits. Comes after every (re)connection."""
 
     opened: SessionOpened
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEnded:
+class SessionEnded(Struct, frozen=True):
     """The session is over, and everything that waited has ended with ``failure``."""
 
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class StreamLevel:
+class StreamLevel(Struct, frozen=True):
     """Somebody follows the log from ``level`` on; 0: nobody."""
 
     level: int

@@ -10,7 +10,8 @@ Events and instructions that only one core knows stand in that core's own module
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from broker.protocol.messages import Frame, LogValue, Message
 
@@ -19,8 +20,7 @@ __all__ = ["BatchEnded", "LinkDown", "LinkUp", "Log", "Received", "Send", "Tick"
 # ------------------------------------------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
+class Received(Struct, frozen=True, kw_only=True, gc=False):
     """A message has arrived, with its payload frames.
 
     ``peer`` is the routing id of the connection (empty where there is but one), ``size`` the bytes of all frames.
@@ -32,31 +32,26 @@ class Received:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BatchEnded:
+class BatchEnded(Struct, frozen=True, gc=False):
     """No more messages are waiting right now: acknowledge what was taken, in one message."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True, gc=False):
     """Time has passed: at `next_timer`, or later."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkUp:
+class LinkUp(Struct, frozen=True, gc=False):
     """The connection to the broker stands, for the first time or again: introduce yourself."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkDown:
+class LinkDown(Struct, frozen=True, gc=False):
     """The connection to the broker is gone; the driver tries to make a new one."""
 
 
 # ------------------------------------------------------------------------------------------------- instructions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
+class Send(Struct, frozen=True, kw_only=True, gc=False):
     """Send a message with its payload frames. ``peer`` is the routing id, for a broker."""
 
     message: Message
@@ -64,10 +59,9 @@ class Send:
     peer: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
+class Log(Struct, frozen=True, kw_only=True, gc=False):
     """Log an event: ``level`` is 10 debug, 20 info, 30 warning, 40 error; never tensor contents, never keys."""
 
     level: int
     event: str
-    fields: Mapping[str, LogValue] = field(default_factory=dict)
+    fields: Mapping[str, LogValue] = {}

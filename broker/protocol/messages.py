@@ -183,8 +183,11 @@ class ResultStatus(enum.StrEnum):
 # ---------------------------------------------------------------------------------------------- parts of messages
 
 
-class _Part(Struct, frozen=True, kw_only=True, array_like=True):
-    """A structure inside a message: a msgpack array. Elements at the end may be missing where they have defaults."""
+class _Part(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """A structure inside a message: a msgpack array. Elements at the end may be missing where they have defaults.
+
+    No message refers back to itself, so the garbage collector need not look at any.
+    """
 
 
 class Failure(_Part, frozen=True, kw_only=True):
@@ -271,7 +274,7 @@ class Outcome(_Part, frozen=True, kw_only=True):
     size: Natural = 0
 
 
-class _Tagged(Struct, frozen=True, kw_only=True, array_like=True):
+class _Tagged(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """A message or a part that is told from its siblings by the tag in front."""
 
 
