@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import msgspec
@@ -46,6 +47,7 @@ from coordinator.core_tables import ResultInput
 __all__ = ["Commands", "Outgoing"]
 
 _encode = msgspec.msgpack.Encoder().encode
+_NO_KEYS: frozenset[bytes] = frozenset()
 _NOTHING = Release(ids=[])
 _LACKING_LIMIT = 5
 """How often the broker may say that it lacks what was uploaded, before the command is given up."""
@@ -80,7 +82,7 @@ class Outgoing:
         self.open = 0  # how many of the results have not ended
         self.accepted = False
         self.n = 0  # its number, once accepted
-        self.missing: set[bytes] = set()  # keys of uploads that must end first
+        self.missing: AbstractSet[bytes] = _NO_KEYS  # keys of uploads that must end first
         self.lacked = 0
 
     def names(self) -> Iterable[bytes]:
@@ -145,7 +147,7 @@ class Commands:
             outgoing.digest = command_digest(command, event.frames)
         else:
             outgoing.upload = event.upload
-            outgoing.missing.add(event.upload)
+            outgoing.missing = {event.upload}
         kind = type(command)
         if kind is Invoke or kind is Put:
             outputs, plan = (command.outputs, command.plan) if kind is Invoke else (1, b"")  # type: ignore[union-attr]  # told by kind
@@ -242,7 +244,7 @@ class Commands:
         for outgoing in self._parked:
             if key not in outgoing.missing:
                 continue
-            outgoing.missing.discard(key)
+            outgoing.missing -= {key}
             if isinstance(outgoing.command, Put) and outgoing.command.blob != digest:
                 outgoing.command = msgspec.structs.replace(outgoing.command, blob=digest)
                 outgoing.digest = command_digest(outgoing.command)
@@ -323,7 +325,7 @@ class Commands:
             elif outgoing.open or not (outgoing.results or outgoing.accepted or outgoing.command is _NOTHING):
                 outgoing.accepted, outgoing.n = False, 0
                 outgoing.lacked = 0
-                outgoing.missing = set() if outgoing.upload is None else {outgoing.upload}
+                outgoing.missing = _NO_KEYS if outgoing.upload is None else {outgoing.upload}
                 self._kept[outgoing] = None
                 self._admit(outgoing, out)
 

@@ -61,7 +61,7 @@ class Result:
         self.command = command
         self.digest = b""
         self.state = ResultState.PENDING
-        self.frames: list[Frame | None] = []
+        self.frames: Sequence[Frame | None] = ()
         self.infos: Sequence[ResultInfo] = ()
         self.failure: Failure | None = None
         self.released: set[int] | None = None
@@ -95,10 +95,9 @@ class Result:
         after = RESULT.get((self.state, step))
         if after is None:
             raise InvalidTransition(f"result {self.id.hex()} on {self.device}", self.state.value, step.value, ())
-        if frames:
-            self.frames = [
-                frame if not self.released or k not in self.released else None for k, frame in enumerate(frames)
-            ]
+        self.frames = frames
+        for k in self.released or ():
+            self._drop_frame(k)
         self.infos = infos
         self.failure = failure
         self.command = None
@@ -109,5 +108,8 @@ class Result:
         if self.released is None:
             self.released = set()
         self.released.add(k)
+        self._drop_frame(k)
+
+    def _drop_frame(self, k: int) -> None:
         if self.frames:
-            self.frames[k] = None
+            self.frames = [None if j == k else frame for j, frame in enumerate(self.frames)]

@@ -46,7 +46,7 @@ def test_an_inline_value_ends_the_result() -> None:
     result = session.invoke(1.0)
     session.ready(result, b"four")
     assert session.of(ResultEnded) == [ResultEnded(result.id)]
-    assert (result.state, result.frames) == (ResultState.INLINE, [b"four"])
+    assert (result.state, list(result.frames)) == (ResultState.INLINE, [b"four"])
     assert session.core.result(result.id) is None
 
 
@@ -105,7 +105,7 @@ def test_notifications_are_acknowledged_once_a_batch() -> None:
     session.batch()
     assert session.new == []
     session.notify(m.ResultReady(id=results[0].id, digest=results[0].digest, inline=True), b"other", n=1)
-    assert results[0].frames == [b"value"]
+    assert list(results[0].frames) == [b"value"]
     session.batch()
     assert session.sent(m.Seen) == [m.Seen(n=3)]
 
