@@ -175,9 +175,21 @@ def _flatten(
         dtypes_here = _along(tree, dtype_of.get(name), lambda _: False)
         leaves += map(_leaf, leaf_paths(tree, name), found, shapes_here, dtypes_here)
         trees.append(_shifted(tree, len(leaves) - len(found)))
+    _check_names(leaves)
     count = len(positional)
     keyed = [part for name, tree in zip(named, trees[count:], strict=True) for part in (name, tree)]
     return Arguments(["t", ["t", *trees[:count]], ["d", *keyed]], tuple(leaves), given)
+
+
+def _check_names(leaves: Sequence[Leaf]) -> None:
+    sizes: dict[str, int] = {}
+    for leaf in leaves:
+        for dim, name in leaf.dynamic.items():
+            size = leaf.example.shape[dim]
+            if name and sizes.setdefault(name, size) != size:
+                raise ArgumentNotSupported(
+                    leaf.path, f"dim {dim} of size {sizes[name]}, as {name!r} before", f"size {size}"
+                )
 
 
 def _by_name(given: Any, names: Sequence[str], option: str) -> dict[str, Any]:

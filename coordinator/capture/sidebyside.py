@@ -98,24 +98,31 @@ class SideBySide:
         """The bounds with the sizes 1 and 0 let in, where the plan is right at them: alone, and all together."""
         for small in (1, 0):
             candidates = [symbol for symbol in bounds.symbols if symbol.low == small + 1]
-            good = [
-                symbol
-                for symbol in candidates
-                if self._right_at(bounds, {**near, symbol.name: small}, {symbol.name: small})
-            ]
-            if len(good) > 1:
-                together = {symbol.name: small for symbol in good}
-                if not self._right_at(bounds, {**near, **together}, together):
-                    good = []
+            good = [symbol for symbol in candidates if self._right_at(bounds, near, [symbol], small)]
+            if len(good) > 1 and not self._right_at(bounds, near, good, small, impossible=True):
+                good = []
             bounds = _lowered(bounds, good, small)
         return bounds
 
-    def _right_at(self, bounds: Bounds, sizes: dict[str, int], small: Mapping[str, int]) -> bool:
-        if any(_fails_alone(condition, small) for condition in bounds.conditions):
+    def _right_at(
+        self,
+        bounds: Bounds,
+        near: Mapping[str, int],
+        symbols: Sequence[Symbol],
+        small: int,
+        *,
+        impossible: bool = False,
+    ) -> bool:
+        """Whether the plan is right where these symbols are ``small``; ``impossible``: the answer where no such sizes
+        meet the conditions.
+        """
+        if any(_fails_alone(condition, {symbol.name: small for symbol in symbols}) for condition in bounds.conditions):
             return True  # a condition leaves it out, whatever the range says
-        bounds.derive(sizes)
-        wider = _lowered(bounds, [symbol for symbol in bounds.symbols if symbol.name in small], min(small.values()))
-        return wider.hold(sizes) and self._is_right(sizes)
+        only = tuple(
+            replace(symbol, low=small, high=small) if symbol in symbols else symbol for symbol in bounds.symbols
+        )
+        sizes = next(Bounds(only, bounds.asked, bounds.assumed).search(near), None)
+        return impossible if sizes is None else self._is_right(sizes)
 
     def _is_right(self, sizes: Mapping[str, int]) -> bool:
         try:

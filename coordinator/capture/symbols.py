@@ -13,6 +13,7 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
+from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from coordinator.capture.expressions import to_expression
@@ -89,7 +90,7 @@ class Bounds:
         for number in range(tries):
             sizes = {}
             for k, symbol in enumerate(self.symbols):
-                top = min(near[symbol.name] + 8 + number // 4, symbol.high or _LARGEST)
+                top = min(near[symbol.name] + 8 + number // 4, _LARGEST if symbol.high is None else symbol.high)
                 low = max(symbol.low, min(2, top))
                 sizes[symbol.name] = (
                     min(near[symbol.name] + number + 1 + k, top) if number < 4 else drawn.randint(min(low, top), top)
@@ -176,7 +177,7 @@ class Sizes:
         ranges: dict[sympy.Symbol, Any] = {}
         for symbol in self.names:
             target = self._merged.get(symbol, symbol)
-            bound = self._env.var_to_range[symbol]
+            bound = ValueRanges(0, int_oo) if symbol in self._own else self._env.var_to_range[symbol]
             ranges[target] = ranges[target] & bound if target in ranges else bound
         symbols = tuple(
             Symbol(name=self.names[symbol], low=_low(bound), high=_high(bound)) for symbol, bound in ranges.items()

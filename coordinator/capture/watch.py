@@ -86,12 +86,13 @@ def run_watched(call: Callable[[], Any]) -> Any:
                 _note(found, name, frame)
 
     numpy_state = _numpy_state()
-    previous = sys.getprofile()
+    if sys.getprofile() is not None:
+        return call()  # somebody measures this program: what is drawn shows in the result then
     sys.setprofile(profile)
     try:
         result = call()
     finally:
-        sys.setprofile(previous)
+        sys.setprofile(None)
     if found:
         raise found[0]
     if _numpy_state() != numpy_state:

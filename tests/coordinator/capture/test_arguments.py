@@ -102,6 +102,11 @@ def test_making_values_up_leaves_the_users_generator_alone() -> None:
             {"args_dtype": [torch.int64]},
             "x: expected torch.int64 as args_dtype says, got torch.float32",
         ),
+        (
+            (torch.ones(2), torch.ones(3)),
+            {"args_shape": [("n",), ("n",)]},
+            "y: expected dim 0 of size 2, as 'n' before, got size 3",
+        ),
         ((3,), {"args_shape": [(-1,)]}, "x: expected a tensor of shape (-1,), got the number 3"),
     ],
 )

@@ -168,7 +168,8 @@ def test_a_size_that_is_a_multiple_of_another() -> None:
         return torch.cat([x, x]) + y
 
     plan = built(function, torch.randn(5, 4), torch.randn(10, 4), shape=[(-1, 4), (-1, 4)])
-    assert_same(plan, function, torch.randn(3, 4), torch.randn(6, 4))
+    for size in (0, 1, 2, 3):
+        assert_same(plan, function, torch.randn(size, 4), torch.randn(2 * size, 4))
     with pytest.raises(ConditionFailed, match="s1 == s0 \\* 2"):
         plan(torch.randn(3, 4), torch.randn(5, 4))
 
@@ -265,6 +266,25 @@ def test_an_example_of_one_row_is_no_constant() -> None:
     plan = built(function, torch.randn(1, 4), shape=[(-1, 4)])
     for size in (0, 1, 2, 6):
         assert_same(plan, function, torch.randn(size, 4))
+
+
+def test_what_the_user_checks_of_sizes_is_a_condition() -> None:
+    """`torch._check` and assert, on one size and on two, are what the plan asks of its arguments."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        torch._check(x.shape[0] < 50)  # type: ignore[no-untyped-call]
+        assert x.shape[0] + y.shape[0] > 6
+        return x.sum() + y.sum()
+
+    plan = built(function, torch.randn(4), torch.randn(5), shape=[("n",), ("m",)])
+    assert [(symbol.name, symbol.high) for symbol in plan.graph.symbols] == [("n", 49), ("m", None)]
+    assert_same(plan, function, torch.randn(1), torch.randn(9))
+    for size in (0, 1):
+        assert_same(plan, function, torch.randn(7), torch.randn(size))
+    with pytest.raises(ConditionFailed, match=r"m \+ n > 6, got n = 3, m = 2|got m = 2, n = 3"):
+        plan(torch.randn(3), torch.randn(2))
+    with pytest.raises(ArgumentMismatch, match="49"):
+        plan(torch.randn(50), torch.randn(2))
 
 
 def test_a_number_of_the_sizes_is_computed_on_the_device() -> None:
