@@ -19,6 +19,7 @@ import contextlib
 import math
 import os
 import random
+import socket
 import threading
 import time
 from collections import deque
@@ -93,15 +94,13 @@ class Agent:
         self._endpoint = endpoint
         self._folder = store.folder if isinstance(store, Store) else Path(store).absolute()
         self._durable = store.durable if isinstance(store, Store) else True
-        self._own_context = context is None
-        self._context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
+        self._given_context = context
         self._worker_kind = worker
         self._runtime = runtime
         self._threads = threads
         self._config = config or AgentConfig(runtimes=(runtime,))
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._said: deque[e.AgentEvent] = deque()  # events from other threads, and from ourselves
         self._state = threading.Condition()
         self._registered = False
@@ -110,7 +109,10 @@ class Agent:
         self._records: list[Record] = []
         self._sink = StreamSink(self._records.append)
         self._log = get_logger("agent", sink=self._sink, device=device)
-        # Made by `_open`, of the driver's thread alone:
+        # Made by `_open`; of the driver's thread alone, but for the end by which others wake it up:
+        self._context: zmq.Context[zmq.Socket[bytes]]
+        self._wake: socket.socket
+        self._waker: socket.socket | None = None
         self._shelf: StoreShelf
         self._core: AgentCore
         self._host: WorkerHost
@@ -182,6 +184,10 @@ class Agent:
 
     def _open(self) -> None:
         shelf = self._shelf = StoreShelf(self._folder, durable=self._durable, wake=self._wake_up)
+        self._context = self._given_context or zmq.Context()
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
         token, ledger = shelf.registration()
         boot = os.urandom(8)
         self._core = AgentCore(
@@ -243,7 +249,7 @@ class Agent:
     def _run(self) -> None:
         self._log.info("agent_starting", endpoint=self._endpoint, store=str(self._folder), runtime=self._runtime)
         try:
-            self._poll_for(self._wake, _POLLIN)
+            self._poll_for(self._wake.fileno(), _POLLIN)
             self._poll_for(self._shelf.changed, _POLLIN)
             self._connect()
             while not self._stopping:
@@ -265,10 +271,12 @@ class Agent:
         self._blobs.close()
         self._shelf.close()
         self._drop_sockets(linger=_LINGER_MS)
-        if self._own_context:
+        if self._given_context is None:
             self._context.term()
         self._log.info("agent_ended")
-        os.close(self._wake)
+        if self._waker is not None:
+            self._waker.close()
+        self._wake.close()
 
     # ------------------------------------------------------------------------------------------- the loop
 
@@ -282,9 +290,9 @@ class Agent:
                 self._hear_worker(events)
             elif source is self._monitor:
                 self._watch_link()
-            elif source == self._wake:
+            elif source == self._wake.fileno():
                 with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
+                    self._wake.recv(4096)
             elif source == self._shelf.changed:
                 store_changed = True
         while self._said:
@@ -353,8 +361,10 @@ class Agent:
         self._wake_up()
 
     def _wake_up(self) -> None:
-        with contextlib.suppress(OSError):  # it is awake, or has ended
-            os.eventfd_write(self._wake, 1)
+        waker = self._waker
+        if waker is not None:
+            with contextlib.suppress(OSError):  # it is awake, or has ended
+                waker.send(b"!")
 
     def _tell_state(self, *, ended: bool = False) -> None:
         with self._state:

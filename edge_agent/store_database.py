@@ -115,8 +115,9 @@ class Database:
         self.folder = folder
         self.durable = durable
         self._lock = threading.RLock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("tensors", "blobs", "incoming"):
-            (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkfifo(folder / "changed", mode=0o600)
         path = folder / "store.sqlite3"

@@ -8,6 +8,7 @@ torch nor numpy itself.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections import OrderedDict, deque
@@ -96,9 +97,10 @@ class _Left(BaseException):
 class _Loaded:
     """A plan on the bench. ``inputs``: kind and dtype of each user input."""
 
-    __slots__ = ("checked", "inputs", "runnable")
+    __slots__ = ("checked", "inputs", "runnable", "seconds")
 
     def __init__(self, checked: CheckedPlan, runnable: Runnable) -> None:
+        self.seconds = math.inf  # that the last run took
         self.checked = checked
         self.runnable = runnable
         self.inputs = [(one.name, one.kind, one.dtype) for one in checked.graph.inputs if one.kind != "state"]
@@ -136,6 +138,13 @@ class Workbench:
             return None
         self._board.doing = 0
         return answer
+
+    def is_quick(self, order: Order) -> bool:
+        """Whether an order will be done in no time, as far as one can know: its plan was, the last time."""
+        if isinstance(order, RunJob):
+            loaded = self._plans.get(order.plan)
+            return loaded is not None and loaded.seconds < _COALESCE_SECONDS
+        return not isinstance(order, LoadPlan)
 
     # ------------------------------------------------------------------------------------------- plans
 
@@ -185,7 +194,8 @@ class Workbench:
             return _left(job)
         except Exception as error:  # noqa: BLE001 - whatever a plan runs into is the invoker's to know
             return JobFailed(n=job.n, failure=_failure_of(error, job.plan))
-        return JobFinished(n=job.n, outputs=outputs, seconds=time.perf_counter() - started)
+        loaded.seconds = time.perf_counter() - started
+        return JobFinished(n=job.n, outputs=outputs, seconds=loaded.seconds)
 
     def _call(self, loaded: _Loaded, args: Sequence[Operand]) -> list[Any]:
         if len(args) != len(loaded.inputs):
@@ -262,7 +272,7 @@ def serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> No
             now = time.perf_counter()
             since = since if answers else now
             answers.append(answer)
-            if orders and now - since < _COALESCE_SECONDS:
+            if orders and now - since < _COALESCE_SECONDS and bench.is_quick(orders[0]):
                 continue
         if answers:
             pipe.say(answers)
