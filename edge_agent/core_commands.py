@@ -94,7 +94,7 @@ class StartQueue:
         self._parked: dict[bytes, list[Command]] = {}  # session to a heap of its commands
 
     def __bool__(self) -> bool:
-        """Whether any command waits to be started, for its plan too. Those that have ended while they waited don't count."""
+        """Whether any command waits to be started, for its plan too; one that has ended meanwhile does not count."""
         if any(command.queued for command in self._heap):
             return True
         return bool(self._parked) and any(command.queued for parked in self._parked.values() for command in parked)

@@ -51,10 +51,10 @@ class RouterPeer:
             try:
                 self._socket = self._bound(self.endpoint)
             except zmq.ZMQError as error:
-                assert error.errno == zmq.EADDRINUSE, error
-                assert time.monotonic() < end, error  # ZeroMQ closes on a thread of its own, and does not say when
-                continue
-            return
+                if error.errno != zmq.EADDRINUSE or time.monotonic() > end:
+                    raise  # else: ZeroMQ closes on a thread of its own, and does not say when it has
+            else:
+                return
 
     def close(self) -> None:
         """End it."""

@@ -30,7 +30,7 @@ def ends(sockets: tuple[socket.socket, socket.socket]) -> Ends:
 
 def job(n: int, size: int = 10) -> RunJob:
     """A job with arguments of every kind, about ``size`` bytes large."""
-    return RunJob(n=n, plan=b"p" * 32, id=b"i" * 16, args=[bytes(size), File("/tmp/x"), True, 3, 2.5], seed=n)
+    return RunJob(n=n, plan=b"p" * 32, id=b"i" * 16, args=[bytes(size), File("tensors/x"), True, 3, 2.5], seed=n)
 
 
 def test_what_is_said_is_heard(ends: Ends) -> None:
@@ -39,7 +39,7 @@ def test_what_is_said_is_heard(ends: Ends) -> None:
     orders: list[Order] = [job(1), CancelJob(n=1), UnloadPlan(plan=b"p" * 32)]
     agent.say(orders)
     assert worker.hear() == orders
-    output = Output(dtype="float32", shape=[2], nbytes=8, source=File("/tmp/y"))
+    output = Output(dtype="float32", shape=[2], nbytes=8, source=File("tensors/y"))
     answers: list[Answer] = [WorkerReady(pid=1, runtime="torch"), JobFinished(n=1, outputs=[output])]
     worker.say(answers)
     assert agent.hear() == answers
