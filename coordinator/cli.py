@@ -59,7 +59,7 @@ def _fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _connected(broker: str, *, insecure: bool, timeout: float) -> Iterator[Fleet]:
-    from coordinator.errors import BrokerUnreachable  # after --help and --version, which needn't wait for torch
+    from coordinator.errors import BrokerUnreachable  # after --help and --version, which needn't wait for it
     from coordinator.fleet import connect
 
     try:
@@ -110,16 +110,17 @@ def devices(fleet: Fleet, *, as_json: bool) -> None:
 def search(fleet: Fleet, tags: tuple[str, ...], on: tuple[str, ...], *, as_json: bool) -> None:
     """List the tensors that carry all TAGs; without any, everything that is tagged."""
     found = [pointer for pointers in fleet.search(*tags, devices=on).values() for pointer in pointers]
+    types = [pointer.known_type or ("", ()) for pointer in found]
     rows = [
         {
             "device": pointer.result.device,
             "id": pointer.id,
             "tags": list(pointer.tags),
-            "dtype": str(pointer.dtype).removeprefix("torch."),
-            "shape": list(pointer.shape or ()),
+            "dtype": dtype,
+            "shape": list(shape),
             "description": pointer.description,
         }
-        for pointer in found
+        for pointer, (dtype, shape) in zip(found, types, strict=True)
     ]
     if as_json:
         _print_json(rows)

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import torch
-
 from broker.protocol.messages import DeviceInfo, Failure
 from coordinator.errors import error_from_failure
 from coordinator.pointers import PointerTensor
-from coordinator.sending import put
-from coordinator.tagging import checked_tags, description_of, tags_of
 
 if TYPE_CHECKING:
+    import torch  # an operator has none
+
     from coordinator.fleet import Fleet
 
 __all__ = ["Device"]
@@ -89,6 +87,9 @@ class Device:
         ``tags`` and ``description`` are added to those that `tagged` gave it. Raises `TensorRefused` for what can't
         travel.
         """
+        from coordinator.sending import put
+        from coordinator.tagging import checked_tags, description_of, tags_of
+
         all_tags = (*tags_of(tensor), *((tags,) if isinstance(tags, str) else tags))
         return put(
             self.fleet,

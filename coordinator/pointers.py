@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import nth, short
 from broker.protocol.messages import Cancel, Release, ResultStatus
@@ -16,9 +14,10 @@ from coordinator.core_results import Result
 from coordinator.errors import PointerError, ResultTimeout
 from coordinator.values import Gathering, value_at_hand
 from coordinator.waiting import AsyncSignal, Deadline, Signal, wait_async, wait_for
-from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
 if TYPE_CHECKING:
+    import torch  # an operator has none
+
     from coordinator.device import Device
     from coordinator.fleet import Fleet
 
@@ -88,12 +87,16 @@ class PointerTensor:
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype, if it is known yet: where the plan fixes it, at once."""
+        from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
+
         self._learn()
         return None if self._dtype is None else TORCH_DTYPES[self._dtype]
 
     @property
     def shape(self) -> torch.Size | None:
         """The shape, if it is known yet: where the plan fixes it, at once."""
+        import torch
+
         self._learn()
         return None if self._shape is None else torch.Size(self._shape)
 

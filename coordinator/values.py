@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-
 from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.ids import nth
 from broker.protocol.messages import Failure, Fetch, Frame, Values
@@ -21,10 +19,11 @@ from coordinator.core_results import Result
 from coordinator.core_tables import ResultState
 from coordinator.errors import FleetClosed, ResultTimeout
 from coordinator.waiting import AsyncSignal, Deadline, Signal
-from edge_agent.runtimes.torch_tensors import TORCH_DTYPES, decode_tensor
 from edge_agent.tensor_files import map_tensor
 
 if TYPE_CHECKING:
+    import torch  # when the first value comes: an operator has no torch
+
     from coordinator.fleet import Fleet
 
 __all__ = ["FETCH_IDS", "Gathering", "Output", "Value", "read_tensor", "value_at_hand"]
@@ -34,7 +33,7 @@ FETCH_IDS = 1024
 
 Output: TypeAlias = tuple[Result, int]
 """One output of an invocation."""
-Value: TypeAlias = torch.Tensor | EdgePlanError
+Value: TypeAlias = "torch.Tensor | EdgePlanError"
 """What an output gives: its value, or why it has none."""
 _Raw: TypeAlias = Frame | Path | Failure
 
@@ -61,6 +60,8 @@ def value_at_hand(fleet: Fleet, output: Output) -> Value | None:
 def _value(fleet: Fleet, output: Output, raw: _Raw) -> Value:
     if isinstance(raw, Failure):
         return fleet.error(raw, *output)
+    from edge_agent.runtimes.torch_tensors import decode_tensor
+
     try:
         return read_tensor(raw) if isinstance(raw, Path) else decode_tensor(raw)
     except (TensorRefused, OSError) as error:
@@ -74,6 +75,10 @@ def read_tensor(path: Path) -> torch.Tensor:
     """The tensor in a tensor file, mapped: the file may be deleted, and changes never reach it. Raises
     `TensorRefused`.
     """
+    import torch
+
+    from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
+
     header = map_tensor(path)
     dtype = TORCH_DTYPES[header.dtype]
     if header.nbytes == 0:

@@ -163,6 +163,16 @@ def test_logs_filter_by_result_and_level(server: BrokerServer, fleet: Fleet) -> 
         fleet.logs("chatty")
 
 
+def test_an_operator_needs_no_torch() -> None:
+    """The base install has none: with torch out of reach the program asks a broker all the same, here one that is not there."""
+    without = "import sys; sys.modules['torch'] = None; from coordinator.cli import main; main()"
+    asked = ["devices", "--broker", "tcp://127.0.0.1:9", "--insecure", "--timeout", "0.1"]
+    done = subprocess.run(
+        [sys.executable, "-c", without, *asked], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == ExitCode.UNREACHABLE, done.stderr
+
+
 def test_no_broker_there() -> None:
     """Exits with 3 and names the endpoint."""
     result = CliRunner().invoke(cli, ["devices", "--broker", "tcp://127.0.0.1:9", "--timeout", "0.2", "--insecure"])
