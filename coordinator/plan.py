@@ -187,7 +187,11 @@ class Plan(nn.Module):
         return self
 
     def _target(self) -> Target:
-        return Target(self, module=self)
+        return Target(self, modules=self._carried())
+
+    def _carried(self) -> Mapping[str, nn.Module]:
+        """The modules whose parameters and buffers the plan carries, by the name that these begin with."""
+        return {"": self}
 
     def _entry(self) -> tuple[Callable[..., Any], frozenset[str]]:
         """The function whose parameters are the plan's arguments, and the names among them that are not."""
@@ -213,9 +217,14 @@ class Plan(nn.Module):
 
     def _looks(self) -> dict[str, str]:
         """What must not change between `build` and `send`."""
-        looks = {f"mode of {name or 'the module'}": _mode(module) for name, module in self.named_modules()}
-        looks |= {f"parameter {name}": _brief(tensor) for name, tensor in self.named_parameters(remove_duplicate=False)}
-        looks |= {f"buffer {name}": _brief(tensor) for name, tensor in self.named_buffers(remove_duplicate=False)}
+        looks: dict[str, str] = {}
+        for prefix, module in self._carried().items():
+            inner = module.named_modules(prefix=prefix)
+            parameters = module.named_parameters(prefix=prefix, remove_duplicate=False)
+            buffers = module.named_buffers(prefix=prefix, remove_duplicate=False)
+            looks |= {f"mode of {name or 'the module'}": _mode(found) for name, found in inner}
+            looks |= {f"parameter {name}": _brief(tensor) for name, tensor in parameters}
+            looks |= {f"buffer {name}": _brief(tensor) for name, tensor in buffers}
         return looks
 
     def _check_fresh(self, built: _Built) -> None:
@@ -263,7 +272,7 @@ class Plan(nn.Module):
         return known
 
     def _tensor(self, source: StateSource) -> torch.Tensor:
-        return named_tensor(self, source.name) if source.tensor is None else source.tensor
+        return named_tensor(self._carried(), source.name) if source.tensor is None else source.tensor
 
     def send(self, *targets: Any) -> Any:
         """Send the plan to devices, or to the devices that a fleet knows now; a `coordinator.pointer_plan.PointerPlan`.
@@ -346,9 +355,11 @@ class Plan(nn.Module):
 class FunctionPlan(Plan, ours=True):
     """A plan made of a function, by `func2plan`. Called, it runs what was built, here."""
 
+    _function: Callable[..., Any]
+
     def __init__(self, function: Callable[..., Any], state: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
-        self._function = function
+        object.__setattr__(self, "_function", function)  # a module is not to become a part of this one
         self._state = PlanState(state)
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
             object.__setattr__(self, attribute, getattr(function, attribute, None))
@@ -369,14 +380,20 @@ class FunctionPlan(Plan, ours=True):
 
     def _target(self) -> Target:
         if not self._takes_state or not len(self._state):
-            return Target(self._function)
-        return Target(self._function, state=self._state.read(), state_view=TracedState)
+            return Target(self._function, modules=self._carried())
+        return Target(self._function, modules=self._carried(), state=self._state.read(), state_view=TracedState)
+
+    def _carried(self) -> Mapping[str, nn.Module]:
+        if isinstance(self._function, nn.Module):
+            return {"": self._function}
+        return _modules_outside(self._function)
 
     def _entry(self) -> tuple[Callable[..., Any], frozenset[str]]:
-        return self._function, frozenset({"state"} if len(self._state) else ())
+        entry = self._function.forward if isinstance(self._function, nn.Module) else self._function
+        return entry, frozenset({"state"} if len(self._state) else ())
 
     def _looks(self) -> dict[str, str]:
-        return {f"state[{k}]": _brief(tensor) for k, tensor in enumerate(self._state.read())}
+        return super()._looks() | {f"state[{k}]": _brief(tensor) for k, tensor in enumerate(self._state.read())}
 
     def _tensor(self, source: StateSource) -> torch.Tensor:
         return super()._tensor(source) if source.index is None else self._state.read()[source.index]
@@ -475,6 +492,18 @@ def _has_parameter(function: Callable[..., Any], name: str) -> bool:
         return name in inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
+
+
+def _modules_outside(function: Callable[..., Any]) -> dict[str, nn.Module]:
+    """The modules with parameters or buffers that a function uses by a name of its surroundings."""
+    try:
+        outside = inspect.getclosurevars(function)
+    except (TypeError, ValueError):  # no function, or one whose surroundings are not complete yet
+        return {}
+    found = {**outside.globals, **outside.nonlocals}
+    return {
+        name: module for name, module in sorted(found.items()) if isinstance(module, nn.Module) and module.state_dict()
+    }
 
 
 def _mode(module: nn.Module) -> str:

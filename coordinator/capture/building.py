@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,12 +91,13 @@ def _tensor_of(target: Target, source: StateSource) -> torch.Tensor:
         return source.tensor
     if source.index is not None:
         return target.state[source.index]
-    assert target.module is not None
-    return named_tensor(target.module, source.name)
+    return named_tensor(target.modules, source.name)
 
 
-def named_tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
+def named_tensor(modules: Mapping[str, torch.nn.Module], name: str) -> torch.Tensor:
     """The parameter or buffer of this name, as it is now. Raises AttributeError if there is none."""
+    first, _, rest = name.partition(".")
+    module, name = (modules[""], name) if "" in modules else (modules[first], rest)
     path, _, attribute = name.rpartition(".")
     tensor = getattr(module.get_submodule(path), attribute)
     if not isinstance(tensor, torch.Tensor):

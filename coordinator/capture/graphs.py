@@ -37,7 +37,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class StateSource:
-    """Where a tensor of the plan's state comes from: the module's parameter or buffer ``name``, the function plan's
+    """Where a tensor of the plan's state comes from: a module's parameter or buffer ``name``, the function plan's
     own state (``index``), or a ``tensor`` that the function holds (a constant, or one from outside).
     """
 
@@ -135,7 +135,7 @@ class _Translation:
             if spec.kind is OutputKind.USER_INPUT_MUTATION:
                 raise MutatedInput(leaves[spec.target].path, where=where)
             if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
-                raise MutatedState(spec.target.removeprefix("user."), where=where)
+                raise MutatedState(self._called(spec.target), where=where)
 
     def _results(self) -> list[Node]:
         outputs: Any = self.nodes[-1].args[0]
@@ -212,12 +212,20 @@ class _Translation:
             state.append(source)
         return inputs, state
 
+    def _called(self, target: str) -> str:
+        """What the user calls a parameter or buffer: ``user.fc1.weight`` and ``outer.0.weight`` are names of ours."""
+        owner, _, rest = target.partition(".")
+        if owner != "outer":
+            return rest or target
+        number, _, name = rest.partition(".")
+        return f"{self.traced.modules[int(number)]}.{name}"
+
     def _source(self, spec: Any, count: int) -> StateSource:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             if spec.target.startswith("state_"):
                 index = int(spec.target.removeprefix("state_"))
                 return StateSource(name=f"state[{index}]", index=index)
-            return StateSource(name=spec.target.removeprefix("user."))
+            return StateSource(name=self._called(spec.target))
         if spec.kind is InputKind.CONSTANT_TENSOR:
             return StateSource(name=f"c{count}", tensor=self.traced.program.constants[spec.target])
         raise PlanBuildError(

@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -53,12 +53,13 @@ __all__ = ["Target", "Traced", "results_of", "torch_as_traced", "trace"]
 class Target:
     """What is captured: the user's ``function``, or a module's ``__call__``.
 
-    ``module`` holds the parameters and buffers that are looked up by name at every send. ``state`` has the tensors of
-    a function plan, which the function gets through ``state_view(tensors)`` as its argument ``state``.
+    ``modules`` hold the parameters and buffers that are looked up by name at every send, each under the name that it
+    has in the function; an empty name is the module itself. ``state`` has the tensors of a function plan, which the
+    function gets through ``state_view(tensors)`` as its argument ``state``.
     """
 
     function: Callable[..., Any]
-    module: torch.nn.Module | None = None
+    modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)
     state: tuple[torch.Tensor, ...] = ()
     state_view: Callable[[Sequence[torch.Tensor]], Any] | None = None
 
@@ -71,8 +72,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Traced:
-    """What tracing gave: torch's graph, the shape environment with all that was assumed, how the results nest, and the
-    random ops by their lines, as they are called before they are decomposed.
+    """What tracing gave: torch's graph, the shape environment with all that was assumed, how the results nest, the
+    names of the target's modules, and the random ops by their lines, as they are called before they are decomposed.
     """
 
     program: ExportedProgram
@@ -80,6 +81,7 @@ class Traced:
     guards: tuple[Guard, ...]
     dims: tuple[DynamicDim, ...]
     tree: Tree
+    modules: tuple[str, ...]
     random_ops: Mapping[SourceLine | None, str]
 
 
@@ -114,7 +116,9 @@ def trace(target: Target, arguments: Arguments) -> Traced:
             # of the traceback only the user's part is kept: torch's hundred frames hide it
             raise explained.with_traceback(places.user_traceback(error)) from explained.__cause__
     env = envs[0]
-    return Traced(program, env, env.told(), _dynamic_dims(env, arguments), root.results.tree, random_ops)
+    return Traced(
+        program, env, env.told(), _dynamic_dims(env, arguments), root.results.tree, tuple(target.modules), random_ops
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the traced module
@@ -131,7 +135,9 @@ class _Root(torch.nn.Module):
 
     def __init__(self, target: Target, arguments: Arguments) -> None:
         super().__init__()
-        self.user = target.module
+        self.user = target.modules.get("")
+        # numbered: a name may be one that torch's modules have themselves
+        self.outer = torch.nn.ModuleList(module for name, module in target.modules.items() if name)
         for k, tensor in enumerate(target.state):
             self.register_buffer(f"state_{k}", tensor.detach().cpu().contiguous())
         self._call = target.call

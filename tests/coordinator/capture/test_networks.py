@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own word for it
 from torch import nn
 
+from coordinator.errors import PlanStale
 from coordinator.plan import Plan
 from tests.coordinator.capture.checks import assert_same, built
 
@@ -184,15 +185,43 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_a_module_inside_a_function() -> None:
-    """A function that calls a module from outside carries its weights."""
+    """A function that calls a module from outside carries its weights, by name, as they are when it is sent."""
     module = nn.Linear(4, 2)
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.relu(module(x))
 
     plan = built(function, _randn(5, 4), shape=[(-1, 4)])
-    assert [given.kind for given in plan.graph.inputs] == ["user", "state", "state"]
+    assert [given.name for given in plan.graph.inputs] == ["x", "module.weight", "module.bias"]
     assert_same(plan, function, _randn(2, 4))
     with torch.no_grad():
         module.weight.add_(1)
     assert_same(plan, function, _randn(2, 4))
+    module.weight = nn.Parameter(_randn(2, 4))
+    assert_same(plan, function, _randn(2, 4))
+    module.double()
+    with pytest.raises(PlanStale, match=r"parameter module.weight: float32\[2, 4\] became float64\[2, 4\]"):
+        plan.bundle()
+
+
+def test_modules_in_a_list_are_carried_too() -> None:
+    """What a function does not use by a name of its own is a constant of the plan."""
+    layers = [nn.Linear(4, 4), nn.Linear(4, 2)]
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    plan = built(function, _randn(5, 4), shape=[(-1, 4)])
+    assert len(plan.graph.inputs) == 5
+    assert_same(plan, function, _randn(2, 4))
+
+
+def test_a_module_as_a_function() -> None:
+    """A module in place of a function is carried with its names."""
+    module = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
+    plan = built(module, _randn(5, 4), shape=[(-1, 4)])
+    assert [given.name for given in plan.graph.inputs] == ["input", "0.weight", "0.bias"]
+    assert_same(plan, module, _randn(2, 4))
+    assert not list(plan.parameters())
