@@ -81,6 +81,7 @@ class BlobServer:
         try:
             router.setsockopt(zmq.LINGER, 0)
             router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            router.setsockopt(zmq.IPV6, int("[" in self.endpoint or "://*" in self.endpoint))
             router.setsockopt(zmq.MAXMSGSIZE, self.limits.chunk + 1024)
             router.setsockopt(zmq.SNDHWM, HIGH_WATER)
             router.setsockopt(zmq.RCVHWM, HIGH_WATER)

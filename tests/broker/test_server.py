@@ -1,0 +1,554 @@
+"""A real broker on real sockets: whatever peers do to it, it goes on for the others, and ends cleanly."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeAlias, TypeVar
+
+import msgspec
+import pytest
+import zmq
+
+from broker import logs
+from broker.config import BrokerConfig
+from broker.ledger.blobs import MemoryBlobs
+from broker.ledger.memory import MemoryLedger
+from broker.protocol.framing import command_digest, decode, encode
+from broker.protocol.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Announce,
+    AskStats,
+    Blobs,
+    Deliver,
+    Failure,
+    Frame,
+    Heartbeat,
+    HeartbeatSeen,
+    Invoke,
+    ListDevices,
+    LogRecords,
+    Message,
+    NeedBlobs,
+    Notify,
+    OpenBlobChannel,
+    OpenSession,
+    Put,
+    Recorded,
+    Refused,
+    Register,
+    Registered,
+    Release,
+    ResultFailed,
+    ResultReady,
+    SessionOpened,
+    SetLogLevel,
+    Stats,
+    StorePlan,
+    Stranger,
+    Submit,
+    Taken,
+)
+from broker.protocol.messages import DeviceList as DeviceListMessage
+from broker.server import BrokerServer, CannotListen, neighbours
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+Socket: TypeAlias = "zmq.Socket[bytes]"
+M = TypeVar("M")
+
+WITHIN_MS = 20_000
+CONFIG = BrokerConfig(heartbeat_ms=500, max_message=1 << 20)
+MANIFEST = b"a manifest"
+PLAN = hashlib.sha256(MANIFEST).digest()
+
+
+class RawPeer:
+    """A DEALER that says what a test wants."""
+
+    def __init__(self, context: Context, endpoint: str) -> None:
+        self.socket: Socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
+        self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        self.socket.connect(endpoint)
+
+    def say(self, message: Message, *frames: Frame) -> None:
+        """Send a message."""
+        self.socket.send_multipart([encode(message), *frames])
+
+    def hear(self, kind: type[M]) -> M:
+        """The next message of a kind; others are dropped. Its frames are in `frames`."""
+        end = time.monotonic() + WITHIN_MS / 1000
+        while time.monotonic() < end:
+            header, *self.frames = self.socket.recv_multipart()
+            message = decode(header)
+            if isinstance(message, kind):
+                return message
+        raise AssertionError(f"heard no {kind.__name__}")
+
+    def close(self) -> None:
+        """Vanish, without a word."""
+        self.socket.close()
+
+
+class Served:
+    """A broker, and whoever connects to it."""
+
+    def __init__(self, context: Context, server: BrokerServer) -> None:
+        self.context = context
+        self.server = server
+        self.peers: list[RawPeer] = []
+        self.count = 0
+
+    def peer(self) -> RawPeer:
+        """A connection."""
+        peer = RawPeer(self.context, self.server.endpoints.listen)
+        self.peers.append(peer)
+        return peer
+
+    def device(self, name: str = "device_1", boot: bytes = b"boot" * 4) -> RawPeer:
+        """A device that has registered."""
+        device = self.peer()
+        device.say(Register(version=PROTOCOL_VERSION, device=name, store=b"store" * 3, boot=boot))
+        device.hear(Registered)
+        return device
+
+    def session(self) -> tuple[RawPeer, bytes]:
+        """A session with a plan, and its incarnation."""
+        incarnation = os.urandom(8)
+        session = self.peer()
+        session.say(OpenSession(version=PROTOCOL_VERSION, incarnation=incarnation))
+        session.hear(SessionOpened)
+        session.say(Submit(n=1, devices=[], command=StorePlan(plan=PLAN, parts=[], attached=[PLAN])), MANIFEST)
+        session.hear(Accepted)
+        return session, incarnation
+
+    def check(self) -> None:
+        """The broker works: one invocation goes its way."""
+        self.count += 1
+        name = f"check_{self.count}"
+        device = self.device(name)
+        session, incarnation = self.session()
+        run_one(session, incarnation, device, name, n=2)
+
+    def follow(self, topic: bytes) -> Socket:
+        """Somebody who follows the stream."""
+        follower: Socket = self.context.socket(zmq.SUB)
+        follower.setsockopt(zmq.LINGER, 0)
+        follower.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
+        follower.setsockopt(zmq.SUBSCRIBE, topic)
+        follower.connect(self.server.endpoints.logs)
+        return follower
+
+
+def run_one(session: RawPeer, incarnation: bytes, device: RawPeer, name: str, n: int, value: bytes = b"v") -> bytes:
+    """One invocation from start to end; its id."""
+    command = Invoke(id=incarnation + n.to_bytes(8, "big"), plan=PLAN, args=[None])
+    session.say(Submit(n=n, devices=[name], command=command), b"tensor")
+    deliver = device.hear(Deliver)
+    assert deliver.digest == command_digest(command, [b"tensor"])
+    assert device.frames == [b"tensor"]
+    device.say(Taken(n=deliver.n))
+    device.say(Announce(n=n - 1, event=ResultReady(id=command.id, digest=deliver.digest, inline=True)), value)
+    notify = session.hear(Notify)
+    assert session.frames == [value]
+    assert notify.event.id == command.id  # type: ignore[union-attr]
+    device.hear(Recorded)
+    return command.id
+
+
+def wait_until(true: Callable[[], bool], within: float = WITHIN_MS / 1000) -> None:
+    """Ask again and again, for so long."""
+    end = time.monotonic() + within
+    asked = threading.Event()
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        asked.wait(0.01)
+
+
+@pytest.fixture
+def served(context: Context) -> Iterator[Served]:
+    """A broker on loopback."""
+    with BrokerServer("tcp://127.0.0.1:*", context=context, config=CONFIG) as server:
+        assert server.wait_until_listening(0)
+        served = Served(context, server)
+        yield served
+        for peer in served.peers:
+            peer.close()
+
+
+# ------------------------------------------------------------------------------------------- the work
+
+
+def test_one_invocation(served: Served) -> None:
+    """A command, its tensor and its value pass untouched between real sockets."""
+    served.check()
+
+
+@pytest.mark.parametrize("listen", ["inproc://a-broker", "ipc://{folder}/broker", "tcp://[::1]:*"])
+def test_other_transports(context: Context, tmp_path_factory: pytest.TempPathFactory, listen: str) -> None:
+    """A broker listens within its process, on a socket file, and on IPv6, and tells peers where blobs and logs are."""
+    folder = tmp_path_factory.mktemp("s")
+    with BrokerServer(listen.format(folder=folder), context=context, config=CONFIG) as server:
+        served = Served(context, server)
+        served.check()
+        session = served.peer()
+        session.say(OpenSession(version=PROTOCOL_VERSION, incarnation=b"12345678"))
+        opened = session.hear(SessionOpened)
+        assert opened.blobs == server.endpoints.blobs
+        assert opened.logs == server.endpoints.logs
+        for peer in served.peers:
+            peer.close()
+
+
+def test_plan_parts_are_provided(served: Served) -> None:
+    """A device gets the small blobs of a plan with the answer, byte by byte; others are named as unknown."""
+    served.session()
+    device = served.device()
+    device.say(NeedBlobs(digests=[PLAN, b"?" * 32]))
+    assert device.hear(Blobs) == Blobs(attached=[PLAN], none=[b"?" * 32])
+    assert device.frames == [MANIFEST]
+
+
+def test_store_that_refuses(context: Context) -> None:
+    """Where the blob store has no room the broker says so, goes on, and asks for the plan again."""
+    store = MemoryBlobs(quota=4)
+    with BrokerServer("tcp://127.0.0.1:*", context=context, config=CONFIG, store=store) as server:
+        served = Served(context, server)
+        session = served.peer()
+        session.say(OpenSession(version=PROTOCOL_VERSION, incarnation=b"12345678"))
+        session.say(Submit(n=1, devices=[], command=StorePlan(plan=PLAN, parts=[], attached=[PLAN])), MANIFEST)
+        session.hear(SessionOpened)
+        device = served.device()
+        device.say(NeedBlobs(digests=[PLAN]))
+        assert device.hear(Blobs).none == [PLAN]
+        for peer in served.peers:
+            peer.close()
+
+
+def test_blob_channel_wakes_the_broker(served: Served) -> None:
+    """A blob that came by the blob channel is known to commands at once, and counted."""
+    from edge_agent.blobs import BlobClient, BlobOffered
+
+    content = os.urandom(300_000)
+    offered = threading.Event()
+
+    def on_event(event: object) -> None:
+        if isinstance(event, BlobOffered):
+            offered.set()
+
+    session, incarnation = served.session()
+    opening = OpenBlobChannel(version=PROTOCOL_VERSION, role="session", name=incarnation.hex())
+    client = BlobClient(served.context, served.server.endpoints.blobs, opening, on_event)
+    digest = hashlib.sha256(content).digest()
+    try:
+        client.offer(digest, content)
+        assert offered.wait(WITHIN_MS / 1000)
+    finally:
+        client.close()
+    device = served.device()
+    command = Put(id=incarnation + bytes(7) + b"\x09", blob=digest)
+    session.say(Submit(n=2, devices=["device_1"], command=command))
+    assert device.hear(Deliver).command == command
+    session.say(AskStats(r=1))
+    total = session.hear(Stats).total
+    assert total.blobs_in == 2
+    assert total.blob_bytes_in == len(content) + len(MANIFEST)
+
+
+# ------------------------------------------------------------------------------------------- bad company
+
+
+def test_random_bytes_over_a_plain_connection(served: Served) -> None:
+    """Bytes that are not even ZeroMQ harm nobody."""
+    host, port = served.server.endpoints.listen.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(os.urandom(4096))
+        served.check()
+
+
+def test_random_frames(served: Served) -> None:
+    """Frames that are no messages are refused in words, and the peer may still introduce itself."""
+    peer = served.peer()
+    for frames in ([os.urandom(200)], [b""], [b"\xc1", b"x"], [b"\x91\x40" * 50]):
+        peer.socket.send_multipart(frames)
+        refused = peer.hear(Refused)
+        assert refused.code == "malformed"
+        assert refused.reason.startswith("expected ")
+    served.check()
+    peer.say(OpenSession(version=PROTOCOL_VERSION, incarnation=b"12345678"))
+    peer.hear(SessionOpened)
+
+
+def test_message_over_the_limit(served: Served) -> None:
+    """A message somewhat over the limit is refused in words; far over it, the connection is dropped and made again."""
+    device = served.device()
+    large = ResultReady(id=b"i" * 16, digest=b"d" * 16, inline=True)
+    device.say(Announce(n=1, event=large), bytes(CONFIG.max_message))
+    refused = device.hear(Refused)
+    assert refused.code == "too_large"
+    assert refused.reason.startswith(f"expected a message of at most {CONFIG.max_message} bytes, got ")
+    device.say(Announce(n=1, event=large), bytes(8 * CONFIG.max_message))
+    served.check()
+    device.say(Heartbeat())
+    device.hear(Stranger)
+
+
+def test_two_agents_of_one_id(served: Served) -> None:
+    """The second is refused, and the first works on."""
+    first = served.device("twin")
+    second = served.peer()
+    second.say(Register(version=PROTOCOL_VERSION, device="twin", store=b"store" * 3, boot=b"another boot...."))
+    first.say(Heartbeat())
+    end = time.monotonic() + WITHIN_MS / 1000
+    while not second.socket.poll(100):
+        first.say(Heartbeat())
+        assert time.monotonic() < end
+    assert second.hear(Refused).code == "duplicate_device"
+    session, incarnation = served.session()
+    run_one(session, incarnation, first, "twin", n=2)
+
+
+def test_agent_that_was_killed(served: Served) -> None:
+    """Where a connection is gone the next start of its agent is welcome within a moment."""
+    served.device("phoenix").close()
+    again = served.peer()
+    end = time.monotonic() + WITHIN_MS / 1000
+    while True:
+        again.say(Register(version=PROTOCOL_VERSION, device="phoenix", store=b"store" * 3, boot=b"another boot...."))
+        if again.socket.poll(200):
+            break
+        assert time.monotonic() < end
+    again.hear(Registered)
+
+
+def test_unknown_version(served: Served) -> None:
+    """A peer of another major version is refused, with both versions."""
+    peer = served.peer()
+    peer.say(Register(version=(9, 1), device="d", store=b"s" * 16, boot=b"b" * 16))
+    refused = peer.hear(Refused)
+    assert refused.version == PROTOCOL_VERSION
+    assert refused.reason == "expected protocol 1.x, got 9.1; this broker speaks 1.0"
+
+
+def test_peer_that_never_reads(served: Served) -> None:
+    """A peer that asks and never reads fills its own queue, and nobody else's: the broker drops nothing of others."""
+    sloth = served.peer()
+    sloth.socket.setsockopt(zmq.SNDHWM, 0)
+    sloth.say(OpenSession(version=PROTOCOL_VERSION, incarnation=b"sleeping"))
+    for r in range(20_000):
+        sloth.say(ListDevices(r=r))
+    served.check()
+    sloth.hear(DeviceListMessage)
+
+
+def test_slow_device(served: Served) -> None:
+    """What a device does not read waits, in order, and comes when it reads."""
+    device = served.device("slow")
+    session, incarnation = served.session()
+    count = 3000
+    for k in range(count):
+        command = Put(id=incarnation + (k + 1).to_bytes(8, "big"))
+        session.say(Submit(n=k + 2, devices=["slow"], command=command), b"x" * 2000)
+    served.check()
+    seen = 0
+    while seen < count:
+        deliver = device.hear(Deliver)
+        if deliver.n == seen + 1:
+            seen += 1
+            assert isinstance(deliver.command, Put)
+            assert deliver.command.id == incarnation + seen.to_bytes(8, "big")
+            done = ResultFailed(id=deliver.command.id, digest=deliver.digest, failure=Failure(code="x", message="x"))
+            device.say(Announce(n=seen, event=done))
+        if seen % 100 == 0:
+            device.say(Taken(n=seen))
+
+
+def test_session_that_vanishes(served: Served) -> None:
+    """A session that goes without a word leaves its commands to be worked off."""
+    device = served.device()
+    session, incarnation = served.session()
+    command = Invoke(id=incarnation + bytes(7) + b"\x01", plan=PLAN, args=[])
+    session.say(Submit(n=2, devices=["device_1"], command=command))
+    session.hear(Accepted)
+    session.close()
+    deliver = device.hear(Deliver)
+    device.say(Announce(n=1, event=ResultReady(id=command.id, digest=deliver.digest, inline=True)), b"v")
+    device.hear(Recorded)
+    again = served.peer()
+    again.say(OpenSession(version=PROTOCOL_VERSION, incarnation=incarnation))
+    again.hear(SessionOpened)
+    assert again.hear(Notify).event.id == command.id  # type: ignore[union-attr]
+
+
+def test_silent_device_is_lost(served: Served) -> None:
+    """A device that says nothing for three heartbeats is offline."""
+    served.device("mute")
+    session, _ = served.session()
+
+    def offline() -> bool:
+        session.say(ListDevices(r=1))
+        return not session.hear(DeviceListMessage).devices[0].online
+
+    wait_until(offline)
+
+
+# ------------------------------------------------------------------------------------------- the stream
+
+
+def test_notifications_are_published(served: Served) -> None:
+    """Whoever follows an id gets its notification with the value, also without a session."""
+    device = served.device()
+    session, incarnation = served.session()
+    result = incarnation + (2).to_bytes(8, "big")
+    follower = served.follow(b"n." + result.hex().encode())
+    other = served.follow(b"n.00")
+    # A subscription arrives when it arrives: run until one is published.
+    command = Invoke(id=result, plan=PLAN, args=[])
+    session.say(Submit(n=2, devices=["device_1"], command=command))
+    deliver = device.hear(Deliver)
+    wait_until(lambda: served.server._topics.demand().notifications)
+    device.say(Announce(n=1, event=ResultReady(id=result, digest=deliver.digest, inline=True)), b"v")
+    topic, header, value = follower.recv_multipart()
+    assert topic == b"n." + result.hex().encode()
+    notify = decode(header)
+    assert isinstance(notify, Notify)
+    assert (notify.device, value) == ("device_1", b"v")
+    assert not other.poll(0)
+    follower.close()
+    other.close()
+
+
+def test_logs_are_published_on_demand(served: Served) -> None:
+    """Followers are what makes peers send their logs, and the broker its own; each under its level and its name."""
+    device = served.device("pi")
+    follower = served.follow(b"l.10.")
+    assert device.hear(SetLogLevel).level == 10
+    device.say(LogRecords(records=[{"event": "x", "level": "debug", "component": "agent", "device": "somebody else"}]))
+    while True:
+        topic, payload = follower.recv_multipart()
+        record = msgspec.msgpack.decode(payload)
+        if record["component"] == "agent":
+            break
+    assert topic == b"l.10.agent.pi"
+    assert record == {"event": "x", "level": "debug", "component": "agent", "device": "pi"}
+    session, incarnation = served.session()
+    run_one(session, incarnation, device, "pi", n=2)
+    events: list[str] = []
+    while not events or events[-1] != "result_recorded":
+        topic, payload = follower.recv_multipart()
+        assert topic.startswith(b"l.10.broker.")
+        events.append(msgspec.msgpack.decode(payload)["event"])
+    assert "invocation_relayed" in events
+    follower.close()
+    assert device.hear(SetLogLevel).level == 0
+
+
+def test_follower_that_speaks_nonsense(served: Served) -> None:
+    """What a follower sends that is no subscription is ignored."""
+    follower: Socket = served.context.socket(zmq.XSUB)
+    follower.setsockopt(zmq.LINGER, 0)
+    follower.connect(served.server.endpoints.logs)
+    for message in (b"", b"\x07", b"\x00never subscribed", b"\x01" + b"x" * 2000):
+        follower.send(message)
+    served.check()
+    follower.close()
+
+
+# ------------------------------------------------------------------------------------------- beginning and end
+
+
+def test_address_in_use(served: Served, context: Context) -> None:
+    """A second broker on an endpoint can't listen, says why, and leaves nothing behind."""
+    endpoint = served.server.endpoints.listen
+    second = BrokerServer(endpoint, "tcp://127.0.0.1:*", "tcp://127.0.0.1:*", context=context)
+    with pytest.raises(CannotListen) as caught:
+        second.start()
+    assert caught.value.endpoint == endpoint
+    assert str(caught.value) == f"cannot listen on {endpoint}: Address already in use"
+    with pytest.raises(CannotListen):
+        BrokerServer("tcp://127.0.0.1:*", blobs=served.server.endpoints.blobs, context=context).start()
+
+
+def test_restart_over_the_same_ledger(context: Context) -> None:
+    """A broker that starts where another was takes up its ledger, under the next epoch."""
+    ledger, store = MemoryLedger(), MemoryBlobs()
+    listen = "inproc://the-same"
+    incarnation = b"12345678"
+    result = incarnation + bytes(7) + b"\x01"
+    for epoch in (1, 2):
+        with BrokerServer(listen, context=context, ledger=ledger, store=store, config=CONFIG) as server:
+            served = Served(context, server)
+            device = served.peer()
+            device.say(Register(version=PROTOCOL_VERSION, device="d", store=b"store" * 3, boot=b"boot" * 4))
+            welcome = device.hear(Registered)
+            assert (welcome.epoch, welcome.ledger) == (epoch, ledger.id)
+            session = served.peer()
+            session.say(OpenSession(version=PROTOCOL_VERSION, incarnation=incarnation))
+            if epoch == 1:
+                session.hear(SessionOpened)
+                session.say(Submit(n=1, devices=["d"], command=Put(id=result)), b"x")
+                session.hear(Accepted)
+            else:
+                assert session.hear(SessionOpened).accepted == 1
+            assert device.hear(Deliver).command.id == result  # type: ignore[union-attr]
+            for peer in served.peers:
+                peer.close()
+
+
+def test_stopping_twice(context: Context) -> None:
+    """Stopping is idempotent, and a broker that never started can be stopped."""
+    server = BrokerServer("tcp://127.0.0.1:*", context=context)
+    server.stop()
+    server = BrokerServer("tcp://127.0.0.1:*", context=context)
+    server.start()
+    server.stop()
+    server.stop()
+    assert not server.wait_until_listening(0)
+
+
+def test_own_context(capsys: pytest.CaptureFixture[str]) -> None:
+    """A broker that was given no context makes one, and ends it; it logs when it can be connected to."""
+    logs.configure(level=logs.INFO, json=True)
+    with BrokerServer("tcp://127.0.0.1:*") as server:
+        listen = server.endpoints.listen
+    events = [msgspec.json.decode(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["event"] for event in events] == ["broker_listening", "broker_stopped"]
+    assert events[0]["listen"] == listen
+    assert ":0" not in listen.rpartition(":")[2]
+
+
+def test_heartbeats_are_answered(served: Served) -> None:
+    """A heartbeat is answered with the interval."""
+    device = served.device()
+    device.say(Heartbeat())
+    assert device.hear(HeartbeatSeen).heartbeat_ms == CONFIG.heartbeat_ms
+
+
+@pytest.mark.parametrize(
+    ("listen", "logs_endpoint", "blobs_endpoint"),
+    [
+        ("tcp://127.0.0.1:5750", "tcp://127.0.0.1:5751", "tcp://127.0.0.1:5752"),
+        ("tcp://[::1]:5750", "tcp://[::1]:5751", "tcp://[::1]:5752"),
+        ("tcp://*:5750", "tcp://*:5751", "tcp://*:5752"),
+        ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "tcp://127.0.0.1:*"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+        ("inproc://x", "inproc://x-logs", "inproc://x-blobs"),
+        ("ipc:///run/x", "ipc:///run/x-logs", "ipc:///run/x-blobs"),
+    ],
+)
+def test_neighbours(listen: str, logs_endpoint: str, blobs_endpoint: str) -> None:
+    """Logs and blobs are on the next two ports, or on wildcards, or beside the name."""
+    assert neighbours(listen) == (logs_endpoint, blobs_endpoint)
+
+
+def test_release_of_nothing(served: Served) -> None:
+    """An empty command does nothing and is accepted."""
+    session, _ = served.session()
+    session.say(Submit(n=2, devices=[], command=Release(ids=[])))
+    assert session.hear(Accepted).n == 2
