@@ -86,7 +86,7 @@ class Traced:
 
 
 _lock = threading.RLock()
-"""torch is patched while a function is traced, so that one is traced at a time."""
+"""What is patched and set in torch holds for all threads: so one at a time."""
 
 
 def trace(target: Target, arguments: Arguments) -> Traced:
@@ -309,17 +309,18 @@ def torch_as_traced() -> Iterator[None]:
     """torch without what only this machine's backend has: no mkldnn, attention in its MATH form, no fast path; and
     without gradients.
     """
-    mkldnn = torch._C._get_mkldnn_enabled()  # noqa: SLF001
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    # torch.backends.mkldnn.flags() would set TF32 as well, which warns on machines without it
-    torch._C._set_mkldnn_enabled(False)  # noqa: SLF001
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(mkldnn)  # noqa: SLF001
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    with _lock:
+        mkldnn = torch._C._get_mkldnn_enabled()  # noqa: SLF001
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        # torch.backends.mkldnn.flags() would set TF32 as well, which warns on machines without it
+        torch._C._set_mkldnn_enabled(False)  # noqa: SLF001
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch._C._set_mkldnn_enabled(mkldnn)  # noqa: SLF001
+            torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 # ------------------------------------------------------------------------------------------------- after tracing

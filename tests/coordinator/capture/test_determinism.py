@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -75,6 +76,20 @@ def test_no_path_is_in_what_is_hashed() -> None:
     bundle = function.bundle()
     assert str(Path(__file__).parent).encode() not in b"".join(bundle.parts.values())
     assert Path(__file__).name.encode() in bundle.beside["source"]
+
+
+def test_plans_built_on_several_threads() -> None:
+    """Threads that build at the same time make the plans that one would, and leave torch as it was."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x).sum() / len(x)
+
+    before = (torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled(), len, torch.is_grad_enabled())
+    with ThreadPoolExecutor(4) as pool:
+        ids = set(pool.map(lambda _: built(function, torch.ones(3, 2), shape=[(-1, 2)]).id, range(6)))
+    assert len(ids) == 1
+    after = (torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled(), len, torch.is_grad_enabled())
+    assert after == before
 
 
 def test_building_twice_gives_the_same_plan() -> None:
