@@ -4,6 +4,8 @@ ended.
 
 from __future__ import annotations
 
+import math
+
 from broker.protocol.effects import Send
 from broker.protocol.messages import AskStatus, Failure, Frame, Message, ResultStatus, StatusEntry
 from coordinator.core_events import Answered
@@ -43,7 +45,7 @@ class _Waiting:
     def __init__(self, message: Message, pause: float) -> None:
         self.message = message
         self.pause = pause
-        self.at = float("inf")  # when to send it again; not before it was sent once
+        self.at = math.inf  # when to send it again; not before it was sent once
 
 
 class Requests:
@@ -54,9 +56,10 @@ class Requests:
         self._next = 0
         self._waiting: dict[int, _Waiting] = {}
         self._unsent: list[int] = []
+        self._again_at = math.inf  # not after the first of those that have waited too long
         self._watched: dict[bytes, Result] = {}
         self._watching: int | None = None  # the request that asks after them
-        self._watch_at = float("inf")
+        self._watch_at = math.inf
         self._watch_pause = _WATCH_FIRST
 
     def take(self) -> int:
@@ -98,22 +101,28 @@ class Requests:
         for r in self._unsent:
             waiting = self._waiting.get(r)
             if waiting is not None:
-                waiting.at = now + waiting.pause
-                out.append(Send(message=waiting.message))
+                self._send(waiting, now, out)
         self._unsent.clear()
-        for waiting in self._waiting.values():
-            if now >= waiting.at:
-                waiting.pause = min(2 * waiting.pause, _SLOWEST)
-                waiting.at = now + waiting.pause
-                out.append(Send(message=waiting.message))
+        if now >= self._again_at:
+            self._again_at = math.inf
+            for waiting in self._waiting.values():
+                if now >= waiting.at:
+                    waiting.pause = min(2 * waiting.pause, _SLOWEST)
+                    self._send(waiting, now, out)
+                self._again_at = min(self._again_at, waiting.at)
+
+    def _send(self, waiting: _Waiting, now: float, out: list[object]) -> None:
+        waiting.at = now + waiting.pause
+        self._again_at = min(self._again_at, waiting.at)
+        out.append(Send(message=waiting.message))
 
     def next_due(self) -> float | None:
         """When `due` may next send something by the passing of time alone."""
-        times = [waiting.at for waiting in self._waiting.values()]
-        if self._watched and self._watching is None:
-            times.append(self._watch_at)
-        earliest = min(times, default=float("inf"))
-        return None if earliest == float("inf") else earliest
+        if not self._waiting:
+            self._again_at = math.inf
+        watch_at = self._watch_at if self._watched and self._watching is None else math.inf
+        earliest = min(self._again_at, watch_at)
+        return None if earliest == math.inf else earliest
 
     def watch(self, result: Result, now: float) -> None:
         """Ask after ``result`` until it has ended."""

@@ -132,6 +132,11 @@ class SessionDriver:
         """Whether `close` was called, or this is the child of a fork."""
         return self._closed or self.orphaned
 
+    @property
+    def on_own_thread(self) -> bool:
+        """Whether this is the driver's thread, which may not wait for itself."""
+        return threading.current_thread() is self._thread
+
     def submit(self, event: SubmitCommand) -> list[Result]:
         """Feed a command, with `lock` held; call `wake` when it is let go.
 
@@ -205,14 +210,14 @@ class SessionDriver:
     def close(self, timeout: float = 2.0) -> int:
         """Wait at most ``timeout`` seconds for the broker to accept what was sent, then end everything. Idempotent.
 
-        Returns how many commands were not accepted, and are lost.
+        Returns how many commands were not accepted, and are lost. Not to be called on the driver's own thread.
         """
         if self.closed:
             return 0
         with self.lock:
             self._finishing = True
         self.wake()
-        if self._thread is not threading.current_thread() and self._thread.is_alive():
+        if self._thread.is_alive():
             self._idle.wait(timeout)
         with self.lock:
             if self._closed:
@@ -224,8 +229,7 @@ class SessionDriver:
             self._closed = True
         self._woken = False
         self.wake()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout + 5.0)
+        self._thread.join(timeout + 5.0)
         return lost
 
     # --------------------------------------------------------------------------------------------- instructions

@@ -7,6 +7,7 @@ closed at the end of the program.
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -121,6 +122,10 @@ def _close(
     owned: list[_Closable],
 ) -> None:
     """Close a fleet: also called when it was forgotten, so it may not refer to it."""
+    if driver.on_own_thread:
+        # Its last reference was in an answer that came too late. That thread can't wait for itself.
+        threading.Thread(target=_close, args=(driver, blobs, streams, owned), name="edgeplan-closing").start()
+        return
     driver.close()
     blobs.close()
     for stream in list(streams):

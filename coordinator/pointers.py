@@ -182,7 +182,7 @@ class PointerTensor:
     # --------------------------------------------------------------------------------------------- what becomes of it
 
     def status(self) -> ResultStatus:
-        """What the broker says of it, and an embedded or local record where that knows more: see `ResultStatus`."""
+        """What became of it, by the broker's record: see `ResultStatus`."""
         return self._fleet.status(self.result_id)
 
     def cancel(self) -> None:

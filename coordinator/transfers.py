@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -100,7 +101,8 @@ class Blobs:
             self._report(UploadFailed(key=key, failure=failure, ledger=upload.ledger))
             return
         digest, path = written
-        self._offer(key, digest, path, upload.ledger)
+        with suppress(FleetClosed):
+            self._offer(key, digest, path, upload.ledger)
 
     def _offer(self, key: bytes, digest: bytes, source: bytes | Path, ledger: bytes) -> None:
         with self._lock:
@@ -181,7 +183,7 @@ class Blobs:
                 self._report(UploadFailed(key=key, failure=failure, ledger=ledger))
 
     def _report(self, event: Uploaded | UploadFailed) -> None:
-        if not self._driver.closed:
+        with suppress(FleetClosed):  # then nobody waits for it
             self._driver.feed(event)
 
     # --------------------------------------------------------------------------------------------- files and the thread

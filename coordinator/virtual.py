@@ -45,10 +45,8 @@ class VirtualWorker(Device):
         self._store = Store.temporary() if store is None else Store.open(store)
         self._agent: Agent | None = None
         try:
-            expected = {self._keep(tensor) for tensor in data if tags_of(tensor)}
-            for tensor in data:
-                if not tags_of(tensor):
-                    self._keep(tensor)
+            kept = [(self._keep(tensor), tags_of(tensor)) for tensor in data]
+            expected = {id_ for id_, tags in kept if tags}
             self._agent = Agent(fleet.endpoint, id, self._store, context=fleet.context, worker="thread")
             self._agent.start()
             fleet.own(self)

@@ -16,7 +16,7 @@ import zmq
 
 from broker.protocol.errors import ConnectionRefused, VersionRefused
 from broker.protocol.framing import decode, encode
-from broker.protocol.messages import PROTOCOL_VERSION, OpenSession, Refused
+from broker.protocol.messages import PROTOCOL_VERSION, AskStats, OpenSession, Refused
 from broker.server import BrokerServer
 from broker.settings import InsecureEndpoint
 from coordinator import VirtualWorker, connect, tagged
@@ -219,3 +219,31 @@ def test_the_protocol_version_is_said(broker: BrokerServer) -> None:
     with connect(url_of(broker), insecure=True) as fleet:
         assert fleet.driver.opened is not None
         assert fleet.driver.opened.version == PROTOCOL_VERSION
+
+
+def test_nothing_is_kept_of_what_has_ended(broker: BrokerServer) -> None:
+    """After thousands of results, the session's own tables are empty: what ended lives in its pointers alone."""
+    with connect(url_of(broker), insecure=True) as fleet:
+        device = VirtualWorker(fleet, "d1")
+        for _ in range(5):
+            pointers = [device.send(torch.ones(1)) for _ in range(400)]
+            assert len(fleet.get(pointers, timeout=WITHIN)) == 400
+        deadline = time.monotonic() + WITHIN
+        while fleet.driver.core.unaccepted:  # the acknowledgement may come after the value
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert fleet.driver.core.pending == 0
+        assert not fleet.driver.core._commands._kept
+
+
+def test_a_fleet_whose_last_reference_is_in_an_answer(broker: BrokerServer) -> None:
+    """When the driver's own thread drops the fleet, it closes all the same."""
+    fleet = connect(url_of(broker), insecure=True)
+    driver = fleet.driver
+    holding: list[object] = [fleet]
+    driver.ask(lambda r: AskStats(r=r), lambda _answered: holding.clear())
+    del fleet
+    deadline = time.monotonic() + WITHIN
+    while driver._thread.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
