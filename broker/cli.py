@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from broker.config import ACKNOWLEDGE_EVERY, BrokerConfig
+from broker.config import GROUP_COMMIT, BrokerConfig
 from broker.ledger.blobs import DirectoryBlobs
 from broker.server import BrokerServer, CannotListen, neighbours
 from broker.settings import (
@@ -88,9 +88,7 @@ def run(
         store = None if data is None else DirectoryBlobs(data / "blobs")
     except OSError as error:
         raise ProgramFailed(ExitCode.STORAGE, f"cannot use the folder {data}: {error.strerror}") from None
-    config = BrokerConfig(
-        max_message=max_message, heartbeat_ms=heartbeat_ms, acknowledge_every=ACKNOWLEDGE_EVERY
-    )
+    config = BrokerConfig(max_message=max_message, heartbeat_ms=heartbeat_ms, commit_within=GROUP_COMMIT)
     server = BrokerServer(listen, logs, blobs, store=store, config=config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from broker.protocol.framing import MESSAGE_LIMIT
 from broker.protocol.messages import DEFAULT_DEADLINE_MS
 
-__all__ = ["ACKNOWLEDGE_EVERY", "BrokerConfig"]
+__all__ = ["GROUP_COMMIT", "BrokerConfig"]
 
-ACKNOWLEDGE_EVERY = 64
-"""`BrokerConfig.acknowledge_every` of a server: nobody waits for an acknowledgement, and each wakes a process."""
+GROUP_COMMIT = 0.01
+"""`BrokerConfig.commit_within` of a server: relaying waits for no commit, and each acknowledgement wakes a process."""
 
 _DAY_MS = 24 * 3600 * 1000
 
@@ -37,10 +37,11 @@ class BrokerConfig:
     """... and how many bytes of payload, the first message always allowed."""
     patience: float = 5.0
     """After how long without an acknowledgement a stream goes back."""
-    acknowledge_every: int = 1
-    """After how many messages of one peer that are in the ledger it is told so; the server sets `ACKNOWLEDGE_EVERY` ..."""
-    acknowledge_within: float = 0.02
-    """... and how long fewer of them may wait, so that one message acknowledges many."""
+    commit_within: float = 0.0
+    """How long writes may wait for others, so that one commit and one acknowledgement serve many; the server sets
+    `GROUP_COMMIT` ..."""
+    commit_writes: int = 512
+    """... and how many of them don't wait any longer."""
     busy_peer_pause: float = 0.1
     """How long a stream rests whose peer reads too slowly."""
     device_commands: int = 1024

@@ -9,8 +9,8 @@ virtual clock. Each part of the state has a module of its own:
     `broker.values`       values on their way                   `broker.plans`        which plans and blobs are here
     `broker.tags`         the tag index
 
-What is taken is acknowledged once it is in the ledger: the writes of a batch go out as one `Persist` when it ends, and
-`Accepted` and `Recorded` follow its `Persisted`. Relaying does not wait for that.
+What is taken is acknowledged once it is in the ledger: the writes of a few batches go out as one `Persist` (a group
+commit), and `Accepted` and `Recorded` follow its `Persisted`. Relaying does not wait for that.
 """
 
 from __future__ import annotations
@@ -140,10 +140,7 @@ class BrokerCore:
         self.submissions.acknowledge = self._owe_session
         self._owed_sessions: dict[Session, None] = {}
         self._owed_devices: dict[Device, None] = {}
-        # In the ledger, and not acknowledged yet: with the last number that was.
-        self._unacknowledged_sessions: dict[Session, int] = {}
-        self._unacknowledged_devices: dict[Device, int] = {}
-        self._acknowledge_at: float | None = None
+        self._flush_at: float | None = None
         self._tickets: deque[_Ticket] = deque()
         self._ticket = 0
         self._strangers: dict[bytes, None] = {}
@@ -201,6 +198,14 @@ class BrokerCore:
     def next_timer(self) -> float | None:
         """When to call `handle` with a `Tick`, if nothing else happens before."""
         return self._context.next_timer()
+
+    def flush(self, now: float) -> list[object]:
+        """Commit now what waits to be committed: what to do about it. For a broker that ends."""
+        context = self._context
+        context.now = now
+        context.out = []
+        self._flush(now)
+        return context.out
 
     def endpoints(self, *, blobs: str, logs: str) -> None:
         """What to tell peers: where blobs are to be had, and where logs and notifications are published."""
@@ -386,13 +391,19 @@ class BrokerCore:
 
     def _on_batch_ended(self, _event: BatchEnded) -> None:
         self._strangers.clear()
-        self._flush()
-
-    def _flush(self) -> None:
-        """Hand this batch's writes to the ledger; acknowledge at once what needs none."""
-        context = self._context
+        context, within = self._context, self.config.commit_within
         if not (context.writes or self._owed_sessions or self._owed_devices):
             return
+        if not within or len(context.writes) >= self.config.commit_writes:
+            self._flush()
+        elif self._flush_at is None:
+            self._flush_at = context.now + within
+            context.at(self._flush_at, self._flush)
+
+    def _flush(self, _now: float = 0.0) -> None:
+        """Hand the writes of this batch, or of a few, to the ledger; acknowledge what needs none."""
+        context = self._context
+        self._flush_at = None
         sessions: list[tuple[Session, bytes, int]] = []
         for session in self._owed_sessions:
             taken = session.inbox.taken
@@ -425,40 +436,17 @@ class BrokerCore:
             for session, incarnation, taken in ticket.sessions:
                 if session.incarnation != incarnation or taken <= session.accepted:
                     continue  # a newer incarnation has taken over
-                before = self._unacknowledged_sessions.setdefault(session, session.accepted)
                 session.accepted = taken
-                if taken - before >= self.config.acknowledge_every:
-                    self._acknowledge_session(session)
+                if session.peer is not None:
+                    context.send(session.peer, Accepted(n=taken))
+                    if context.level <= DEBUG:
+                        context.log(DEBUG, "commands_accepted", session=incarnation.hex(), n=taken)
             for device, registrations, taken in ticket.devices:
                 if device.registrations != registrations or taken <= device.recorded:
                     continue  # its announcements are numbered anew
-                before = self._unacknowledged_devices.setdefault(device, device.recorded)
                 device.recorded = taken
-                if taken - before >= self.config.acknowledge_every:
-                    self._acknowledge_device(device)
-        if self._acknowledge_at is None and (self._unacknowledged_sessions or self._unacknowledged_devices):
-            self._acknowledge_at = context.now + self.config.acknowledge_within
-            context.at(self._acknowledge_at, self._acknowledge)
-
-    def _acknowledge(self, _now: float) -> None:
-        self._acknowledge_at = None
-        for session in list(self._unacknowledged_sessions):
-            self._acknowledge_session(session)
-        for device in list(self._unacknowledged_devices):
-            self._acknowledge_device(device)
-
-    def _acknowledge_session(self, session: Session) -> None:
-        del self._unacknowledged_sessions[session]
-        if session.peer is not None:
-            self._context.send(session.peer, Accepted(n=session.accepted))
-            if self._context.level <= DEBUG:
-                incarnation = session.incarnation.hex()
-                self._context.log(DEBUG, "commands_accepted", session=incarnation, n=session.accepted)
-
-    def _acknowledge_device(self, device: Device) -> None:
-        del self._unacknowledged_devices[device]
-        if device.peer is not None:
-            self._context.send(device.peer, Recorded(n=device.recorded))
+                if device.peer is not None:
+                    context.send(device.peer, Recorded(n=taken))
 
     # ------------------------------------------------------------------------------------------ time and peers
 

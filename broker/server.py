@@ -31,7 +31,7 @@ import zmq
 
 from broker.blob_effects import BlobArrived, BlobCounts, BlobEvent, BlobPeerRefused
 from broker.blob_server import BlobServer
-from broker.config import ACKNOWLEDGE_EVERY, BrokerConfig
+from broker.config import GROUP_COMMIT, BrokerConfig
 from broker.core import BrokerCore
 from broker.effects import (
     BlobMoved,
@@ -129,7 +129,7 @@ class BrokerServer:
     ) -> None:
         beside = neighbours(listen)
         self.endpoints = Endpoints(listen=listen, logs=logs or beside[0], blobs=blobs or beside[1])
-        self.config = config or BrokerConfig(acknowledge_every=ACKNOWLEDGE_EVERY)
+        self.config = config or BrokerConfig(commit_within=GROUP_COMMIT)
         self._own_context = context is None
         self._context: zmq.Context[_Socket] = zmq.Context() if context is None else context
         self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
@@ -203,7 +203,7 @@ class BrokerServer:
             try:
                 self._blob_server.start()
             except zmq.ZMQError as error:
-                raise CannotListen(self.endpoints.blobs, error.strerror) from None
+                raise CannotListen(self.endpoints.blobs, zmq.strerror(error.errno or 0)) from None
             undo.callback(self._blob_server.stop)
             self.endpoints = Endpoints(
                 listen=_bound(self._router), logs=_bound(self._pub), blobs=_for_peers(self._blob_server.endpoint)
@@ -252,7 +252,7 @@ class BrokerServer:
         try:
             made.bind(endpoint)
         except zmq.ZMQError as error:
-            raise CannotListen(endpoint, error.strerror) from None
+            raise CannotListen(endpoint, zmq.strerror(error.errno or 0)) from None
         return made
 
     def _close_stores(self) -> None:
@@ -303,6 +303,9 @@ class BrokerServer:
             if timer is not None and timer <= now:
                 self._do(_TICK, now)
             self._do(_BATCH_ENDED, now)
+        self._run(core.flush(monotonic()))
+        while self._follow_up:  # `Persisted`: whoever is there is still told
+            self._run(core.handle(self._follow_up.popleft(), monotonic()))
 
     def _timeout_ms(self, now: float) -> int | None:
         timer = self._core.next_timer()

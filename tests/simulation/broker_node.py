@@ -19,7 +19,7 @@ from tests.simulation.world import World
 
 __all__ = ["BrokerNode"]
 
-CONFIG = BrokerConfig(log_level=10, heartbeat_ms=3000, restart_grace=20.0)
+CONFIG = BrokerConfig(log_level=10, heartbeat_ms=3000, restart_grace=20.0, commit_within=0.01)
 
 
 class BrokerNode(Node):
