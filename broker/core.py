@@ -7,21 +7,20 @@ virtual clock. Each part of the state has a module of its own:
     `broker.sessions`     incarnations, notifications           `broker.submissions`  what sessions submit, fanned out
     `broker.results`      records, deadlines, release           `broker.transitions`  how a result may end, as a table
     `broker.values`       values on their way                   `broker.plans`        which plans and blobs are here
-    `broker.tags`         the tag index
+    `broker.tags`         the tag index                         `broker.acknowledgements`, `broker.restoration`: the ledger
 
-What is taken is acknowledged once it is in the ledger: the writes of a few batches go out as one `Persist` (a group
-commit), and `Accepted` and `Recorded` follow its `Persisted`. Relaying does not wait for that.
+What is taken is acknowledged once it is in the ledger; relaying does not wait for that.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from broker.acknowledgements import Acknowledgements
 from broker.announcements import Announcements
 from broker.config import BrokerConfig
-from broker.context import DEBUG, INFO, WARNING, Blobs, Context
+from broker.context import DEBUG, WARNING, Blobs, Context
 from broker.devices import Device, Devices
 from broker.effects import (
     BlobMoved,
@@ -31,17 +30,15 @@ from broker.effects import (
     Malformed,
     PeerBusy,
     PeerUnreachable,
-    Persist,
     Persisted,
     PublishLogs,
     Subscriptions,
 )
-from broker.ledger.interface import RecordErrand, RecordRelease, Snapshot, StoredResult
+from broker.ledger.interface import Snapshot
 from broker.plans import Plans
 from broker.protocol.effects import BatchEnded, Received, Tick
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
-    Accepted,
     Announce,
     AskStats,
     AskStatus,
@@ -55,7 +52,6 @@ from broker.protocol.messages import (
     NeedBlobs,
     NeedValues,
     OpenSession,
-    Recorded,
     Refused,
     Register,
     ResultStatus,
@@ -72,7 +68,7 @@ from broker.protocol.messages import (
     Values,
 )
 from broker.protocol.streams import Verdict
-from broker.records import Record
+from broker.restoration import restore
 from broker.results import Results
 from broker.sessions import Session, Sessions
 from broker.submissions import Submissions
@@ -86,19 +82,6 @@ may send."""
 
 TOO_LARGE = "too_large"
 """The code of `Refused` for one message that was dropped because of its size."""
-
-
-class _Ticket:
-    """What is acknowledged when a `Persist` is done."""
-
-    __slots__ = ("devices", "number", "sessions")
-
-    def __init__(
-        self, number: int, sessions: list[tuple[Session, bytes, int]], devices: list[tuple[Device, int, int]]
-    ) -> None:
-        self.number = number
-        self.sessions = sessions
-        self.devices = devices
 
 
 class BrokerCore:
@@ -137,17 +120,13 @@ class BrokerCore:
         self.devices.arrived = self.values.arrived
         self.sessions.settled = self.results.retention.settled
         self.values.record_of = self.results.by_id.get
-        self.submissions.acknowledge = self._owe_session
-        self._owed_sessions: dict[Session, None] = {}
-        self._owed_devices: dict[Device, None] = {}
-        self._flush_at: float | None = None
-        self._tickets: deque[_Ticket] = deque()
-        self._ticket = 0
+        self._acknowledgements = Acknowledgements(context, self.sessions)
+        self.submissions.acknowledge = self._acknowledgements.owe_session
         self._strangers: dict[bytes, None] = {}
         self._events: dict[type, Callable[[Any], None]] = {
             Received: self._on_received,
             BatchEnded: self._on_batch_ended,
-            Persisted: self._on_persisted,
+            Persisted: lambda event: self._acknowledgements.persisted(event.ticket),
             Tick: self._on_tick,
             Malformed: self._on_malformed,
             PeerUnreachable: self._on_peer_unreachable,
@@ -179,7 +158,7 @@ class BrokerCore:
             LogRecords: lambda _session, message, _: self._publish_logs("", message),
             Goodbye: lambda session, _message, _: self.sessions.leave(session, goodbye=True),
         }
-        self._restore(snapshot)
+        restore(snapshot, context, devices=self.devices, sessions=self.sessions, plans=self.plans, results=self.results)
 
     # ------------------------------------------------------------------------------------------ for the driver
 
@@ -204,7 +183,7 @@ class BrokerCore:
         context = self._context
         context.now = now
         context.out = []
-        self._flush(now)
+        self._acknowledgements.flush()
         return context.out
 
     def endpoints(self, *, blobs: str, logs: str) -> None:
@@ -302,7 +281,7 @@ class BrokerCore:
 
     def _on_announce(self, device: Device, message: Announce, event: Received) -> None:
         verdict = device.inbox.offer(message.n)
-        self._owed_devices[device] = None
+        self._acknowledgements.owe_device(device)
         if verdict is not Verdict.NEXT:
             return
         announced = message.event
@@ -384,71 +363,11 @@ class BrokerCore:
             "values_wanted": len(self.values),
         }
 
-    # ------------------------------------------------------------------------------------------ acknowledging
-
-    def _owe_session(self, session: Session) -> None:
-        self._owed_sessions[session] = None
+    # ------------------------------------------------------------------------------------------ time and peers
 
     def _on_batch_ended(self, _event: BatchEnded) -> None:
         self._strangers.clear()
-        context, within = self._context, self.config.commit_within
-        if not (context.writes or self._owed_sessions or self._owed_devices):
-            return
-        if not within or len(context.writes) >= self.config.commit_writes:
-            self._flush()
-        elif self._flush_at is None:
-            self._flush_at = context.now + within
-            context.at(self._flush_at, self._flush)
-
-    def _flush(self, _now: float = 0.0) -> None:
-        """Hand the writes of this batch, or of a few, to the ledger; acknowledge what needs none."""
-        context = self._context
-        self._flush_at = None
-        sessions: list[tuple[Session, bytes, int]] = []
-        for session in self._owed_sessions:
-            taken = session.inbox.taken
-            if taken > session.accepted:
-                self.sessions.record(session)
-                sessions.append((session, session.incarnation, taken))
-            if session.repeat:
-                session.repeat = False
-                if session.peer is not None:
-                    context.send(session.peer, Accepted(n=session.accepted))
-        devices: list[tuple[Device, int, int]] = []
-        for device in self._owed_devices:
-            if device.inbox.taken > device.recorded:
-                devices.append((device, device.registrations, device.inbox.taken))
-            elif device.peer is not None:
-                context.send(device.peer, Recorded(n=device.recorded))
-        self._owed_sessions = {}
-        self._owed_devices = {}
-        if not (context.writes or sessions or devices):
-            return
-        self._ticket += 1
-        self._tickets.append(_Ticket(self._ticket, sessions, devices))
-        writes, context.writes = context.writes, []
-        context.out.append(Persist(ticket=self._ticket, writes=writes))
-
-    def _on_persisted(self, event: Persisted) -> None:
-        context = self._context
-        while self._tickets and self._tickets[0].number <= event.ticket:
-            ticket = self._tickets.popleft()
-            for session, incarnation, taken in ticket.sessions:
-                if session.incarnation != incarnation or taken <= session.accepted:
-                    continue  # a newer incarnation has taken over
-                session.accepted = taken
-                if session.peer is not None:
-                    context.send(session.peer, Accepted(n=taken))
-                    if context.level <= DEBUG:
-                        context.log(DEBUG, "commands_accepted", session=incarnation.hex(), n=taken)
-            for device, registrations, taken in ticket.devices:
-                if device.registrations != registrations or taken <= device.recorded:
-                    continue  # its announcements are numbered anew
-                device.recorded = taken
-                if device.peer is not None:
-                    context.send(device.peer, Recorded(n=taken))
-
-    # ------------------------------------------------------------------------------------------ time and peers
+        self._acknowledgements.batch_ended()
 
     def _on_tick(self, _event: Tick) -> None:
         self._context.run_timers()
@@ -500,46 +419,3 @@ class BrokerCore:
     def _publish_logs(self, device: str, message: LogRecords) -> None:
         if self._context.followed:
             self._context.out.append(PublishLogs(device=device, records=message.records))
-
-    # ------------------------------------------------------------------------------------------ after a restart
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        """Take up what the ledger knows: devices and sessions that are away, and all that waits for them."""
-        for plan in snapshot.plans:
-            self.plans.restore(plan)
-        for written in snapshot.devices:
-            self.devices.restore(written)
-        for name, entries in snapshot.tags.items():
-            self.devices.tags.change(name, entries, (), whole=True)
-        self.sessions.past.update(snapshot.past_sessions)
-        for session in snapshot.sessions:
-            self.sessions.restore(session)
-        steps: list[tuple[int, StoredResult | RecordRelease | RecordErrand]] = []
-        steps += [(stored.command.seq, stored) for stored in snapshot.results if stored.terminal is None]
-        steps += [(release.seq, release) for release in snapshot.releases]
-        steps += [(errand.seq, errand) for errand in snapshot.errands]
-        by_id = {stored.command.id: stored for stored in snapshot.results}
-        self._context.seq = max(
-            [seq for seq, _ in steps] + [stored.command.seq for stored in snapshot.results], default=0
-        )
-        # Ended ones first, in the order in which they ended, which is that of their notifications.
-        for ended in snapshot.ended:
-            record = self._restore_result(by_id[ended])
-            if not record.seen:
-                self.sessions.restored_ended(record)
-        for _, step in sorted(steps, key=lambda step: step[0]):
-            if isinstance(step, StoredResult):
-                self._restore_result(step)
-            elif isinstance(step, RecordRelease):
-                self.results.releases.restore(step, self.sessions.by_incarnation.get(step.incarnation))
-            else:
-                device = self.devices.by_name.get(step.device)
-                if device is not None:
-                    device.mailbox.take_up(step.command, step.digest, step.seq)
-        self.results.releases.resume()
-        if snapshot.epoch > 1:
-            self._context.log(INFO, "ledger_taken_up", epoch=snapshot.epoch, unended=self.results.unended)
-
-    def _restore_result(self, stored: StoredResult) -> Record:
-        session = self.sessions.by_incarnation.get(stored.command.incarnation)
-        return self.results.restore(stored, session, self.devices.by_name.get(stored.command.device))
