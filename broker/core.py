@@ -3,11 +3,17 @@
 It has no socket, no clock, no disk. `broker.server` executes its instructions; tests and the simulation do so under a
 virtual clock. Each part of the state has a module of its own:
 
-    `broker.devices`      who is there, tokens, presence        `broker.mailboxes`    commands to devices, numbered
-    `broker.sessions`     incarnations, notifications           `broker.submissions`  what sessions submit, fanned out
-    `broker.results`      records, deadlines, release           `broker.transitions`  how a result may end, as a table
-    `broker.values`       values on their way                   `broker.plans`        which plans and blobs are here
-    `broker.tags`         the tag index                         `broker.acknowledgements`, `broker.restoration`: the ledger
+    `broker.devices`           who is there, tokens, presence
+    `broker.mailboxes`         commands to devices, numbered
+    `broker.sessions`          incarnations, and notifications, numbered
+    `broker.submissions`       what sessions submit, judged and fanned out
+    `broker.announcements`     what devices say about commands
+    `broker.results`           every result and how it ended; `broker.deadlines`, `broker.releases`, `broker.retention`
+    `broker.transitions`       how a result may end, as a table
+    `broker.values`            values on their way
+    `broker.plans`             which plans and blobs are here
+    `broker.tags`              the tag index
+    `broker.acknowledgements`  what is in the ledger, and who is told; `broker.restoration` takes up what was in it
 
 What is taken is acknowledged once it is in the ledger; relaying does not wait for that.
 """

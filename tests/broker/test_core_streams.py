@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from broker.config import BrokerConfig
-from broker.effects import PeerBusy
+from broker.effects import PeerBusy, Persist, Persisted
 from broker.protocol.framing import command_digest
 from broker.protocol.ids import nth
 from broker.protocol.messages import (
@@ -138,6 +138,51 @@ def test_a_batch_is_acknowledged_once(bench: Bench) -> None:
         device.say(Announce(n=deliver.n, event=event), VALUE)
     bench.batch()
     assert device.all(Recorded) == [Recorded(n=10)]
+
+
+def test_group_commit() -> None:
+    """Batches that come within a moment are committed and acknowledged together; relaying waits for none of it."""
+    bench = Bench(BrokerConfig(log_level=10, commit_within=0.01))
+    session, device = bench.session(), bench.device()
+    bench.pass_time(0.1)
+    session.clear()
+    commits = bench.ledger.commits
+    for k in range(1, 11):
+        session.invoke()
+        assert len(device.all(Deliver)) == k
+    for deliver in device.take_all():
+        device.ready(deliver)
+    assert len(session.all(Notify)) == 10
+    assert session.all(Accepted) == []
+    assert device.all(Recorded) == []
+    bench.pass_time(0.01)
+    assert bench.ledger.commits == commits + 1
+    assert session.all(Accepted) == [Accepted(n=11)]
+    assert device.all(Recorded) == [Recorded(n=10)]
+
+
+def test_group_commit_has_a_limit() -> None:
+    """Many writes don't wait for more."""
+    bench = Bench(BrokerConfig(log_level=10, commit_within=10.0, commit_writes=50))
+    session = bench.session()
+    bench.device()
+    for _ in range(60):
+        session.invoke()
+    assert 40 <= session.accepted() <= 60
+
+
+def test_broker_that_ends_commits() -> None:
+    """What waits to be committed when a broker ends is committed, and whoever is there is told."""
+    bench = Bench(BrokerConfig(log_level=10, commit_within=10.0))
+    session = bench.session()
+    bench.device()
+    result = session.invoke()
+    for instruction in bench.core.flush(bench.now):
+        if isinstance(instruction, Persist):
+            bench.ledger.commit(instruction.writes)
+            bench.feed(Persisted(ticket=instruction.ticket))
+    assert session.accepted() == session.n
+    assert [stored.command.id for stored in bench.ledger.open().results] == [result]
 
 
 def test_acceptance_waits_for_what_was_written_before(bench: Bench) -> None:
