@@ -52,25 +52,27 @@ class Plans:
 
         What is attached stays, also when something else is lacking.
         """
-        if len(command.attached) != len(frames):
-            return _malformed(f"expected {len(command.attached)} frames for the parts attached, got {len(frames)}")
+        digests = [hashlib.sha256(frame).digest() for frame in frames]
+        attached = command.attached or digests
+        if len(attached) != len(frames):
+            return _malformed(f"expected {len(attached)} frames for the parts attached, got {len(frames)}")
         blobs = list(dict.fromkeys([command.plan, *command.parts, *command.beside.values()]))
-        strange = set(command.attached).difference(blobs)
+        strange = set(attached).difference(blobs)
         if strange:
             return _malformed(f"expected parts of the plan, got {min(strange).hex()}")
-        for digest, frame in zip(command.attached, frames, strict=True):
-            if hashlib.sha256(frame).digest() != digest:
+        for digest, frame, actual in zip(attached, frames, digests, strict=True):
+            if actual != digest:
                 return _malformed(f"expected bytes with the SHA-256 {digest.hex()}, got {len(frame)} others")
         context, known = self._context, self._blobs
-        new = [(d, f) for d, f in zip(command.attached, frames, strict=True) if known.size(d) is None]
+        new = [(d, f) for d, f in zip(attached, frames, strict=True) if known.size(d) is None]
         if new:
             context.total.blobs_in += len(new)
             context.total.blob_bytes_in += size_of([frame for _, frame in new])
             context.out.append(StoreBlobs(digests=[d for d, _ in new], frames=tuple(f for _, f in new)))
             for digest, _ in new:
                 self._linger(digest)
-        attached = set(command.attached)
-        lacking = [digest for digest in blobs if digest not in attached and known.size(digest) is None]
+        came = set(attached)
+        lacking = [digest for digest in blobs if digest not in came and known.size(digest) is None]
         if lacking:
             return lacking
         plan = self._plans.get(command.plan)

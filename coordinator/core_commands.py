@@ -58,6 +58,7 @@ class Outgoing:
 
     __slots__ = (
         "accepted",
+        "attached",
         "command",
         "devices",
         "digest",
@@ -77,6 +78,7 @@ class Outgoing:
         self.frames = frames
         self.digest = b""
         self.plan: PlanParts | None = None  # what an Invoke runs, and a StorePlan stores
+        self.attached: list[bytes] = []  # the digests of the frames of a StorePlan
         self.upload: bytes | None = None
         self.results: list[Result] = []
         self.open = 0  # how many of the results have not ended
@@ -209,11 +211,11 @@ class Commands:
         command = StorePlan(
             plan=plan.plan,
             parts=[digest for digest in plan.blobs if digest != plan.plan and digest not in beside],
-            attached=attached,
             beside=dict(plan.beside),
         )
         outgoing = Outgoing((), command, tuple(plan.blobs[digest] for digest in attached))
         outgoing.plan = plan
+        outgoing.attached = attached
         outgoing.missing = set(absent).difference(attached)
         self._uploaded.update(attached)
         self._kept[outgoing] = None
@@ -275,7 +277,7 @@ class Commands:
         self._drop(outgoing, out)
         if isinstance(outgoing.command, StorePlan):
             self._stored.discard(outgoing.command.plan)
-            self._uploaded.difference_update(outgoing.command.attached)
+            self._uploaded.difference_update(outgoing.attached)
             following = failure
         else:
             details: dict[str, str | int | float | bool | None] = {"code": failure.code, "message": failure.message}

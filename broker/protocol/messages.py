@@ -327,8 +327,9 @@ class Cancel(_Tagged, frozen=True, kw_only=True, tag=4):
 class StorePlan(_Tagged, frozen=True, kw_only=True, tag=5):
     """Keep a plan at the broker: it is whole when ``plan`` (the manifest) and all ``parts`` are there.
 
-    ``attached`` names, in the order of the frames, the blobs that ride in this message; the others are known to the
-    broker or come by blob channel. ``beside`` names blobs that belong to the plan without being part of its id.
+    The frames are blobs of the plan, each told by its SHA-256; the others are known to the broker or come by blob
+    channel. ``attached`` may name those of the frames, in their order. ``beside`` names blobs that belong to the plan
+    without being part of its id.
     """
 
     plan: Digest

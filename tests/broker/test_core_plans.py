@@ -93,6 +93,7 @@ def test_nothing_is_uploaded_twice(bench: Bench) -> None:
         ([PLAN], (), "expected 1 frames for the parts attached, got 0"),
         ([PLAN], (b"altered",), f"expected bytes with the SHA-256 {PLAN.hex()}, got 7 others"),
         ([digest_of(b"x")], (b"x",), "expected parts of the plan, got 2d711642"),
+        ([], (MANIFEST, b"x"), "expected parts of the plan, got 2d711642"),
     ],
 )
 def test_malformed_plans(bench: Bench, attached: list[bytes], frames: tuple[bytes, ...], words: str) -> None:
@@ -103,6 +104,15 @@ def test_malformed_plans(bench: Bench, attached: list[bytes], frames: tuple[byte
     assert failure.code == "PlanMalformed"
     assert words in failure.message
     assert PLAN not in bench.blobs
+
+
+def test_parts_are_told_by_their_digests(bench: Bench) -> None:
+    """A session need not name what it attaches: 34 bytes a part, and the broker hashes them anyway."""
+    session = bench.session()
+    unnamed = StorePlan(plan=PLAN, parts=PARTS, beside={"source": digest_of(LINES)})
+    session.submit(unnamed, WEIGHT, LINES, MANIFEST, GRAPH, devices=())
+    assert session.accepted() == session.n
+    assert {PLAN, *PARTS, digest_of(LINES)} <= set(bench.blobs)
 
 
 def test_plan_by_its_blob_alone(bench: Bench) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from broker.protocol import messages as m
 from broker.protocol.effects import BatchEnded, LinkUp, Log, Received, Send, Tick
 from broker.protocol.framing import decode, encode
+from broker.protocol.messages import Frame
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import PlanParts, SendPlan, SubmitCommand, Upload, Uploaded
 from coordinator.core_results import Result
@@ -131,6 +132,12 @@ class Session:
     def submits(self, instructions: Sequence[object] | None = None) -> list[tuple[int, m.Command]]:
         """Number and command of each `Submit` among the last instructions."""
         return [(message.n, message.command) for message in self.sent(m.Submit, instructions)]
+
+    def attached(self) -> list[list[Frame]]:
+        """The frames of each `StorePlan` among the last instructions."""
+        sends = [i for i in self.new if isinstance(i, Send)]
+        messages = [(send.message, list(send.frames)) for send in sends]
+        return [f for sent, f in messages if isinstance(sent, m.Submit) and isinstance(sent.command, m.StorePlan)]
 
     def last_n(self) -> int:
         """The last number that was given to a command."""

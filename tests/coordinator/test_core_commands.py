@@ -257,8 +257,8 @@ def test_a_plan_is_sent_once_a_ledger() -> None:
     session.open()
     session.invoke(1.0)
     (store,) = [command for _, command in session.submits() if isinstance(command, m.StorePlan)]
-    assert (store.plan, len(store.parts), len(store.attached)) == (PLAN, 1, 2)
-    assert store.attached[0] == PLAN  # the smallest first
+    assert (store.plan, len(store.parts), store.attached) == (PLAN, 1, [])
+    assert session.attached() == [[bytes(10), bytes(40)]]  # all of it, the smallest first, and told by their digests
     session.handle(SendPlan(plan=parts()))
     assert session.new == []
     session.invoke(2.0)
@@ -275,7 +275,7 @@ def test_a_plan_with_one_changed_part_sends_that_part() -> None:
     session.handle(SendPlan(plan=type(two)(plan=two.plan, blobs={two.plan: bytes(10), **shared})))
     ((_, store),) = session.submits()
     assert isinstance(store, m.StorePlan)
-    assert store.attached == [two.plan]
+    assert session.attached() == [[bytes(10)]]  # the manifest
     assert store.parts == list(shared)
 
 
