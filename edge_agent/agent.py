@@ -20,6 +20,7 @@ import math
 import os
 import random
 import socket
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -127,7 +128,7 @@ class Agent:
         self._commit_at = math.inf
         self._look_at = 0.0
         self._tick_at = 0.0  # the core's next timer
-        self._do: dict[type, Callable[[Any], None]] = {}
+        self._do: dict[type, Callable[[Any], object]] = {}
 
     # ------------------------------------------------------------------------------------------- for its owner
 
@@ -216,17 +217,17 @@ class Agent:
             e.MarkRecorded: lambda one: shelf.mark_recorded(one.ids),
             e.StartWorker: self._start_worker,
             e.StopWorker: lambda _: self._host.stop(),
-            e.LedgerChanged: lambda _: shelf.mark_unrecorded(),
+            e.LedgerChanged: lambda _: self._write(shelf.mark_unrecorded),
             e.DropValues: lambda one: shelf.drop(one.ids),
             e.DropFiles: self._chores.drop_files,
             e.AdoptTensor: self._chores.adopt,
             e.HashFile: self._chores.hash,
-            e.KeepBlob: lambda one: shelf.keep_blob(one.digest, one.source, manifest=one.manifest),
-            e.DropBlobs: lambda one: shelf.drop_blobs(one.digests),
+            e.KeepBlob: self._keep_blob,
+            e.DropBlobs: lambda one: self._write(lambda: shelf.drop_blobs(one.digests)),
             e.OpenBlobs: lambda one: self._blobs.open(one.endpoint),
             e.FetchBlob: lambda one: self._blobs.fetch(one.digest, one.size),
             e.OfferBlob: lambda one: self._blobs.offer(one.digest, one.source),
-            e.SaveRegistration: lambda one: shelf.save_registration(one.token, one.ledger),
+            e.SaveRegistration: lambda one: self._write(lambda: shelf.save_registration(one.token, one.ledger)),
             e.Reconnect: lambda _: self._disconnected(),
             e.GiveUp: self._give_up,
         }
@@ -259,24 +260,28 @@ class Agent:
             self._tell_state(ended=True)
 
     def _close(self) -> None:
-        if self._dealer is not None:
-            self._handle(BatchEnded())
-        self._handle(e.Stopping())
-        self._flush_records()
-        self._host.stop()
+        """Say goodbye, and end all that was begun; each also when another fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._log.info, "agent_ended")
+            for end in (self._wake, self._waker):
+                if end is not None:
+                    stack.callback(end.close)
+            if self._given_context is None:
+                stack.callback(self._context.term)
+            stack.callback(self._drop_sockets, linger=_LINGER_MS)
+            stack.callback(self._shelf.close)
+            stack.callback(self._blobs.close)
+            stack.callback(self._chores.close)
+            stack.callback(self._end_worker)
+            self._handle(e.Stopping())
+            if self._records:
+                self._flush_records()
+
+    def _end_worker(self) -> None:
         if self._host.fileno() >= 0:
             self._poll_out(self._host.fileno())
+            self._host.stop()
             self._host.bury()
-        self._chores.close()
-        self._blobs.close()
-        self._shelf.close()
-        self._drop_sockets(linger=_LINGER_MS)
-        if self._given_context is None:
-            self._context.term()
-        self._log.info("agent_ended")
-        if self._waker is not None:
-            self._waker.close()
-        self._wake.close()
 
     # ------------------------------------------------------------------------------------------- the loop
 
@@ -354,6 +359,21 @@ class Agent:
         if kept:
             self._handle(e.Kept(ids=tuple(kept)))
             self._handle(BatchEnded())
+
+    def _write(self, do: Callable[[], None]) -> str:
+        """Write something at once; why that failed, or nothing. A full disk must not end the agent."""
+        try:
+            do()
+        except (sqlite3.Error, OSError) as error:
+            self._log.error("store_write_failed", reason=str(error))
+            return str(error)
+        return ""
+
+    def _keep_blob(self, one: e.KeepBlob) -> None:
+        why = self._write(lambda: self._shelf.keep_blob(one.digest, one.source, manifest=one.manifest))
+        if why:
+            failure = m.Failure(code="StoreFull", message=f"the store could not be written: {why}")
+            self._said.append(e.BlobUnkept(digest=one.digest, failure=failure))
 
     def _say(self, event: e.AgentEvent) -> None:
         """Hand in an event; any thread may call."""

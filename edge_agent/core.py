@@ -86,6 +86,7 @@ class AgentCore:
             e.BlobArrived: self._blobs.arrived,
             e.BlobFailed: self._blob_failed,
             e.BlobOffered: self._fetches.offered,
+            e.BlobUnkept: runs.blob_unkept,
             e.FileHashed: self._fetches.hashed,
             e.StoreChanged: self._store_changed,
             e.Stopping: self._stopping,

@@ -143,6 +143,13 @@ class Plans:
         self._desk.log(WARNING, "plan_refused", plan=plan.id.hex(), code=why.code, reason=why.message)
         self._changed(plan)
 
+    def unkept(self, digest: bytes, why: Failure) -> None:
+        """The store could not keep a blob: the plans that wait for it can't be loaded, for now."""
+        for plan in list(self._plans.values()):
+            waits = plan.step is PlanStep.ASKED or plan.step is PlanStep.HERE
+            if waits and (digest == plan.id or digest in plan.parts):
+                self.refuse(plan, why, final=False)
+
     def worker_gone(self) -> None:
         """No plan is loaded any more."""
         self._unloads.clear()

@@ -282,6 +282,10 @@ class Runs:
         self.worker.answered(answer.n)
         self._plans.refused(answer)
 
+    def blob_unkept(self, event: e.BlobUnkept) -> None:
+        """A part of a plan could not be written down."""
+        self._plans.unkept(event.digest, event.failure)
+
     def _plan_changed(self, plan: Plan) -> None:
         self._queue.unpark()
         if plan.step is PlanStep.REFUSED and plan.failure is not None:

@@ -20,6 +20,7 @@ __all__ = [
     "BlobArrived",
     "BlobFailed",
     "BlobOffered",
+    "BlobUnkept",
     "DropBlobs",
     "DropFiles",
     "DropValues",
@@ -109,6 +110,13 @@ class BlobOffered(_Effect, frozen=True, kw_only=True):
     digest: bytes
 
 
+class BlobUnkept(_Effect, frozen=True, kw_only=True):
+    """A `KeepBlob` could not be done: the disk is full, say."""
+
+    digest: bytes
+    failure: Failure
+
+
 class FileHashed(_Effect, frozen=True, kw_only=True):
     """The digest and size of the file of value ``id``, as a blob; an empty digest: it cannot be read."""
 
@@ -145,6 +153,7 @@ AgentEvent = (
     | BlobArrived
     | BlobFailed
     | BlobOffered
+    | BlobUnkept
     | FileHashed
     | StoreChanged
     | Stopping
@@ -211,7 +220,7 @@ class AdoptTensor(_Effect, frozen=True, kw_only=True):
 
 
 class KeepBlob(_Effect, frozen=True, kw_only=True):
-    """Keep a part of a plan: its bytes, or a file that `BlobArrived` has named."""
+    """Keep a part of a plan: its bytes, or a file that `BlobArrived` has named. `BlobUnkept` follows if that fails."""
 
     digest: bytes
     source: bytes | str

@@ -29,6 +29,7 @@ from broker.protocol.errors import TensorRefused
 from broker.protocol.ids import parse_result_id
 from broker.protocol.messages import INLINE_TENSORS_BYTES
 from broker.protocol.tensors import DTYPES, MAX_DIMS, nbytes_of
+from edge_agent.frames import frame_of
 from edge_agent.store_database import Database, StoreDamaged, StoreError, StoreInUse, StoreTooNew
 from edge_agent.tensor_files import map_tensor, tensor_path, write
 
@@ -130,7 +131,7 @@ class Store:
         tags = _checked_tags(tags)
         if len(data) != nbytes_of(dtype, list(shape)) or len(shape) > MAX_DIMS:
             raise TensorRefused(f"expected the elements of {dtype}{list(shape)}, got {len(data)} bytes")
-        frame = _frame(dtype, shape, data) if len(data) <= INLINE_TENSORS_BYTES else None
+        frame = frame_of(dtype, shape, bytes(data)) if len(data) <= INLINE_TENSORS_BYTES else None
         id = self._next_id()
         if frame is None:
             write(tensor_path(self.folder, id), dtype, shape, data)
@@ -248,15 +249,6 @@ def _checked_tags(tags: Sequence[Any]) -> tuple[str, ...]:
         if not isinstance(tag, str) or not 0 < len(tag) <= _MAX_TAG:
             raise ValueError(f"expected tags of 1 to {_MAX_TAG} characters, got {tag!r}")
     return tuple(dict.fromkeys(tags))
-
-
-def _frame(dtype: str, shape: Sequence[int], data: memoryview) -> bytes:
-    import numpy
-
-    from broker.protocol.tensors import encode_array
-
-    array = numpy.frombuffer(data, dtype=DTYPES[dtype][0]).reshape(tuple(shape))
-    return encode_array(array, bfloat16_bits=dtype == "bfloat16")
 
 
 def _plain(array: Any) -> tuple[str, tuple[int, ...], memoryview]:

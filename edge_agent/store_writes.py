@@ -5,6 +5,7 @@ A disk may take its time: an SD card half a second for one sync. The driver neve
 
 from __future__ import annotations
 
+import functools
 import queue
 import sqlite3
 import threading
@@ -23,6 +24,7 @@ from edge_agent.tensor_files import tensor_path
 __all__ = ["Batch", "Written", "Writer"]
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_tuple = functools.lru_cache(maxsize=1024)(_encode)  # most shapes and tags are alike
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class Batch:
 
 def _row(held: Held, now: float) -> tuple[object, ...]:
     frame = held.source if isinstance(held.source, bytes) else None
-    shape, tags = _encode(held.shape), _encode(held.tags)
+    shape, tags = _encode_tuple(held.shape), _encode_tuple(held.tags)
     return held.id, held.dtype, shape, held.nbytes, frame, frame is None, tags, held.description, held.blob, now
 
 

@@ -49,10 +49,17 @@ __all__ = ["Runtime", "Workbench", "serve"]
 _COALESCE_SECONDS = 0.001
 """How long an answer may wait for others, to be said with them."""
 
+_REMEMBERED_SIZES = 64
+"""For how many different shapes of its arguments a plan's sizes are remembered."""
+
+_OPEN_FRAMES = 256
+_OPEN_FRAME_BYTES = 4096
+"""How many frames stay open as tensors, and how large they may be."""
+
 _MAPPED_FILES = 8
 """How many tensor files stay mapped. One that is deleted meanwhile still takes its room on the disk."""
 
-_Mapped: TypeAlias = tuple[str, tuple[int, ...], Any]
+_Opened: TypeAlias = tuple[str, tuple[int, ...], Any]
 """dtype name, shape, the runtime's tensor."""
 
 
@@ -97,13 +104,23 @@ class _Left(BaseException):
 class _Loaded:
     """A plan on the bench. ``inputs``: kind and dtype of each user input."""
 
-    __slots__ = ("checked", "inputs", "runnable", "seconds")
+    __slots__ = ("_sizes", "checked", "inputs", "runnable", "seconds")
 
     def __init__(self, checked: CheckedPlan, runnable: Runnable) -> None:
+        self._sizes: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = {}
         self.seconds = math.inf  # that the last run took
         self.checked = checked
         self.runnable = runnable
         self.inputs = [(one.name, one.kind, one.dtype) for one in checked.graph.inputs if one.kind != "state"]
+
+    def sizes_of(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, int]:
+        """The sizes that these arguments give to the plan's symbols; remembered, since most calls are alike."""
+        sizes = self._sizes.get(shapes)
+        if sizes is None:
+            sizes = bind_sizes(self.checked.graph, shapes)
+            if len(self._sizes) < _REMEMBERED_SIZES:
+                self._sizes[shapes] = sizes
+        return sizes
 
 
 class Workbench:
@@ -116,7 +133,8 @@ class Workbench:
         self._folder = folder
         self._board = board
         self._plans: dict[bytes, _Loaded] = {}
-        self._files: OrderedDict[str, _Mapped] = OrderedDict()
+        self._frames: OrderedDict[bytes, _Opened] = OrderedDict()
+        self._files: OrderedDict[str, _Opened] = OrderedDict()
         self._cancelled: set[int] = set()
         self._now_doing = 0
 
@@ -201,25 +219,32 @@ class Workbench:
         if len(args) != len(loaded.inputs):
             name = loaded.checked.graph.name or "the plan"
             raise ArgumentMismatch(name, f"{len(loaded.inputs)} arguments", str(len(args)))
-        runtime = self._runtime
         inputs: list[Any] = []
-        shapes: list[tuple[str, Sequence[int]] | None] = []
+        shapes: list[tuple[str, tuple[int, ...]]] = []
         for (name, kind, dtype), arg in zip(loaded.inputs, args, strict=True):
             if isinstance(arg, bytes):
-                header = inspect(arg)
-                shapes.append((header.dtype, header.shape))
-                inputs.append(runtime.tensor(header))
+                of_tensor, shape, tensor = self._framed(arg)
             elif isinstance(arg, File):
-                of_file, shape, tensor = self._mapped(arg.path)
-                shapes.append((of_file, shape))
-                inputs.append(tensor)
+                of_tensor, shape, tensor = self._mapped(arg.path)
             elif kind == "number":
-                shapes.append((dtype, ()))
-                inputs.append(runtime.number(arg, dtype))
+                of_tensor, shape, tensor = dtype, (), self._runtime.number(arg, dtype)
             else:
                 raise ArgumentMismatch(name, f"a tensor of {dtype}", f"the number {arg}")
-        sizes = bind_sizes(loaded.checked.graph, shapes)
-        return loaded.runnable.run(inputs, sizes)
+            shapes.append((of_tensor, shape))
+            inputs.append(tensor)
+        return loaded.runnable.run(inputs, loaded.sizes_of(tuple(shapes)))
+
+    def _framed(self, frame: bytes) -> _Opened:
+        """The tensor in a frame; small ones used last stay open: results become arguments, and data is used again."""
+        opened = self._frames.get(frame) if len(frame) <= _OPEN_FRAME_BYTES else None
+        if opened is None:
+            header = inspect(frame)
+            opened = header.dtype, header.shape, self._runtime.tensor(header)
+            if len(frame) <= _OPEN_FRAME_BYTES:
+                self._frames[frame] = opened
+                if len(self._frames) > _OPEN_FRAMES:
+                    self._frames.popitem(last=False)
+        return opened
 
     def _outputs(self, job: RunJob, tensors: list[Any]) -> list[Output]:
         if len(tensors) != job.outputs:
@@ -238,7 +263,7 @@ class Workbench:
             outputs.append(Output(dtype=dtype, shape=list(shape), nbytes=nbytes, source=source))
         return outputs
 
-    def _mapped(self, path: str) -> _Mapped:
+    def _mapped(self, path: str) -> _Opened:
         """The tensor in a file; the files used last stay mapped."""
         mapped = self._files.get(path)
         if mapped is None:

@@ -8,9 +8,10 @@ import torch
 
 from broker.protocol.errors import TensorRefused
 from broker.protocol.tensors import DTYPES, TensorHeader
+from edge_agent.frames import frame_of
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
-from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, TORCH_DTYPES, encode_tensor
+from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, TORCH_DTYPES
 
 __all__ = ["TorchTensors"]
 
@@ -35,7 +36,7 @@ class TorchTensors:
         dtype = TORCH_DTYPES[header.dtype]
         if not header.nbytes:
             return torch.empty(header.shape, dtype=dtype)
-        data = bytearray(header.data) if header.data.readonly else header.data
+        data = header.data if not header.data.readonly else bytearray(header.data)
         return torch.frombuffer(data, dtype=dtype).reshape(header.shape)
 
     def number(self, value: float, dtype: str) -> torch.Tensor:
@@ -51,9 +52,23 @@ class TorchTensors:
 
     def frame(self, tensor: torch.Tensor) -> bytes:
         """A tensor as a frame."""
-        return encode_tensor(tensor)
+        dtype, shape = self.describe(tensor)
+        plain = _plain(tensor)
+        if dtype == "bfloat16":
+            plain = plain.view(torch.uint16)  # numpy has no such dtype, and only the bits are wanted
+        return frame_of(dtype, shape, plain.numpy().tobytes())
 
     def elements(self, tensor: torch.Tensor) -> memoryview:
         """A tensor's elements."""
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        return plain.view(torch.uint8).numpy().data
+        return _plain(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as numpy can take it. Raises `TensorRefused` for one that is not dense."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise TensorRefused(f"expected a dense tensor, got {tensor.layout} of {tensor.dtype}")
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.cpu()

@@ -9,10 +9,10 @@ import zmq
 
 from broker.protocol import messages as m
 from broker.protocol.framing import command_digest, decode, encode
+from tests.edge_agent.waiting import PATIENCE
 
-__all__ = ["PATIENCE", "RouterPeer"]
+__all__ = ["RouterPeer"]
 
-PATIENCE = 60.0
 T = TypeVar("T")
 
 

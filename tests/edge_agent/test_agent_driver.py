@@ -20,7 +20,8 @@ from edge_agent.agent import Agent, AgentConfig
 from edge_agent.store_database import StoreInUse
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
-from tests.edge_agent.router_peer import PATIENCE, RouterPeer
+from tests.edge_agent.router_peer import RouterPeer
+from tests.edge_agent.waiting import PATIENCE
 
 PLAN = small_plans.double_abs()
 LONG = small_plans.long()

@@ -221,3 +221,19 @@ def test_a_plan_in_use_is_not_evicted() -> None:
     device.supply(second)
     device.load()
     assert device.finish_all() == [result_id(1), result_id(2)]
+
+
+def test_a_plan_that_the_store_cannot_keep_fails_its_commands_for_now() -> None:
+    """The disk is full: StoreFull; a later command tries again."""
+    device = Device()
+    device.register()
+    device.invoke(STATE, counter=1)
+    device.supply(STATE)
+    why = m.Failure(code="StoreFull", message="the disk is full")
+    device.feed(e.BlobUnkept(digest=digest_of(b"bias"), failure=why))
+    assert device.failure_of(result_id(1)).code == "StoreFull"
+    device.invoke(STATE, counter=2)
+    device.supply(STATE)
+    device.start_worker()
+    device.load()
+    assert device.finish_all() == [result_id(2)]

@@ -36,6 +36,7 @@ from edge_agent.workbench import Workbench, serve
 from edge_agent.worker_torch import TorchTensors
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
+from tests.edge_agent.waiting import PATIENCE, wait_until
 
 LARGE = INLINE_TENSORS_BYTES // 4 + 1  # elements of float32
 
@@ -233,11 +234,10 @@ def test_a_running_job_is_left_between_two_ops(bench: Workbench, board: Board) -
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        while board.doing != 9:
-            assert thread.is_alive()
+        wait_until(lambda: board.doing == 9)
     finally:
         board.leave = 9
-        thread.join(60)
+        thread.join(PATIENCE)
     [answer] = answers
     assert answer is not None
     assert failure_of(answer).code == "InvocationCancelled"
@@ -256,7 +256,7 @@ def test_serving_a_pipe(bench: Workbench) -> None:
         orders += [RunJob(n=n, plan=plan.id, id=result_id(n), args=[vector(n)]) for n in range(2, 30)]
         agent.say([*orders, CancelJob(n=29)])
         answers: list[Answer] = []
-        ours.settimeout(60)
+        ours.settimeout(PATIENCE)
         while len(answers) < 30:
             heard = agent.hear()
             assert heard is not None
@@ -267,6 +267,6 @@ def test_serving_a_pipe(bench: Workbench) -> None:
         assert failure_of(answers[-1]).code == "InvocationCancelled"
     finally:
         agent.close()
-        thread.join(60)
+        thread.join(PATIENCE)
         theirs.close()
     assert not thread.is_alive()

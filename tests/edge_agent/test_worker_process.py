@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,9 +21,9 @@ from edge_agent.worker import load_runtime
 from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
+from tests.edge_agent.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
 T = TypeVar("T")
 
 Host = ProcessWorker | ThreadWorker
@@ -197,13 +197,3 @@ def test_ctrl_c_is_the_agents_to_handle(process: ProcessWorker) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.assign([plan.load(1)])
     talk.next(PlanLoaded)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Watch shared memory, for which there is nothing to wait on."""
-    poller = select.poll()
-    for _ in range(int(PATIENCE * 100)):
-        if condition():
-            return
-        poller.poll(10)
-    raise AssertionError("it did not happen")
