@@ -70,7 +70,7 @@ def check_graph(graph: Graph) -> CheckedGraph:
     """Type every value of a graph from anywhere. Raises `UnknownOp`, `PlanTypeError` or `PlanMalformed`."""
     symbols = _check_symbols(graph)
     _check_conditions(graph, symbols)
-    sizes = Sizes(graph.symbols, graph.conditions)
+    sizes = Sizes(graph.symbols, graph.conditions, ops=len(graph.ops))
     types = _check_inputs(graph, symbols, sizes)
     _check_signature(graph)
     binder = Binder(types, sizes, symbols)

@@ -62,14 +62,30 @@ def step_text(graph: Graph, index: int) -> str:
 
 
 def value_names(graph: Graph) -> list[str]:
-    """A name for each value: an input's own, an op's after the op, with a number where it has been taken."""
+    """A name for each value: an input's own, an op's after the op, with a number where it has been taken. What an op
+    gives among other things, and nobody uses, is ``_``.
+    """
     names = [one.name for one in graph.inputs]
     taken = dict.fromkeys(names, 0)
+    used = {value for op in graph.ops for argument in (*op.args, *op.kwargs.values()) for value in _uses(argument)}
+    used.update(graph.outputs)
     for op in graph.ops:
         parts = op.name.split(".")
         base = parts[1] if len(parts) > 1 else op.name
-        names += [_free(f"{base}_{place}" if op.outputs > 1 else base, taken) for place in range(op.outputs)]
+        wanted = [op.outputs == 1 or len(names) + place in used for place in range(op.outputs)]
+        several = sum(wanted) > 1
+        for place, needed in enumerate(wanted):
+            names.append(_free(f"{base}_{place}" if several else base, taken) if needed else "_")  # noqa: PERF401
     return names
+
+
+def _uses(argument: Argument) -> list[int]:
+    if not isinstance(argument, Special):
+        return []
+    if argument.v is not None:
+        return [argument.v]
+    elements = argument.l if argument.l is not None else argument.t
+    return [value for one in elements or () for value in _uses(one)]
 
 
 def _free(base: str, taken: dict[str, int]) -> str:
@@ -108,7 +124,9 @@ def _signature(name: str, inputs: Sequence[str], outputs: str) -> str:
 
 
 def _range(name: str, low: int, high: int | None) -> str:
-    return f"{name} from {low} to {high}" if high is not None else f"{name} of {low} or more"
+    if high is not None:
+        return f"{name} from {low} to {high}"
+    return f"{name} of {low} or more" if low else f"any {name}"
 
 
 def _step(op: Op, first: int, names: Sequence[str]) -> str:

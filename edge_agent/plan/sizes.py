@@ -21,9 +21,9 @@ MAX_TERMS = 64
 MAX_DEGREE = 16
 MAX_WEIGHT = 512
 """How many operators and operands a dim may have: a plan whose dims grow beyond it is refused."""
-FUEL = 4_000_000
-"""How many steps of this algebra one graph may take, a few seconds' worth: a network of 500 ops takes some
-thousands."""
+STEPS = 100_000
+"""How many steps the algebra may take for a graph, besides `STEPS_PER_OP` for each op: a step takes some microseconds."""
+STEPS_PER_OP = 200
 
 Frozen: TypeAlias = Any
 """An expression with tuples for lists, so that it can be a key."""
@@ -36,15 +36,18 @@ Bounds: TypeAlias = tuple[int | None, int | None]
 class Sizes:
     """What is known about the sizes of one graph: its symbols' ranges, and its conditions.
 
-    Dims come in as checked expressions, and go out in normal form.
+    Dims come in as checked expressions, and go out in normal form. ``ops``: how many ops the graph has, which limits
+    the work.
     """
 
-    def __init__(self, symbols: Iterable[Symbol] = (), conditions: Iterable[Expression] = ()) -> None:
+    def __init__(
+        self, symbols: Iterable[Symbol] = (), conditions: Iterable[Expression] = (), *, ops: int = 0
+    ) -> None:
         self._bounds: dict[str, Bounds] = {symbol.name: (symbol.low, symbol.high) for symbol in symbols}
         self._order = {name: place for place, name in enumerate(self._bounds)}
         self._replaced: dict[str, Poly] = {}
         self._zero: set[Frozen] = set()
-        self._fuel = FUEL
+        self._steps = STEPS + STEPS_PER_OP * ops
         self._nonzero: set[Frozen] = set()
         for condition in conditions:
             self._learn(condition)
@@ -173,8 +176,8 @@ class Sizes:
     # ---------------------------------------------------------------------------------------- normal forms
 
     def _spend(self, steps: int) -> None:
-        self._fuel -= steps
-        if self._fuel < 0:
+        self._steps -= steps
+        if self._steps < 0:
             raise PlanTypeError("expected dims that can be checked in reasonable time, got a plan whose dims cannot")
 
     def _multiplied(self, a: Poly, b: Poly) -> Poly:

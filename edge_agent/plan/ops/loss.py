@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge_agent.plan.dtypes import FLOATING, promote, real_of
+from edge_agent.plan.dtypes import FLOATING, INTEGRAL, promote, real_of
 from edge_agent.plan.format import Dim, TensorType
 from edge_agent.plan.shapes import (
     broadcast,
@@ -41,9 +41,10 @@ def _elementwise(scope: Scope, self: TensorType, target: TensorType, reduction: 
 
 def _absolute(scope: Scope, self: TensorType, target: TensorType, reduction: Any) -> TensorType:
     dtype = result_type((self, target))
-    if dtype == "bool":
-        raise misfit("numbers", dtype)
-    return _reduced(real_of(dtype), broadcast(scope, self, target), reduction)
+    if dtype == "bool" or (dtype in INTEGRAL and reduction == 1):
+        raise misfit("numbers" if dtype == "bool" else "floats to take the mean of", dtype)
+    summed = "int64" if dtype in INTEGRAL and reduction == 2 else real_of(dtype)
+    return _reduced(summed, broadcast(scope, self, target), reduction)
 
 
 def _divergence(scope: Scope, self: TensorType, target: TensorType, reduction: Any, *_: Any) -> TensorType:

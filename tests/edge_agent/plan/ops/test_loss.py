@@ -23,6 +23,7 @@ def cases(reduction: int) -> list[Call]:
         call("l1_loss", X, f32(4, 3), reduction),
         call("l1_loss", X, i64(4, 3), reduction),
         call("l1_loss", T("complex64", (4, 3)), f32(4, 3), reduction),
+        *([call("l1_loss", T("uint8", (4, 3)), T("uint8", (4, 3)), reduction)] if reduction != 1 else []),
         call("kl_div", X, f32(4, 3), reduction),
         call("kl_div", X, f32(4, 3), reduction, log_target=True),
         call("binary_cross_entropy", X, f32(4, 3), f32(3), reduction),
@@ -60,6 +61,7 @@ def test_every_op_has_a_case() -> None:
         (call("mse_loss", X, f32(4, 2)), "expected dims that broadcast, got 3 and 2"),
         (call("mse_loss", i64(4), i64(4)), "expected floats, got int64"),
         (call("l1_loss", boolean(2), boolean(2)), "expected numbers, got bool"),
+        (call("l1_loss", i64(2), i64(2)), "expected floats to take the mean of, got int64"),
         (call("mse_loss", X, X, 3), "expected a reduction of 0 (none), 1 (mean) or 2 (sum), got 3"),
         (call("binary_cross_entropy", X, f32(3)), "expected a target like float32[4, 3], got float32[3]"),
         (

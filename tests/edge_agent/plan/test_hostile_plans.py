@@ -1,0 +1,249 @@
+"""Plans that nobody honest has made: whatever the bytes, a checked plan or a `PlanError`, and soon."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from hypothesis import given
+
+from edge_agent.plan.bundle import PlanBundle
+from edge_agent.plan.calls import bind_sizes
+from edge_agent.plan.checker import CheckedGraph, check_graph
+from edge_agent.plan.errors import PlanError
+from edge_agent.plan.expressions import OPERATORS
+from edge_agent.plan.format import Graph, Input, Op, Special, Symbol, decode_graph, decode_manifest, encode_graph
+from edge_agent.plan.readable import readable
+from edge_agent.plan.registry import REGISTRY, registered
+from tests.edge_agent.plan.graphs import bundle_of, double_abs, graph_of, listed, net, op, value
+
+
+def judged(data: bytes) -> CheckedGraph | None:
+    """What the checker says of these bytes; None for a `PlanError`. Any other exception fails the test."""
+    try:
+        checked = check_graph(decode_graph(data))
+    except PlanError as error:
+        assert str(error)
+        return None
+    assert readable(checked.graph)
+    return checked
+
+
+# ------------------------------------------------------------------------------------------------ bytes
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_plan(data: bytes) -> None:
+    """Neither graph, manifest nor file: each says so in its own error."""
+    judged(data)
+    for read in (decode_manifest, PlanBundle.from_bytes):
+        with pytest.raises(PlanError):
+            read(data)
+
+
+SEEDS = [encode_graph(double_abs()), encode_graph(net()[0])]
+
+
+@given(data=st.data())
+def test_bytes_that_were_changed_are_judged(data: st.DataObject) -> None:
+    """Some bytes of a plan are replaced, cut or doubled: what comes out is a plan that types, or a refusal."""
+    plan = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(plan) - 1))
+        kind = data.draw(st.sampled_from(["set", "cut", "insert"]))
+        if kind == "set":
+            plan[place] = data.draw(st.integers(0, 255))
+        elif kind == "cut" and len(plan) > 2:
+            del plan[place]
+        else:
+            plan.insert(place, data.draw(st.integers(0, 255)))
+    judged(bytes(plan))
+
+
+# ------------------------------------------------------------------------------------------------ structures
+
+
+NUMBERS: list[Any] = [0, 1, -1, 2, 3, 1 << 40, -(1 << 63), (1 << 64) - 1, 1.5, float("inf"), float("nan"), True, None, "sum", "x" * 300]
+DTYPES = ["float32", "int64", "bool", "complex64", "uint16", "float8"]
+TEXTS = ["none", "floor", "sum", "mean", "same", "linear", "ij", "reflect", "L"]
+
+
+class Maker:
+    """Makes graphs out of registered ops and arguments that mostly have the right kind."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.values = 0
+
+    def expression(self, depth: int = 3) -> Any:
+        choice = self.random
+        if depth == 0 or choice.random() < 0.3:
+            return choice.choice(["s0", "s1", 0, 1, 2, 7, -3, 1 << 40, (1 << 63) - 1, 2.5, True, "s9"])
+        name = choice.choice([*OPERATORS, "none"])
+        count = OPERATORS[name].fewest if name in OPERATORS else 1
+        return [name, *(self.expression(depth - 1) for _ in range(count + (choice.random() < 0.1)))]
+
+    def value(self) -> Special:
+        number = self.random.randrange(max(self.values, 1))
+        return Special(v=number if self.random.random() < 0.97 else self.random.choice([self.values, 1 << 62]))
+
+    def argument(self, kind: str) -> Any:
+        choice = self.random
+        if choice.random() < 0.1:
+            return choice.choice([*NUMBERS, self.value(), listed(), listed(None, 1), Special(o="device:cuda"), Special(c=(1.0, 2.0))])
+        if kind.endswith("?"):
+            return None if choice.random() < 0.3 else self.argument(kind[:-1])
+        if kind.endswith("[]"):
+            return listed(*(self.argument(kind[:-2]) for _ in range(choice.randrange(4))))
+        if kind == "Tensor":
+            return self.value()
+        if kind == "ScalarType":
+            return Special(d=choice.choice(DTYPES))
+        if kind in ("int", "float", "Scalar") and choice.random() < 0.3:
+            return Special(s=self.expression())
+        if kind == "int":
+            return choice.choice([0, 1, 2, 3, -1, -2, 4, 6, 1 << 40])
+        return {
+            "float": choice.choice([0.5, 2.0, 3, float("nan")]),
+            "Scalar": choice.choice([1, 2.5, True, Special(c=(0.0, 1.0))]),
+            "bool": choice.random() < 0.5,
+            "str": choice.choice(TEXTS),
+        }.get(kind)
+
+    def shape(self) -> list[Any]:
+        sizes: list[Any] = [0, 1, 2, 3, 4, 6, "s0", "s1", ["mul", 2, "s0"], ["add", "s1", 1], 1 << 50]
+        weights = [1, 4, 6, 6, 6, 4, 8, 6, 1, 1, 0.3]
+        return self.random.choices(sizes, weights, k=self.random.choice([0, 1, 1, 2, 2, 3, 3, 4, 5]))
+
+    def op(self) -> Op:
+        choice = self.random
+        spec = REGISTRY[choice.choice(registered())]
+        args, kwargs = [], {}
+        for parameter in spec.parameters:
+            if not parameter.required and choice.random() < 0.5:
+                continue
+            if parameter.keyword_only:
+                kwargs[parameter.name] = self.argument(parameter.kind)
+            else:
+                args.append(self.argument(parameter.kind))
+        outputs = spec.outputs if spec.outputs is not None else choice.randrange(5)
+        if choice.random() < 0.02:
+            outputs = choice.choice([0, 7, 1 << 62])
+        self.values += outputs
+        return Op(name=spec.name, args=args, kwargs=kwargs, outputs=outputs)
+
+    def graph(self) -> Graph:
+        choice = self.random
+        inputs = [Input(name=f"x{place}", dtype=choice.choice(DTYPES[:5]), shape=self.shape()) for place in range(choice.randrange(1, 4))]
+        inputs.append(Input(name="w", dtype="float32", shape=["s0", "s1"]))
+        self.values = len(inputs)
+        ops = [self.op() for _ in range(choice.randrange(1, 4))]
+        conditions = [["eq", ["mod", "s0", 2], 0], ["ne", "s1", 1], ["eq", "s0", "s1"], ["lt", "s0", ["mul", 2, "s1"]]]
+        return graph_of(
+            inputs,
+            ops,
+            [choice.randrange(max(self.values, 1)) for _ in range(choice.randrange(3))],
+            symbols=[Symbol(name="s0", low=choice.choice([0, 1, 2])), Symbol(name="s1", high=choice.choice([None, 9]))],
+            conditions=[one for one in [*conditions, self.expression()] if choice.random() < 0.2],
+        )
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_plans_made_at_random_are_judged(block: int) -> None:
+    """Ops with arguments of all kinds, right and wrong ones, end in types or in a refusal; many do type."""
+    typed = 0
+    for seed in range(400 * block, 400 * (block + 1)):
+        try:
+            data = encode_graph(Maker(seed).graph())
+        except (OverflowError, msgspec.MsgspecError):  # an integer that msgpack cannot hold
+            continue
+        typed += judged(data) is not None
+    assert typed > 20
+
+
+# ------------------------------------------------------------------------------------------------ size and time
+
+
+def soon(data: bytes) -> None:
+    """The bytes are judged within seconds."""
+    started = time.monotonic()
+    judged(data)
+    assert time.monotonic() - started < 5
+
+
+def test_deep_nests_end_soon() -> None:
+    """Lists in lists, wherever a plan may have them, end in a refusal."""
+    deep: Any = 0
+    for _ in range(900):
+        deep = ["neg", deep]
+    one = double_abs()
+    soon(encode_graph(msgspec.structs.replace(one, signature=deep)))
+    soon(encode_graph(msgspec.structs.replace(one, tree=deep)))
+    soon(encode_graph(msgspec.structs.replace(one, conditions=[deep])))
+    nest: Any = value(0)
+    for _ in range(200):
+        nest = listed(nest)
+    soon(encode_graph(msgspec.structs.replace(one, ops=[op("cat.default", nest)])))
+    soon(b"\x91" * 100_000)
+
+
+def test_dims_that_double_end_soon() -> None:
+    """A hundred ops that each make a dim twice as long do not fill the memory."""
+    inputs = [Input(name="x", dtype="float32", shape=["a"]), Input(name="y", dtype="float32", shape=["b"])]
+    ops = []
+    for place in range(100):
+        last = 2 * place + 1
+        ops += [
+            op("slice.Tensor", value(last), 0, Special(s="a"), Special(s=["floordiv", "b", place + 2])),
+            op("cat.default", listed(value(last), value(last + 1), value(0))),
+        ]
+    soon(encode_graph(graph_of(inputs, ops, [0], symbols=[Symbol(name="a"), Symbol(name="b")])))
+
+
+def test_many_values_end_soon() -> None:
+    """Ops that promise a million outputs, or take a million inputs, are refused at once."""
+    inputs = [Input(name="x", dtype="float32", shape=["a"])]
+    symbols = [Symbol(name="a")]
+    many = [op("unbind.int", value(0), outputs=90_000) for _ in range(50)]
+    soon(encode_graph(graph_of(inputs, many, [0], symbols=symbols)))
+    soon(encode_graph(graph_of(inputs, [op("split.Tensor", value(0), 1, outputs=1 << 50)], [0], symbols=symbols)))
+    wide = [Input(name=str(place), dtype="float32") for place in range(200_000)]
+    soon(encode_graph(graph_of(wide, [], [0])))
+
+
+def test_conditions_by_the_hundred_end_soon() -> None:
+    """Equations between all pairs of many symbols are taken in, or refused, without a long wait."""
+    names = [f"n{place}" for place in range(200)]
+    inputs = [Input(name=name, dtype="float32", shape=[name]) for name in names]
+    conditions: list[Any] = [["eq", ["mul", a, b], ["add", a, 3, b]] for a, b in zip(names, names[1:], strict=False)]
+    conditions += [["eq", a, ["add", b, 1]] for a, b in zip(names, names[1:], strict=False)]
+    conditions += [["eq", ["max", *names], ["min", *names]]] * 200
+    soon(encode_graph(graph_of(inputs, [], [0], symbols=[Symbol(name=name) for name in names], conditions=conditions)))
+
+
+def test_calls_of_a_checked_plan_end_soon() -> None:
+    """Conditions of a plan that passed are computed for any sizes without large numbers."""
+    condition = ["eq", ["pow", ["add", ["mul", *["a"] * 15], 1], 60], 3]
+    graph = graph_of([Input(name="x", dtype="float32", shape=["a"])], [], [0], symbols=[Symbol(name="a")], conditions=[condition])
+    checked = judged(encode_graph(graph))
+    assert checked is not None
+    started = time.monotonic()
+    with pytest.raises(PlanError):
+        bind_sizes(checked.graph, [("float32", ((1 << 62),))])
+    assert time.monotonic() - started < 1
+
+
+def test_a_manifest_is_judged_too() -> None:
+    """A manifest with fields of other kinds is refused."""
+    data = bundle_of(double_abs()).manifest_bytes
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 0xFF
+        try:
+            decode_manifest(bytes(changed))
+        except PlanError as error:
+            assert str(error)
