@@ -164,7 +164,7 @@ def test_logs_filter_by_result_and_level(server: BrokerServer, fleet: Fleet) -> 
 
 
 def test_an_operator_needs_no_torch() -> None:
-    """The base install has none: with torch out of reach the program asks a broker all the same, here one that is not there."""
+    """The base install has none: with torch out of reach the program asks its broker all the same (none is there)."""
     without = "import sys; sys.modules['torch'] = None; from coordinator.cli import main; main()"
     asked = ["devices", "--broker", "tcp://127.0.0.1:9", "--insecure", "--timeout", "0.1"]
     done = subprocess.run(
