@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from pathlib import Path
 from typing import NoReturn
@@ -92,6 +93,7 @@ def run(
     server = BrokerServer(listen, logs, blobs, store=store, config=config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
+    gc.freeze()  # what is loaded by now stays: don't look through it again and again
     try:
         server.run()
     except CannotListen as error:

@@ -60,7 +60,7 @@ from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
 from broker.protocol.framing import decode, encode, size_of
 from broker.protocol.messages import AskStats, Blobs, Frame
-from broker.sockets import receive, send
+from broker.sockets import readable, receive, send
 from broker.subscriptions import Topics
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
@@ -315,10 +315,9 @@ class BrokerServer:
         """Handle what peers have sent, up to a batch of it."""
         router, monotonic = self._router, time.monotonic
         for _ in range(MESSAGES_A_BATCH):
-            try:
-                parts = receive(router)
-            except zmq.Again:
+            if not readable(router):
                 return
+            parts = receive(router)
             peer = parts[0]
             size = sum(map(len, parts)) - len(peer)
             event: Event
