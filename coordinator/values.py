@@ -7,13 +7,13 @@ that are mapped.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.ids import nth
-from broker.protocol.messages import Failure, Fetch, Frame, Values
+from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fetch, Frame, Values
 from coordinator.core_events import Answered
 from coordinator.core_results import Result
 from coordinator.core_tables import ResultState
@@ -30,6 +30,9 @@ __all__ = ["FETCH_IDS", "Gathering", "Output", "Value", "read_tensor", "value_at
 
 FETCH_IDS = 1024
 """The most ids that one request asks for."""
+FETCH_BLOBS = 16
+"""... where their values are large."""
+_UNKNOWN_SIZE = 1024
 
 Output: TypeAlias = tuple[Result, int]
 """One output of an invocation."""
@@ -49,6 +52,11 @@ def _raw_at_hand(output: Output) -> Frame | Failure | None:
     if result.released is not None and k in result.released:
         return _RELEASED
     return result.frames[k] if result.state is ResultState.INLINE else None
+
+
+def _size_of(output: Output) -> int:
+    result, k = output
+    return result.infos[k].nbytes if result.infos else _UNKNOWN_SIZE
 
 
 def value_at_hand(fleet: Fleet, output: Output) -> Value | None:
@@ -104,9 +112,28 @@ class Gathering:
                 groups.setdefault(result.device, {}).setdefault(nth(result.id, k), []).append(position)
         self._left = self._raw.count(None)
         for wanted in groups.values():
-            ids = list(wanted)
-            for start in range(0, len(ids), FETCH_IDS):
-                self._fetch({each: wanted[each] for each in ids[start : start + FETCH_IDS]})
+            for batch in self._batches(wanted):
+                self._fetch({each: wanted[each] for each in batch})
+
+    def _batches(self, wanted: Mapping[bytes, Sequence[int]]) -> Iterator[list[bytes]]:
+        """The ids, as many at a time as a device answers in one message; large ones, which come as blobs, apart."""
+        small: list[bytes] = []
+        large: list[bytes] = []
+        room = INLINE_TENSORS_BYTES
+        for id_, positions in wanted.items():
+            size = _size_of(self._outputs[positions[0]])
+            if size > INLINE_TENSORS_BYTES:
+                large.append(id_)
+                continue
+            if size > room or len(small) == FETCH_IDS:
+                yield small
+                small, room = [], INLINE_TENSORS_BYTES
+            small.append(id_)
+            room -= size
+        if small:
+            yield small
+        for start in range(0, len(large), FETCH_BLOBS):
+            yield large[start : start + FETCH_BLOBS]
 
     # --------------------------------------------------------------------------------------------- on other threads
 

@@ -170,10 +170,13 @@ def test_8_devices_do_not_wait_for_each_other(world: World) -> None:
 
     plan = double_abs()
     plan.build(torch.tensor([1.0, -2.0]))
+    data = world.device_2.search("input_data")[0]
+    slow_1, plan_2 = slow.send(world.device_1), plan.send(world.device_2)
     large = world.device_1.send(torch.eye(600))
-    slow_1 = slow.send(world.device_1)
-    group = [slow_1(large) for _ in range(3)]
-    alone = plan.send(world.device_2)(world.device_2.search("input_data")[0])
+    for pointer in (slow_1(torch.eye(2)), plan_2(data), large):
+        assert pointer.wait(WITHIN)  # both workers run, and have their plans
+    group = [slow_1(large) for _ in range(4)]
+    alone = plan_2(data)
     assert not any(pointer.ready for pointer in group)  # all are under way, and nothing was waited for
     assert torch.equal(alone.get(timeout=WITHIN), torch.tensor([2.0, 4.0]))
     assert not group[-1].ready

@@ -216,6 +216,16 @@ def test_one_round_trip_a_device(fleet: Fleet, device_1: VirtualWorker, device_2
     assert fleet.stats().total.control - before <= 8 + 1 + 4
 
 
+def test_many_small_values_come_in_messages(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """More than one message can carry, in several: none of them takes the way of large values."""
+    pointers = [device_1.send(torch.full((1000,), float(k))) for k in range(300)]
+    assert all(pointer.wait(WITHIN) for pointer in pointers)
+    before = fleet.stats().total.blobs_in
+    values = fleet.get(pointers, timeout=WITHIN)
+    assert [float(value[0]) for value in values] == [float(k) for k in range(300)]
+    assert fleet.stats().total.blobs_in == before
+
+
 def test_errors_in_the_place_of_values(fleet: Fleet, device_1: VirtualWorker) -> None:
     """errors="return" puts them there; else the first is raised."""
     good, bad = device_1.send(torch.ones(1)), fleet.device("nobody").send(torch.ones(1))
