@@ -50,7 +50,7 @@ class Signal:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until it is set, and unset it; False: it was not within ``timeout`` seconds."""
-        return self._lock.acquire(timeout=-1 if timeout is None else timeout)
+        return self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
 class AsyncSignal:

@@ -250,7 +250,7 @@ def test_a_timeout_leaves_the_pointer_intact(device_1: VirtualWorker) -> None:
     assert isinstance(caught.value, ResultTimeout)
     assert pointer.wait(0.001) is False
     assert not pointer.ready
-    assert pointer.get(timeout=WITHIN).shape == (500, 500)
+    assert pointer.get(timeout=float("inf")).shape == (500, 500)
     assert pointer.ready
 
 
