@@ -153,6 +153,7 @@ class Store:
                 row,
             )
             connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, id) for tag in tags])
+            self._database.count_change(connection)
         self._database.say_changed()
         return id.hex()
 
@@ -199,6 +200,7 @@ class Store:
         with self._database.transaction(durable=True) as connection:
             connection.execute("DELETE FROM tags WHERE id = ?", (raw,))
             connection.execute("DELETE FROM tensors WHERE id = ?", (raw,))
+            self._database.count_change(connection)
         tensor_path(self.folder, raw).unlink(missing_ok=True)
         self._database.say_changed()
 

@@ -147,6 +147,7 @@ class Database:
                         run(statement)
                     run("INSERT INTO meta VALUES ('store_id', ?)", (os.urandom(8),))
                     run("INSERT INTO meta VALUES ('last_own', 0)")
+                    run("INSERT INTO meta VALUES ('changes', 0)")
                     run(f"PRAGMA user_version = {SCHEMA_VERSION}")
                     version = SCHEMA_VERSION
         if version > SCHEMA_VERSION:
@@ -192,6 +193,17 @@ class Database:
         with self.read() as connection:
             (version,) = connection.execute("PRAGMA data_version").fetchone()
         return int(version)
+
+    def changes(self) -> int:
+        """How often the owner has changed something; each of its transactions calls `count_change`."""
+        with self.read() as connection:
+            (count,) = connection.execute("SELECT value FROM meta WHERE key = 'changes'").fetchone()
+        return int(count)
+
+    @staticmethod
+    def count_change(connection: sqlite3.Connection) -> None:
+        """Part of a transaction that the agent must know of: see `changes`."""
+        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
 
     def say_changed(self) -> None:
         """Wake up the agent, if one runs; else it will see when it starts."""

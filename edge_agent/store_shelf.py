@@ -63,6 +63,7 @@ class StoreShelf:
         """A descriptor that can be read when another program has put or deleted something: see `look`."""
         self.store_id = self._database.meta("store_id")
         self._version = self._database.data_version()
+        self._changes = self._database.changes()
         self._pending = Batch()
         self._writing: Batch | None = None  # on its way to the disk, by the writer
         self._written: queue.SimpleQueue[Written] = queue.SimpleQueue()
@@ -169,13 +170,17 @@ class StoreShelf:
         return self._database.meta("token"), self._database.meta("ledger")
 
     def look(self) -> bool:
-        """Whether another program has written since the last look."""
+        """Whether another program has put or deleted something since the last look."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.changed, 1 << 16)
         version = self._database.data_version()
         if version == self._version:
             return False
         self._version = version
+        changes = self._database.changes()
+        if changes == self._changes:
+            return False  # it was our own writer
+        self._changes = changes
         for id in [held.id for held in self._cache.values() if held.own]:
             self._forget(id)
         return True

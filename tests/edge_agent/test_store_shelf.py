@@ -197,11 +197,11 @@ def test_tags_are_looked_up_in_all_that_is_there(shelf: StoreShelf) -> None:
     assert [entry.tags for entry in shelf.tagged()] == [["a", "b"], ["a", "c"]]
 
 
-def test_a_running_agent_hears_of_what_others_put(shelf: StoreShelf) -> None:
+def test_a_running_agent_hears_of_what_others_put(shelf: StoreShelf, waker: Waker) -> None:
     """At once, by the FIFO, from another process; its own writes are none of it."""
     assert not shelf.look()
     shelf.keep(ended(1), [held(1, "x")], durable=False)
-    shelf.tagged()
+    waker.commit(shelf)
     assert not shelf.look()
     code = "import sys; from edge_agent import Store; Store.open(sys.argv[1]).put([1.0], tags=['new'])"
     subprocess.run([sys.executable, "-c", code, str(shelf.folder)], cwd=ROOT, timeout=100, check=True)
