@@ -29,18 +29,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from broker.logs import Record, StreamSink, emit, get_logger
 from broker.protocol import messages as m
-from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
+from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import ConnectionRefused, ProtocolError, VersionRefused
-from broker.protocol.framing import MESSAGE_LIMIT, decode, encode, size_of
+from broker.protocol.framing import decode, size_of
 from broker.protocol.ids import check_device_id
-from broker.sockets import receive, send
 from edge_agent import effects as e
 from edge_agent.agent_blobs import BlobDesk
 from edge_agent.agent_chores import Chores
+from edge_agent.agent_socket import BrokerSocket
 from edge_agent.core import AgentCore
 from edge_agent.core_desk import AgentConfig
 from edge_agent.store import Store
@@ -49,9 +48,6 @@ from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
 
 __all__ = ["Agent", "AgentConfig"]
 
-_BATCH = 256
-"""How many messages are taken in before anything is acknowledged."""
-
 _COMMIT_SECONDS = 0.1
 _COMMIT_WRITES = 1024
 """What need not reach the disk before it is announced is written after so long, or when it is so much."""
@@ -59,11 +55,7 @@ _COMMIT_WRITES = 1024
 _LOOK_SECONDS = 5.0
 """How often to look whether another program has changed the store without saying so."""
 
-# As plain ints: pyzmq's own are enums, and an operation on one takes a microsecond.
-_EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
-
-_RECONNECT_MS = 100
-_RECONNECT_MAX_MS = 10_000
+_POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # as ints: an operation on pyzmq's enums takes a microsecond
 _LINGER_MS = 500
 
 
@@ -119,12 +111,9 @@ class Agent:
         self._host: WorkerHost
         self._blobs: BlobDesk
         self._chores: Chores
-        self._dealer: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._broker: BrokerSocket
         self._poller = zmq.Poller()
         self._polled: dict[int, int] = {}
-        self._connect_at = math.inf
-        self._fruitless = 0
         self._commit_at = math.inf
         self._look_at = 0.0
         self._tick_at = 0.0  # the core's next timer
@@ -191,6 +180,7 @@ class Agent:
         self._waker.setblocking(False)
         token, ledger = shelf.registration()
         boot = os.urandom(8)
+        self._broker = BrokerSocket(self._context, self._endpoint, self._poller)
         self._core = AgentCore(
             self._config,
             shelf,
@@ -228,7 +218,7 @@ class Agent:
             e.FetchBlob: lambda one: self._blobs.fetch(one.digest, one.size),
             e.OfferBlob: lambda one: self._blobs.offer(one.digest, one.source),
             e.SaveRegistration: lambda one: self._write(lambda: shelf.save_registration(one.token, one.ledger)),
-            e.Reconnect: lambda _: self._disconnected(),
+            e.Reconnect: lambda _: self._said.append(self._broker.drop(registered=self._core.registered, now=_clock())),
             e.GiveUp: self._give_up,
         }
 
@@ -252,7 +242,7 @@ class Agent:
         try:
             self._poll_for(self._wake.fileno(), _POLLIN)
             self._poll_for(self._shelf.changed, _POLLIN)
-            self._connect()
+            self._said.extend(self._broker.open())
             while not self._stopping:
                 self._round()
         finally:
@@ -268,7 +258,7 @@ class Agent:
                     stack.callback(end.close)
             if self._given_context is None:
                 stack.callback(self._context.term)
-            stack.callback(self._drop_sockets, linger=_LINGER_MS)
+            stack.callback(self._broker.close, linger=_LINGER_MS)
             stack.callback(self._shelf.close)
             stack.callback(self._blobs.close)
             stack.callback(self._chores.close)
@@ -289,12 +279,12 @@ class Agent:
         """Wait for whatever comes first, and bring the core up to date with it."""
         store_changed = False
         for source, events in self._poller.poll(self._timeout_ms()):
-            if self._dealer is not None and source is self._dealer:
-                self._receive(self._dealer)
+            if source is self._broker.dealer:
+                self._receive()
             elif source == self._host.fileno():
                 self._hear_worker(events)
-            elif source is self._monitor:
-                self._watch_link()
+            elif source is self._broker.monitor:
+                self._said.extend(self._broker.watch(registered=self._core.registered, now=_clock()))
             elif source == self._wake.fileno():
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
@@ -311,8 +301,8 @@ class Agent:
             self._handle(Tick())
         self._handle(BatchEnded())
         self._commit(now)
-        if now >= self._connect_at:
-            self._connect()
+        if now >= self._broker.open_at:
+            self._said.extend(self._broker.open())
         core = self._core
         if core.registered != self._registered:
             self._tell_state()
@@ -328,7 +318,7 @@ class Agent:
     def _timeout_ms(self) -> int:
         if self._said:
             return 0
-        left = min(self._look_at, self._commit_at, self._tick_at, self._connect_at) - _clock()
+        left = min(self._look_at, self._commit_at, self._tick_at, self._broker.open_at) - _clock()
         return 0 if left <= 0 else math.ceil(left * 1000)
 
     def _handle(self, event: e.AgentEvent) -> None:
@@ -394,79 +384,18 @@ class Agent:
 
     # ------------------------------------------------------------------------------------------- the broker
 
-    def _connect(self) -> None:
-        dealer = self._dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.SNDHWM, 0)  # the streams' windows bound what is under way
-        dealer.setsockopt(zmq.RCVHWM, 0)
-        dealer.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
-        dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        self._connect_at = math.inf
-        if self._endpoint.startswith("inproc:"):
-            dealer.connect(self._endpoint)
-            self._poller.register(dealer, zmq.POLLIN)
-            self._handle(LinkUp())  # such a connection has no events
-            return
-        self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        dealer.connect(self._endpoint)
-        self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
-
-    def _watch_link(self) -> None:
-        while self._monitor is not None:
-            try:
-                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._handle(LinkUp())
-            else:
-                self._disconnected()
-
-    def _disconnected(self) -> None:
-        """The connection is gone, or is to go: drop the socket with all that is in it, so that no old message meets a
-        new one.
-        """
-        if self._core.registered:
-            self._fruitless = 0
-        self._drop_sockets()
-        # A crowd of devices that lost the same broker must not come back in the same instant.
-        self._connect_at = _clock() + random.uniform(0.5, 1.5) * 0.05 * (1 << min(self._fruitless, 8))
-        self._fruitless += 1
-        self._said.append(LinkDown())
-
-    def _drop_sockets(self, linger: int = 0) -> None:
-        dealer, self._dealer = self._dealer, None
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None and dealer is not None:
-            self._poller.unregister(monitor)
-            dealer.disable_monitor()
-            monitor.close(linger=0)
-        if dealer is not None:
-            self._poller.unregister(dealer)
-            dealer.close(linger=linger)
-
-    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
-        for _ in range(_BATCH):
-            if not int(dealer.get(_EVENTS)) & _POLLIN:
-                return  # cheaper than to be told so by an exception
-            header, *frames = receive(dealer)
+    def _receive(self) -> None:
+        for header, *frames in self._broker.receive():
             try:
                 message = decode(header)
             except ProtocolError as error:
                 self._log.warning("message_malformed", reason=str(error), bytes=len(header))
                 continue
             self._handle(Received(message=message, frames=tuple(frames), size=len(header) + size_of(frames)))
-            if self._dealer is not dealer:
-                return  # this message has made us drop the connection
 
     def _send(self, instruction: Send) -> None:
-        dealer = self._dealer
-        if dealer is None:
-            return  # the streams send again what matters
         try:
-            send(dealer, encode(instruction.message), instruction.frames)
+            self._broker.send(instruction.message, instruction.frames)
         except zmq.Again:
             self._log.debug("send_dropped", message=type(instruction.message).__name__)
 

@@ -1,0 +1,111 @@
+"""The agent's socket to its broker: a new one for every connection, so that no old message meets a new registration."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from broker.protocol.effects import LinkDown, LinkUp
+from broker.protocol.framing import MESSAGE_LIMIT, encode
+from broker.protocol.messages import Frame, Message
+from broker.sockets import receive, send
+
+__all__ = ["BATCH", "BrokerSocket"]
+
+BATCH = 256
+"""How many messages are taken in before anything is acknowledged."""
+
+_RECONNECT_MS = 100
+_RECONNECT_MAX_MS = 10_000
+_PAUSE_SECONDS = 0.05
+"""How long to wait after a connection broke, doubled (up to 256 times) while nothing comes of the next ones."""
+
+# As plain ints: pyzmq's own are enums, and an operation on one takes a microsecond.
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+
+
+class BrokerSocket:
+    """A DEALER and its monitor, in the driver's ``poller``. Until it is opened, and between two connections, there is
+    neither.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, poller: zmq.Poller) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._poller = poller
+        self._fruitless = 0
+        self.dealer: zmq.Socket[bytes] | None = None
+        self.monitor: zmq.Socket[bytes] | None = None
+        self.open_at = math.inf
+        """When `open` is due."""
+
+    def open(self) -> list[LinkUp | LinkDown]:
+        """Connect, for ever if need be; what is to be told of it at once."""
+        self.open_at = math.inf
+        dealer = self.dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.SNDHWM, 0)  # the streams' windows bound what is under way
+        dealer.setsockopt(zmq.RCVHWM, 0)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
+        dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        self._poller.register(dealer, zmq.POLLIN)
+        if self._endpoint.startswith("inproc:"):
+            dealer.connect(self._endpoint)
+            return [LinkUp()]  # such a connection has no events
+        self.monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._poller.register(self.monitor, zmq.POLLIN)
+        dealer.connect(self._endpoint)
+        return []
+
+    def watch(self, *, registered: bool, now: float) -> list[LinkUp | LinkDown]:
+        """What the connection has done. ``registered``: whether anything came of it."""
+        happened: list[LinkUp | LinkDown] = []
+        while self.monitor is not None:
+            try:
+                event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                happened.append(LinkUp())
+            else:
+                happened.append(self.drop(registered=registered, now=now))
+        return happened
+
+    def drop(self, *, registered: bool, now: float) -> LinkDown:
+        """Give the connection up, with all that is in it; another is due after a pause."""
+        self._fruitless = 0 if registered else self._fruitless + 1
+        self.close()
+        # A crowd of devices that lost the same broker must not come back in the same instant.
+        self.open_at = now + random.uniform(0.5, 1.5) * _PAUSE_SECONDS * (1 << min(self._fruitless, 8))
+        return LinkDown()
+
+    def close(self, linger: int = 0) -> None:
+        """Close both sockets; what is still to be sent has ``linger`` milliseconds."""
+        dealer, self.dealer = self.dealer, None
+        monitor, self.monitor = self.monitor, None
+        if dealer is None:
+            return
+        self._poller.unregister(dealer)
+        if monitor is not None:
+            self._poller.unregister(monitor)
+            dealer.disable_monitor()
+            monitor.close(linger=0)
+        dealer.close(linger=linger)
+
+    def receive(self) -> Iterator[list[bytes]]:
+        """The messages that are waiting, at most `BATCH`; no more once the connection was dropped."""
+        dealer = self.dealer
+        for _ in range(BATCH):
+            if dealer is None or dealer is not self.dealer or not int(dealer.get(_EVENTS)) & _POLLIN:
+                return  # cheaper than to be told so by an exception
+            yield receive(dealer)
+
+    def send(self, message: Message, frames: tuple[Frame, ...]) -> None:
+        """Send, if there is a connection: the streams send again what matters. Raises `zmq.Again`."""
+        if self.dealer is not None:
+            send(self.dealer, encode(message), frames)
