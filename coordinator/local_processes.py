@@ -1,4 +1,4 @@
-"""Brokers and agents as processes of this machine, for demonstrations: started, watched by their log events, ended by pid."""
+"""Brokers and agents as processes of this machine: started, watched by their log events, ended by pid."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProcessFailed(EdgePlanError):
 
 
 class LocalProcess:
-    """A program of this project that runs as a process and logs JSON lines. Use it as a context manager, or call `stop`."""
+    """A program of this project as a process that logs JSON lines. Leave its ``with`` block, or call `stop`."""
 
     def __init__(self, name: str, *arguments: str) -> None:
         self.name = name

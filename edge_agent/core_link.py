@@ -22,7 +22,7 @@ REGISTER_ATTEMPTS = 4
 vain the connection is given up.
 """
 
-TAKEN_SECONDS = 0.002
+TAKEN_SECONDS = 0.02
 TAKEN_COUNT = 64
 """How long an acknowledgement of deliveries may wait for more of them, and how many it covers at most: a message
 saved for most commands, since their results are announced about as soon.
