@@ -154,6 +154,13 @@ class Manifest(_Part, frozen=True, kw_only=True):
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
+_defaults: dict[type[_Part], list[Any]] = {
+    kind: [
+        one.default if one.default_factory is msgspec.NODEFAULT else one.default_factory()
+        for one in msgspec.structs.fields(kind)
+    ]
+    for kind in (Symbol, TensorType, Input, Op, Graph, Manifest)
+}
 _graph_decoder = msgspec.msgpack.Decoder(Graph)
 _manifest_decoder = msgspec.msgpack.Decoder(Manifest)
 
@@ -163,14 +170,33 @@ def digest_of(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+def _plain(part: Any) -> Any:
+    """A part as arrays and maps, without trailing defaults: a later version may add fields without changing the bytes,
+    and so the names, of plans that do not use them. (msgspec itself leaves defaults out of maps only.)
+    """
+    if isinstance(part, Special):
+        return {name: _plain(own) for name in part.__struct_fields__ if (own := getattr(part, name)) is not None}
+    if isinstance(part, _Part):
+        values = [getattr(part, name) for name in part.__struct_fields__]
+        defaults = _defaults[type(part)]
+        while values and values[-1] == defaults[len(values) - 1]:
+            values.pop()
+        return [_plain(own) for own in values]
+    if isinstance(part, list):  # expressions and trees are plain already, however deep
+        return [_plain(one) if isinstance(one, Struct) else one for one in part]
+    if isinstance(part, dict):
+        return {name: _plain(own) for name, own in part.items()}
+    return part
+
+
 def encode_graph(graph: Graph) -> bytes:
     """The canonical bytes of a graph."""
-    return _encoder.encode(graph)
+    return _encoder.encode(_plain(graph))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The canonical bytes of a manifest; `digest_of` them is the plan's id."""
-    return _encoder.encode(manifest)
+    return _encoder.encode(_plain(manifest))
 
 
 def decode_graph(data: bytes | memoryview) -> Graph:

@@ -75,7 +75,7 @@ def value_names(graph: Graph) -> list[str]:
         wanted = [op.outputs == 1 or len(names) + place in used for place in range(op.outputs)]
         several = sum(wanted) > 1
         for place, needed in enumerate(wanted):
-            names.append(_free(f"{base}_{place}" if several else base, taken) if needed else "_")  # noqa: PERF401
+            names.append(_free(f"{base}_{place}" if several else base, taken) if needed else "_")
     return names
 
 

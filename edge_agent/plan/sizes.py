@@ -22,7 +22,7 @@ MAX_DEGREE = 16
 MAX_WEIGHT = 512
 """How many operators and operands a dim may have: a plan whose dims grow beyond it is refused."""
 STEPS = 100_000
-"""How many steps the algebra may take for a graph, besides `STEPS_PER_OP` for each op: a step takes some microseconds."""
+"""How many steps the algebra may take for a graph, besides `STEPS_PER_OP` for each op. A step takes microseconds."""
 STEPS_PER_OP = 200
 
 Frozen: TypeAlias = Any
@@ -40,9 +40,7 @@ class Sizes:
     the work.
     """
 
-    def __init__(
-        self, symbols: Iterable[Symbol] = (), conditions: Iterable[Expression] = (), *, ops: int = 0
-    ) -> None:
+    def __init__(self, symbols: Iterable[Symbol] = (), conditions: Iterable[Expression] = (), *, ops: int = 0) -> None:
         self._bounds: dict[str, Bounds] = {symbol.name: (symbol.low, symbol.high) for symbol in symbols}
         self._order = {name: place for place, name in enumerate(self._bounds)}
         self._replaced: dict[str, Poly] = {}

@@ -90,9 +90,10 @@ def _range_size(start: float, end: float, step: float, dtype: str) -> int:
     """ceil((end - start) / step), in integers for int64 and in float64 otherwise, as in aten's ``arange``."""
     if not all(map(math.isfinite, (start, end, step))):
         raise misfit("finite numbers", f"{start}, {end}, {step}")
+    leads = step != 0 and (end - start) * (1 if step > 0 else -1) >= 0
     if dtype == "int64":
         start, end, step = int(start), int(end), int(step)
-    if step == 0 or (end - start) * (1 if step > 0 else -1) < 0:
+    if not leads or step == 0:
         raise misfit("a step other than 0 that leads from start to end", f"{start}, {end}, {step}")
     if isinstance(start, int) and isinstance(end, int) and isinstance(step, int):
         return -((start - end) // step)

@@ -37,6 +37,19 @@ from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, TORCH_DTYPES, encode_
 
 ALL_DTYPES = tuple(DTYPES)
 
+SOME_DTYPES = (
+    "bool",
+    "uint8",
+    "int32",
+    "int64",
+    "uint16",
+    "float16",
+    "float32",
+    "float64",
+    "complex64",
+)
+"""One of each kind: for pairs, of which there are many. See test_dtypes for all of them."""
+
 TORCH_REFUSALS = (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError)
 """What torch raises for a call that it does not take."""
 

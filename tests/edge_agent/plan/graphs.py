@@ -99,7 +99,9 @@ def net() -> tuple[Graph, list[torch.Tensor]]:
     return graph, [torch.rand(shape, generator=generator) for shape in shapes.values()]
 
 
-def bundle_of(graph: Graph, state: list[torch.Tensor] | None = None, beside: dict[str, bytes] | None = None) -> PlanBundle:
+def bundle_of(
+    graph: Graph, state: list[torch.Tensor] | None = None, beside: dict[str, bytes] | None = None
+) -> PlanBundle:
     """A graph and its state as a whole plan."""
     frames = [encode_tensor(one) for one in state or []]
     data = encode_graph(graph)

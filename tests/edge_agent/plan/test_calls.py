@@ -43,8 +43,14 @@ def test_symbols_are_bound_by_the_arguments() -> None:
         ([("float32", (4, 5)), Y, RATE], "x: expected float32[rows, 6] with rows = 4, got float32[4, 5]"),
         ([X, ("int64", (5,)), RATE], "y: expected int64[rows] with rows = 4, got int64[5]"),
         ([X, Y, ("float64", (1,))], "rate: expected a number (float64), got float64[1]"),
-        ([("float32", (1, 6)), ("int64", (1,)), RATE], "x: expected float32[rows, 6] with rows from 2 to 64, got float32[1, 6]"),
-        ([("float32", (66, 6)), ("int64", (66,)), RATE], "x: expected float32[rows, 6] with rows from 2 to 64, got float32[66, 6]"),
+        (
+            [("float32", (1, 6)), ("int64", (1,)), RATE],
+            "x: expected float32[rows, 6] with rows from 2 to 64, got float32[1, 6]",
+        ),
+        (
+            [("float32", (66, 6)), ("int64", (66,)), RATE],
+            "x: expected float32[rows, 6] with rows from 2 to 64, got float32[66, 6]",
+        ),
         ([None, ("int64", (1,)), RATE], "y: expected int64[rows] with rows from 2 to 64, got int64[1]"),
     ],
     ids=str,

@@ -83,10 +83,22 @@ BOTH = "expected a signature of a tuple of arguments and a dict of keyword argum
 
 WRONG: list[tuple[Graph, type[PlanError], str]] = [
     # ops
-    (with_op(name="aten.add_.Tensor"), UnknownOp, "expected an op of the registry, got 'aten.add_.Tensor' (op 0 of the plan)"),
+    (
+        with_op(name="aten.add_.Tensor"),
+        UnknownOp,
+        "expected an op of the registry, got 'aten.add_.Tensor' (op 0 of the plan)",
+    ),
     (with_op(name="os.system"), UnknownOp, "expected an op of the registry, got 'os.system' (op 0 of the plan)"),
-    (with_op(name="aten.nonzero.default"), UnknownOp, "expected an op of the registry, got 'aten.nonzero.default' (op 0 of the plan)"),
-    (with_op(name="aten.rand.default"), UnknownOp, "expected an op of the registry, got 'aten.rand.default' (op 0 of the plan)"),
+    (
+        with_op(name="aten.nonzero.default"),
+        UnknownOp,
+        "expected an op of the registry, got 'aten.nonzero.default' (op 0 of the plan)",
+    ),
+    (
+        with_op(name="aten.rand.default"),
+        UnknownOp,
+        "expected an op of the registry, got 'aten.rand.default' (op 0 of the plan)",
+    ),
     (with_op(name="aten.empty.memory_format"), UnknownOp, "got 'aten.empty.memory_format' (op 0 of the plan)"),
     (with_op(name="a" * 500), UnknownOp, f"expected an op of the registry, got '{'a' * 128}' (op 0 of the plan)"),
     # arguments
@@ -95,7 +107,11 @@ WRONG: list[tuple[Graph, type[PlanError], str]] = [
     (with_op(value(0), value(0), other=1), PlanTypeError, "expected other once, got it by position and by name"),
     (with_op(value(0), value(0), beta=1), PlanTypeError, "expected arguments among self, other, alpha, got 'beta'"),
     (with_op(value(0), value(0), alpha="1"), PlanTypeError, "expected a number for alpha, got '1'"),
-    (with_op(value(0), value(0), alpha=1 << 63), PlanTypeError, "expected an integer of 64 bits for alpha, got a larger one"),
+    (
+        with_op(value(0), value(0), alpha=1 << 63),
+        PlanTypeError,
+        "expected an integer of 64 bits for alpha, got a larger one",
+    ),
     (with_op(value(0), value(0), alpha=listed()), PlanTypeError, "expected a number for alpha, got a list"),
     (with_op(value(0), value(1)), PlanTypeError, "expected a value that is bound earlier, at most 0, got 1"),
     (with_op(value(0), value(1 << 62)), PlanTypeError, "expected a value that is bound earlier, at most 0, got"),
@@ -106,18 +122,42 @@ WRONG: list[tuple[Graph, type[PlanError], str]] = [
     (with_op(value(0), Special(d="float32")), PlanTypeError, "expected a number for other, got the dtype float32"),
     (with_op(3, name="aten.abs.default"), PlanTypeError, "expected a tensor for self, got 3"),
     (with_op(value(0), 1.5, name="aten.sum.dim_IntList"), PlanTypeError, "expected an integer for dim, got 1.5"),
-    (with_op(value(0), listed(*[0] * 65), name="aten.sum.dim_IntList"), PlanTypeError, "expected at most 64 elements of dim, got 65"),
-    (with_op(value(0), Special(s=["truediv", 1, 2]), name="aten.select.int"), PlanTypeError, "expected an integer for dim, got a float"),
+    (
+        with_op(value(0), listed(*[0] * 65), name="aten.sum.dim_IntList"),
+        PlanTypeError,
+        "expected at most 64 elements of dim, got 65",
+    ),
+    (
+        with_op(value(0), Special(s=["truediv", 1, 2]), name="aten.select.int"),
+        PlanTypeError,
+        "expected an integer for dim, got a float",
+    ),
     (with_op(value(0), 1, 0, name="aten.prod.dim_int"), PlanTypeError, "expected True or False for keepdim, got 0"),
-    (with_op(value(0), name="aten.gelu.default", approximate="x" * 300), PlanTypeError, "expected a string of at most 256 characters"),
+    (
+        with_op(value(0), name="aten.gelu.default", approximate="x" * 300),
+        PlanTypeError,
+        "expected a string of at most 256 characters",
+    ),
     (with_op(value(0), True, name="aten.logit.default"), PlanTypeError, "expected a float for eps, got True"),
     (with_op(value(0), name="aten._to_copy.default", dtype=Special(d="object")), PlanTypeError, "got the dtype object"),
-    (with_op(value(0), name="aten._to_copy.default", device=Special(o="device:cuda")), PlanTypeError, "got the constant device:cuda"),
+    (
+        with_op(value(0), name="aten._to_copy.default", device=Special(o="device:cuda")),
+        PlanTypeError,
+        "got the constant device:cuda",
+    ),
     # results
     (with_op(value(0), value(0), outputs=2), PlanTypeError, "expected 1 outputs, got 2"),
     (with_op(value(0), value(0), outputs=0), PlanTypeError, "expected 1 outputs, got 0"),
-    (with_op(value(0), 1, name="aten.split.Tensor", outputs=1 << 40), PlanTypeError, f"expected at most {MAX_VALUES} values in a graph"),
-    (with_op(value(0), listed(2, *[1] * 32), name="aten.view.default"), PlanTypeError, "expected a result of at most 32 dims, got 33"),
+    (
+        with_op(value(0), 1, name="aten.split.Tensor", outputs=1 << 40),
+        PlanTypeError,
+        f"expected at most {MAX_VALUES} values in a graph",
+    ),
+    (
+        with_op(value(0), listed(2, *[1] * 32), name="aten.view.default"),
+        PlanTypeError,
+        "expected a result of at most 32 dims, got 33",
+    ),
     (with_op(value(0), listed(1 << 62), name="aten.repeat.default"), PlanTypeError, "expected sizes within 64 bits"),
     (with_op(float(1 << 60), name="aten.arange.default"), PlanTypeError, "expected a range of fewer elements"),
     (changed(double_abs(), outputs=[3]), PlanTypeError, "expected outputs among the 3 values of the graph, got 3"),
@@ -132,7 +172,11 @@ WRONG: list[tuple[Graph, type[PlanError], str]] = [
     (with_input(kind="number"), PlanMalformed, "expected no dims for the number x, got 1"),
     (with_input(name=""), PlanMalformed, "expected a name of its own of at most 256 characters for each input, got ''"),
     (with_input(name="x" * 257), PlanMalformed, "expected a name of its own of at most 256 characters for each input"),
-    (graph_of([X, X], [], [0]), PlanMalformed, "expected a name of its own of at most 256 characters for each input, got 'x'"),
+    (
+        graph_of([X, X], [], [0]),
+        PlanMalformed,
+        "expected a name of its own of at most 256 characters for each input, got 'x'",
+    ),
     (
         graph_of([Input(name="w", dtype="float32", kind="state"), X], [], [0]),
         PlanMalformed,
@@ -150,17 +194,37 @@ WRONG: list[tuple[Graph, type[PlanError], str]] = [
         PlanMalformed,
         "expected an input whose shape tells the size n, got none",
     ),
-    (graph_of([X], [], [0], symbols=[Symbol(name="1")]), PlanMalformed, "expected an identifier as a symbol's name, got '1'"),
-    (graph_of([X], [], [0], symbols=[Symbol(name="add")]), PlanMalformed, "expected an identifier as a symbol's name, got 'add'"),
+    (
+        graph_of([X], [], [0], symbols=[Symbol(name="1")]),
+        PlanMalformed,
+        "expected an identifier as a symbol's name, got '1'",
+    ),
+    (
+        graph_of([X], [], [0], symbols=[Symbol(name="add")]),
+        PlanMalformed,
+        "expected an identifier as a symbol's name, got 'add'",
+    ),
     (graph_of([X], [], [0], symbols=SYMBOL * 2), PlanMalformed, "expected each symbol once, got n twice"),
-    (graph_of([X], [], [0], symbols=[Symbol(name="n", low=3, high=2)]), PlanMalformed, "least to a greatest size for n, got 3 to 2"),
-    (graph_of([X], [], [0], symbols=[Symbol(name="n", high=-1)]), PlanMalformed, "least to a greatest size for n, got 0 to -1"),
+    (
+        graph_of([X], [], [0], symbols=[Symbol(name="n", low=3, high=2)]),
+        PlanMalformed,
+        "least to a greatest size for n, got 3 to 2",
+    ),
+    (
+        graph_of([X], [], [0], symbols=[Symbol(name="n", high=-1)]),
+        PlanMalformed,
+        "least to a greatest size for n, got 0 to -1",
+    ),
     (
         graph_of([X], [], [0], symbols=[Symbol(name=f"n{place}") for place in range(MAX_SYMBOLS + 1)]),
         PlanMalformed,
         f"expected at most {MAX_SYMBOLS} symbols, got {MAX_SYMBOLS + 1}",
     ),
-    (graph_of([X], [], [0], conditions=[["add", 1, 2]]), PlanMalformed, "expected a condition that is true or false, got the int 1 + 2"),
+    (
+        graph_of([X], [], [0], conditions=[["add", 1, 2]]),
+        PlanMalformed,
+        "expected a condition that is true or false, got the int 1 + 2",
+    ),
     (
         graph_of([X], [], [0], conditions=[["eq", 1, 1]] * (MAX_CONDITIONS + 1)),
         PlanMalformed,
@@ -174,7 +238,11 @@ WRONG: list[tuple[Graph, type[PlanError], str]] = [
     (changed(double_abs(), signature=["t", ["t"], ["d", 1, 0]]), PlanMalformed, BOTH),
     (changed(double_abs(), signature=["t", ["t", 0, 1], ["d"]]), PlanMalformed, "expected a signature with 1 leaves"),
     (changed(double_abs(), signature=["t", ["t"], ["d"]]), PlanMalformed, "expected a signature with 1 leaves"),
-    (changed(double_abs(), tree=["t", 0, 1]), PlanMalformed, "expected an output tree with 1 leaves, as many as the outputs, got 2"),
+    (
+        changed(double_abs(), tree=["t", 0, 1]),
+        PlanMalformed,
+        "expected an output tree with 1 leaves, as many as the outputs, got 2",
+    ),
     (changed(double_abs(), tree="0"), PlanMalformed, "expected a tree, got a str"),
     (changed(double_abs(), name="n" * 257), PlanMalformed, "expected a name of at most 256 characters, got 257"),
 ]
@@ -212,7 +280,9 @@ def test_state_must_be_what_the_graph_takes() -> None:
     graph, state = net()
     manifest = bundle_of(graph, state).manifest
     assert check_plan(manifest, graph, headers(state)).manifest == manifest
-    with pytest.raises(PlanMalformed, match="expected 4 tensors of state, as the graph has inputs for them, got 4 in the"):
+    with pytest.raises(
+        PlanMalformed, match="expected 4 tensors of state, as the graph has inputs for them, got 4 in the"
+    ):
         check_plan(manifest, graph, headers(state[1:]))
     with pytest.raises(PlanMalformed, match="got 3 in the manifest and 4 tensors"):
         check_plan(msgspec.structs.replace(manifest, state=manifest.state[1:]), graph, headers(state))

@@ -81,7 +81,7 @@ def test_an_expression_has_a_value_and_a_text(expr: Any, wanted: Any, text: str)
 
 def test_every_operator_is_tried() -> None:
     """No operator is left out of the test above."""
-    marks: list[pytest.Mark] = list(test_an_expression_has_a_value_and_a_text.pytestmark)  # type: ignore[attr-defined]
+    marks: list[pytest.Mark] = list(test_an_expression_has_a_value_and_a_text.pytestmark)
     tried: set[str] = set()
 
     def collect(expr: Any) -> None:

@@ -58,8 +58,10 @@ def test_every_kind_of_argument() -> None:
         name="f",
     )
     assert readable(graph).splitlines()[3:] == [
-        ") -> {'parts': [float32[n, m], float32[m]], 'rest': (float32[m], None), "
-        "'n': complex64[2 * n], 'c': float32[n, m]}:",
+        (
+            ") -> {'parts': [float32[n, m], float32[m]], 'rest': (float32[m], None), "
+            "'n': complex64[2 * n], 'c': float32[n, m]}:"
+        ),
         "    for n from 2 to 8",
         "    for any m",
         "    if m % 2 == 0",
@@ -78,7 +80,11 @@ def test_names_are_unique() -> None:
     """An op's name gives way to an input's, and to those before it."""
     graph = graph_of(
         [Input(name="add", dtype="float32"), Input(name="add_1", dtype="float32")],
-        [op("add.Tensor", value(0), value(1)), op("add.Tensor", value(2), value(0)), op("add.Tensor", value(3), value(0))],
+        [
+            op("add.Tensor", value(0), value(1)),
+            op("add.Tensor", value(2), value(0)),
+            op("add.Tensor", value(3), value(0)),
+        ],
         [4],
     )
     assert value_names(graph) == ["add", "add_1", "add_2", "add_3", "add_4"]

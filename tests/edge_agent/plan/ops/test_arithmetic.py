@@ -12,6 +12,7 @@ from hypothesis import given
 from edge_agent.plan.ops import arithmetic
 from tests.edge_agent.plan.agreement import (
     ALL_DTYPES,
+    SOME_DTYPES,
     Call,
     T,
     assert_agrees,
@@ -41,10 +42,10 @@ def test_types_are_those_of_torch_for_every_pair(spec: Any) -> None:
     """Two operands of any dtypes, as tensors with dims, tensors without, or numbers, promote as in torch."""
     first, second = spec.parameters[:2]
     ran = 0
-    for a, b in itertools.product(ALL_DTYPES, ALL_DTYPES):
+    for a, b in itertools.product(SOME_DTYPES, SOME_DTYPES):
         if "Scalar" in (first.kind, second.kind):
             break
-        for left, right in (((2, 3), (3,)), ((3,), ()), ((), ()), ((), (2, 1))):
+        for left, right in (((2, 3), (3,)), ((3,), ()), ((), (2, 1))):
             ran += assert_agrees_where_torch_runs(two_operands(spec.name, T(a, left), T(b, right)))
     for dtype, number, shape in itertools.product(ALL_DTYPES, NUMBERS, ((2, 3), ())):
         if second.kind == "Scalar" or (spec.numbers and first.kind == "Tensor"):

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from edge_agent.plan.ops import comparison
-from tests.edge_agent.plan.agreement import ALL_DTYPES, T, assert_agrees_where_torch_runs, call, f32, i64, refusal
+from tests.edge_agent.plan.agreement import (
+    ALL_DTYPES,
+    SOME_DTYPES,
+    T,
+    assert_agrees_where_torch_runs,
+    call,
+    f32,
+    i64,
+    refusal,
+)
 
 BINARY = [spec for spec in comparison.OPS if not spec.name.startswith(("aten.isclose", "aten.isin"))]
 
@@ -18,7 +27,7 @@ def test_comparisons_give_bools_as_in_torch(spec: Any) -> None:
     """Two operands of any dtypes that torch compares give bools of the broadcast shape."""
     name = spec.name.removeprefix("aten.")
     ran = 0
-    for a, b in itertools.product(ALL_DTYPES, ALL_DTYPES):
+    for a, b in itertools.product(SOME_DTYPES, SOME_DTYPES):
         if spec.parameters[1].kind == "Tensor":
             for left, right in (((2, 3), (3,)), ((3,), ())):
                 ran += assert_agrees_where_torch_runs(call(name, T(a, left), T(b, right)))
