@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from broker.context import INFO, WARNING, Context
 from broker.devices import Device
 from broker.ledger.interface import Ending, MarkLost
-from broker.protocol.ids import incarnation_of
+from broker.protocol.ids import COUNTER_END, counter_of, incarnation_of
 from broker.protocol.messages import Failure, Frame, ResultFailed, ResultReady, ResultStatus
 from broker.records import Record
 from broker.results import Results
@@ -46,9 +46,8 @@ class Announcements:
             return
         if record.event != event:
             self._drop(device, event, record.status)
-        if isinstance(event, ResultReady) and record.status is not ResultStatus.DONE:
-            # The device has made what nobody may have any more.
-            self._results.releases.tell(device, record.ids())
+        if record.status is not ResultStatus.DONE:
+            self._let_drop(device, event, record)
 
     def _refuse(self, device: Device, event: Ending, record: Record) -> None:
         self._context.log(
@@ -71,39 +70,50 @@ class Announcements:
             came=type(event).__name__,
         )
 
+    def _let_drop(self, device: Device, event: Ending, record: Record) -> None:
+        """The device has made what nobody may have any more: it may drop it. It may not fill its stream with such."""
+        if isinstance(event, ResultReady) and device.mailbox.errands < self._context.config.mailbox_commands:
+            self._results.releases.tell(device, record.ids())
+
     def _adopt(self, device: Device, event: Ending, frames: tuple[Frame, ...]) -> None:
         """How something ended that this ledger has no command of: it was another's, or its retention is over."""
         context = self._context
+        config = context.config
         outputs = 1
         if isinstance(event, ResultReady):
             outputs = len(frames) if event.inline else len(event.infos)
-        else:
+        if not isinstance(event, ResultReady) or not event.inline:
             frames = ()
+        session = self._sessions.by_incarnation.get(incarnation_of(event.id))
+        if session is not None and session.outstanding >= config.session_commands:
+            session = None  # nobody can be told as much as a device may invent
         record = Record(
             seq=context.next_seq(),
             id=event.id,
             outputs=outputs,
             device=device,
             device_name=device.name,
-            session=self._sessions.by_incarnation.get(incarnation_of(event.id)),
+            session=session,
             n=0,
             digest=event.digest,
             command=None,
             frames=(),
             size=0,
             submitted=context.now,
-            deadline=context.now + context.config.default_deadline_ms / 1000,
+            deadline=context.now + config.default_deadline_ms / 1000,
         )
+        if outputs > config.outputs or counter_of(event.id) + outputs > COUNTER_END:
+            self._refuse(device, event, record)
+            return
         if self._results.forgotten(event.id):
             # Not so an id that only this ledger does not know: its session may hold a pointer to the value.
             self._drop(device, event, ResultStatus.FORGOTTEN)
-            if isinstance(event, ResultReady):
-                self._results.releases.tell(device, record.ids())
+            self._let_drop(device, event, record)
             return
         by_id = self._results.by_id
         taken = next((other for each in record.ids() if (other := by_id.get(each)) is not None), None)
-        if taken is not None or outputs > context.config.outputs:
-            self._refuse(device, event, taken or record)
+        if taken is not None:
+            self._refuse(device, event, taken)
             return
         self._results.write(record, incarnation_of(event.id))
         by_id.update(dict.fromkeys(record.ids(), record))

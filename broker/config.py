@@ -79,7 +79,9 @@ class BrokerConfig:
     restart_grace: float = 60.0
     """After a restart nothing expires for so long: its device may have ended it, and have had nobody to tell."""
     session_retention: float = 14 * 24 * 3600.0
-    """How long a session is kept that does not come back."""
+    """How long a session is kept that does not come back and has results that it has not seen, or a name ..."""
+    idle_session_retention: float = 3600.0
+    """... and any other: should it come back after all, it is taken for a new one."""
     device_retention: float = 90 * 24 * 3600.0
     """How long a device is known that does not come back."""
     sessions: int = 20_000

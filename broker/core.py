@@ -250,6 +250,7 @@ class BrokerCore:
             session = self.sessions.by_peer.get(peer)
             if session is not None:
                 self.sessions.leave(session, goodbye=False)
+            self.devices.withdraw(peer, message.device)
             other = self.devices.by_peer.get(peer)
             if other is not None and other.name != message.device:
                 self.devices.leave(other, "another device on its connection")
@@ -258,6 +259,7 @@ class BrokerCore:
             device = self.devices.by_peer.get(peer)
             if device is not None:
                 self.devices.leave(device, "a session on its connection")
+            self.devices.withdraw(peer)
             before = self.sessions.by_peer.get(peer)
             if before is not None and before.incarnation != message.incarnation:
                 self.sessions.leave(before, goodbye=False)

@@ -125,6 +125,7 @@ class Devices:
         self._ledger = ledger
         self.by_name: dict[str, Device] = {}
         self.by_peer: dict[bytes, Device] = {}
+        self._challenged: dict[bytes, Device] = {}  # by the peer that would be this device, too
         self.tags = TagIndex(context.config.tags_per_device)
         self.online = 0
         self.blobs_endpoint = ""
@@ -156,7 +157,7 @@ class Devices:
             # meanwhile goes on.
             self._answer(device)
             return
-        elif device.peer is not None and device.boot != message.boot:
+        elif device.peer not in (None, peer) and device.boot != message.boot:
             self._challenge(device, peer, message)
             return
         self._admit(device, peer, message)
@@ -172,17 +173,32 @@ class Devices:
         assert device.peer is not None
         if device.challenger is None or device.challenger[1].boot != message.boot:
             device.challenged_at = context.now
+        if device.challenger is not None:
+            del self._challenged[device.challenger[0]]
         device.challenger = (peer, message)
+        self._challenged[peer] = device
         device.challenge += 1
         context.send(device.peer, Fetch(r=device.challenge, ids=[]))
 
     def alive(self, device: Device) -> None:
         """The device that was challenged has answered, or spoken late enough: whoever took its name is refused."""
-        challenger, device.challenger = device.challenger, None
+        challenger = self._end_challenge(device)
         if challenger is not None:
             peer, message = challenger
             reason = f"another agent of device {device.name} is connected"
             self._refuse(peer, message, RefusalCode.DUPLICATE_DEVICE, reason)
+
+    def _end_challenge(self, device: Device) -> tuple[bytes, Register] | None:
+        challenger, device.challenger = device.challenger, None
+        if challenger is not None:
+            del self._challenged[challenger[0]]
+        return challenger
+
+    def withdraw(self, peer: bytes, name: str = "") -> None:
+        """Whoever is on this connection introduces itself as ``name``: it challenges nobody else any more."""
+        device = self._challenged.get(peer)
+        if device is not None and device.name != name:
+            self._end_challenge(device)
 
     def heard(self, device: Device, now: float) -> None:
         """The device has said something."""
@@ -348,7 +364,7 @@ class Devices:
         else:
             context.log(WARNING, "device_lost", device=device.name, reason=reason)
         self._record(device)
-        challenger, device.challenger = device.challenger, None
+        challenger = self._end_challenge(device)
         if challenger is not None:
             self._admit(device, *challenger)
             return

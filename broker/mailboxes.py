@@ -53,6 +53,7 @@ class Mailbox:
         "_waiting",
         "commands",
         "device",
+        "errands",
         "peer",
         "size",
         "tally",
@@ -67,6 +68,8 @@ class Mailbox:
         """Unended commands."""
         self.size = 0
         """... and the bytes of their payload."""
+        self.errands = 0
+        """Errands that the device has not taken."""
         self._waiting: deque[Record] = deque()  # not numbered yet; those that have ended meanwhile are skipped
         self._ghosts = 0  # how many of _waiting have ended
         self._held: dict[bytes, Record] = {}  # numbered and unended, in order
@@ -108,6 +111,7 @@ class Mailbox:
     def take_up(self, command: Release | Cancel, digest: bytes, seq: int) -> None:
         """As `run`, for an errand that is in the ledger."""
         self._outbox.push(Errand(seq, command, digest))
+        self.errands += 1
         if self.peer is not None:
             self._context.due[self] = None
 
@@ -189,6 +193,7 @@ class Mailbox:
         delivered: list[bytes] = []
         for item in self._outbox.acknowledge(n, now):
             if type(item) is Errand:
+                self.errands -= 1
                 context.writes.append(DropErrand(seq=item.seq))
                 continue
             assert type(item) is Record

@@ -113,7 +113,7 @@ class Releases:
             record = self._by_id.get(each)
             if record is None:
                 unknown.append(each)
-            elif record.unended or record.status is ResultStatus.DONE:
+            elif not record.wanted & record.bit(each) and (record.unended or record.status is ResultStatus.DONE):
                 record.wanted |= record.bit(each)
                 by_device.setdefault(record.device_name, []).append(each)
         if unknown:

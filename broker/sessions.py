@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "Sessions"]
 
 _REJECTIONS_KEPT = 1024
+_MOST_SEEN = 1 << 62  # nobody has seen so many; from there on numbers still fit into a message
 
 
 class Session:
@@ -50,6 +51,7 @@ class Session:
         "bytes",
         "closed",
         "fetches",
+        "fetching",
         "forgotten",
         "heard",
         "highest",
@@ -87,7 +89,8 @@ class Session:
         self.bytes = 0
         self.rejected: OrderedDict[int, Failure] = OrderedDict()
         self.lanes: dict[str, deque[Gate]] = {}  # by device: see `broker.releases`
-        self.fetches: dict[int, Gathering] = {}
+        self.fetches: dict[int, Gathering] = {}  # by the session's number: see `broker.values`
+        self.fetching = 0  # how many values they are about
         self.outbox: Outbox[Record] = self._new_outbox(seen + 1)
         self.renumber = False
         self._high = seen
@@ -168,6 +171,17 @@ class Session:
         if self.peer is not None:
             self._context.send(self.peer, Rejected(n=n, failure=failure))
 
+    def forget_fetch(self, gathering: Gathering) -> None:
+        """A fetch is answered, or nobody asks for it any more."""
+        if self.fetches.get(gathering.r) is gathering:
+            del self.fetches[gathering.r]
+            self.fetching -= len(gathering.distinct)
+
+    def forget_fetches(self) -> None:
+        """Whoever asked is gone."""
+        self.fetches.clear()
+        self.fetching = 0
+
     def become(self, incarnation: bytes) -> None:
         """A newer incarnation takes up this named session: commands are numbered anew, and what was not seen is
         told again.
@@ -178,7 +192,7 @@ class Session:
         self.highest = 0
         self.forgotten = Intervals()
         self.rejected.clear()
-        self.fetches.clear()
+        self.forget_fetches()
         self.number_from(1)
 
     def number_from(self, first: int) -> None:
@@ -241,10 +255,11 @@ class Sessions:
         session.heard = context.now
         session.closed = False
         self.by_peer[peer] = session
-        if session.renumber or message.seen > session.outbox.last:
-            session.number_from(message.seen + 1)
+        seen = min(message.seen, _MOST_SEEN)
+        if session.renumber or seen > session.outbox.last:
+            session.number_from(seen + 1)
         else:
-            self.seen(session, message.seen)
+            self.seen(session, seen)
             session.outbox.rewind()
         context.due[session] = None
         context.send(
@@ -272,7 +287,7 @@ class Sessions:
     def _create(self, message: OpenSession) -> Session | None:
         if len(self.by_incarnation) >= self._context.config.sessions:
             return None
-        session = Session(self._context, message.incarnation, message.session, seen=message.seen)
+        session = Session(self._context, message.incarnation, message.session, seen=min(message.seen, _MOST_SEEN))
         session.highest = self.past.pop(message.incarnation, 0)
         self.by_incarnation[message.incarnation] = session
         if message.session:
@@ -379,7 +394,7 @@ class Sessions:
         assert session.peer is not None
         del self.by_peer[session.peer]
         session.peer = None
-        session.fetches.clear()
+        session.forget_fetches()
         context.log(
             INFO, "session_closed" if goodbye else "session_lost", session=session.incarnation.hex(), name=session.name
         )
@@ -388,20 +403,22 @@ class Sessions:
             self.seen(session, session.outbox.last)
         self._retire(session)
 
+    def _retention(self, session: Session) -> float:
+        config = self._context.config
+        return config.session_retention if session.name or session.outstanding else config.idle_session_retention
+
     def _retire(self, session: Session) -> None:
         if session.closed and not session.unended:
             self._drop(session)
         elif not session.retiring:
             session.retiring = True
-            self._context.at(
-                self._context.now + self._context.config.session_retention, lambda now: self._look_again(session, now)
-            )
+            self._context.at(self._context.now + self._retention(session), lambda now: self._look_again(session, now))
 
     def _look_again(self, session: Session, now: float) -> None:
         session.retiring = False
         if session.peer is not None or self.by_incarnation.get(session.incarnation) is not session:
             return
-        if now - session.heard < self._context.config.session_retention or (session.unended and not session.closed):
+        if now - session.heard < self._retention(session) or (session.unended and not session.closed):
             self._retire(session)
             return
         self.seen(session, session.outbox.last)

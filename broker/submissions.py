@@ -16,7 +16,7 @@ from broker.devices import Device, Devices
 from broker.ledger.interface import RecordRelease
 from broker.plans import Plans
 from broker.protocol.framing import command_digest, size_of
-from broker.protocol.ids import RESULT_ID_BYTES, counter_of, incarnation_of, nth
+from broker.protocol.ids import COUNTER_END, RESULT_ID_BYTES, counter_of, incarnation_of, nth
 from broker.protocol.messages import (
     Busy,
     Cancel,
@@ -35,7 +35,6 @@ from broker.sessions import Session, Sessions
 
 __all__ = ["Submissions"]
 
-_COUNTER_END = 1 << 64
 _Frames = tuple[Frame, ...]
 
 
@@ -201,7 +200,7 @@ class Submissions:
             return f"expected at most {config.outputs} outputs, got {outputs}"
         if not outputs and count > 1:
             return f"expected an output, got none on {count} devices, whose results could not be told apart"
-        if counter_of(command.id) + count * (outputs or 1) > _COUNTER_END:
+        if counter_of(command.id) + count * (outputs or 1) > COUNTER_END:
             return f"expected an id with room for {count * outputs} results, got {command.id.hex()}"
         if isinstance(command, Invoke):
             for position, ids in command.each.items():
@@ -238,8 +237,13 @@ class Submissions:
     # ------------------------------------------------------------------------------------------ the others
 
     def _take_release(self, session: Session, message: Submit, command: Release, _frames: _Frames, _size: int) -> None:
-        self._taken(session, message.n)
         devices = [device for name in message.devices if (device := self._devices.by_name.get(name)) is not None]
+        limit = self._context.config.mailbox_commands
+        full = next((device for device in devices if device.mailbox.errands >= limit), None)
+        if full is not None:
+            self._busy(session, message.n, f"{full.mailbox.errands} releases and cancels wait for {full.name}")
+            return
+        self._taken(session, message.n)
         seq = self._context.next_seq()
         if self._results.releases.release(session, command.ids, devices=devices, seq=seq):
             self._context.writes.append(

@@ -75,15 +75,16 @@ class Values:
         limit = self._context.config.fetches
         gathering = session.fetches.get(r)
         if gathering is None or gathering.ids != ids:
-            if len(ids) > limit or len(session.fetches) >= limit:
-                failure = Failure(
-                    code="QueueFull", message=f"expected fetches of at most {limit} values, and {limit} at a time"
-                )
+            if gathering is not None:  # another fetch under the same number takes its place
+                session.forget_fetch(gathering)
+            if len(ids) + session.fetching > limit:
+                failure = Failure(code="QueueFull", message=f"expected to fetch at most {limit} values at a time")
                 outcomes = [Outcome(id=each, failure=failure) for each in ids[:limit]]
                 assert session.peer is not None
                 self._context.send(session.peer, ValuesMessage(r=r, outcomes=outcomes))
                 return
             gathering = session.fetches[r] = Gathering(session, r, ids)
+            session.fetching += len(gathering.distinct)
         wanted: dict[Device, list[bytes]] = {}
         for each in gathering.distinct:
             if each in gathering.found:
@@ -165,8 +166,7 @@ class Values:
             self._context.at(over, lambda later: self._look(want, later))
             return
         for gathering in want.gatherings:
-            if gathering.session.fetches.get(gathering.r) is gathering:
-                del gathering.session.fetches[gathering.r]
+            gathering.session.forget_fetch(gathering)
         self._drop(want)
 
     def _drop(self, want: Want) -> None:
@@ -263,7 +263,7 @@ class Values:
         session = gathering.session
         if session.fetches.get(gathering.r) is not gathering:
             return
-        del session.fetches[gathering.r]
+        session.forget_fetch(gathering)
         if session.peer is None:
             return
         found = [gathering.found[each] for each in gathering.ids]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -22,9 +23,9 @@ from zmq.utils.monitor import parse_monitor_message
 from broker import logs
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
 from broker.protocol.errors import ProtocolError
-from broker.protocol.framing import decode, encode
+from broker.protocol.framing import ANSWER_LIMIT, decode, encode
 from broker.protocol.messages import Failure, Invoke, LogRecords, Message, Put, SessionOpened
-from broker.sockets import receive, send
+from broker.sockets import readable, receive, send
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
     Answered,
@@ -54,6 +55,9 @@ LOG_RECORDS_A_MESSAGE = 256
 LOG_RECORDS_WAITING = 4096
 """Log records beyond this are dropped: the stream is at best effort, and its queue bounded."""
 LINGER_MS = 500
+LOOK_MS = 5_000
+"""How long the thread waits at most: a call that sends by itself may have set an earlier timer than the thread knows
+of."""
 
 _drivers: weakref.WeakSet[SessionDriver] = weakref.WeakSet()
 
@@ -99,7 +103,7 @@ class SessionDriver:
         self._wake_in.settimeout(0)
         self._wake_out.settimeout(0)
         self._woken = False
-        # Of the thread alone:
+        self._io = threading.Lock()  # held while the sockets are used
         self._reopen = False
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -138,7 +142,7 @@ class SessionDriver:
         return threading.current_thread() is self._thread
 
     def submit(self, event: SubmitCommand) -> list[Result]:
-        """Feed a command, with `lock` held; call `wake` when it is let go.
+        """Feed a command, with `lock` held; call `flush` when it is let go.
 
         Raises `MessageTooLarge`, or `QueueFull` when too many commands wait for the broker; then nothing has happened.
         """
@@ -157,6 +161,26 @@ class SessionDriver:
             self._woken = True
             with contextlib.suppress(OSError):  # the thread has ended
                 self._wake_in.send(b"!")
+
+    def flush(self) -> None:
+        """Send what is waiting, or see that the thread does. Never waits."""
+        if not self._io.acquire(blocking=False):
+            self.wake()
+            return
+        dealer = self._dealer
+        try:
+            self._send_all()
+            more = dealer is not None and readable(dealer)
+        except BaseException:
+            # Ctrl-C, perhaps between two frames of one message: nobody can say what the broker will make of this
+            # connection.
+            self._reopen = True
+            self.wake()
+            raise
+        finally:
+            self._io.release()
+        if more:
+            self.wake()
 
     def feed(self, event: object) -> None:
         """Feed an event from any thread, and send what it makes."""
@@ -267,13 +291,21 @@ class SessionDriver:
     # --------------------------------------------------------------------------------------------- the thread
 
     def _run(self) -> None:
-        self._open()
         try:
+            with self._io:
+                self._open()
             while not self._closed:
-                self._round()
-            self._send_all()
+                wait = self._round()
+                for descriptor, _ in self._poll.poll(wait):
+                    if descriptor == self._wake_out.fileno():
+                        self._woken = False  # before the queue is looked at: what comes after wakes again
+                        with contextlib.suppress(BlockingIOError):
+                            self._wake_out.recv(4096)
+            with self._io:
+                self._send_all()
         finally:
-            self._disconnect(linger=LINGER_MS)
+            with self._io:
+                self._disconnect(linger=LINGER_MS)
             self._idle.set()
             with self.lock:
                 self._closed = True
@@ -292,16 +324,16 @@ class SessionDriver:
         dealer.setsockopt(zmq.RECONNECT_IVL, 50)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
         self._dealer = dealer
-        self._poller = zmq.Poller()
-        self._poller.register(self._wake_out, zmq.POLLIN)
-        self._poller.register(dealer, zmq.POLLIN)
+        self._poll = select.poll()
+        self._poll.register(self._wake_out, select.POLLIN)
+        self._poll.register(dealer.fileno(), select.POLLIN)
         if self.endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
             dealer.connect(self.endpoint)
             with self.lock:
                 self._feed(LinkUp())
         else:
             self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-            self._poller.register(self._monitor, zmq.POLLIN)
+            self._poll.register(self._monitor.fileno(), select.POLLIN)
             dealer.connect(self.endpoint)
 
     def _disconnect(self, *, linger: int) -> None:
@@ -314,44 +346,50 @@ class SessionDriver:
             self._monitor = None
         dealer.close(linger=linger)
 
-    def _round(self) -> None:
-        with self.lock:
-            self.core.log_level = self._log.level
-            timer = self.core.next_timer()
-            if timer is not None and time.monotonic() >= timer:
-                self._feed(Tick())
+    def _round(self) -> int:
+        """Take in and send all that can be; how long to wait for more, in milliseconds."""
+        with self._io:
+            if self._reopen:
+                self._replace_connection()
+            dealer = self._dealer
+            assert dealer is not None
+            if self._monitor is not None:
+                self._watch(self._monitor)
+            self._receive(dealer)
+            with self.lock:
+                self.core.log_level = self._log.level
                 timer = self.core.next_timer()
-        if self._reopen:
-            self._reopen = False
-            self._disconnect(linger=0)
-            self._outgoing.clear()  # the core says again whatever matters
-            self._open()
-        self._send_all()
-        if self._finishing and not self.core.unaccepted and not self._outgoing:
-            self._idle.set()
-        # A timer that a user's call sets meanwhile comes with a wake.
-        wait = None if timer is None else max(0, int((timer - time.monotonic()) * 1000) + 1)
-        dealer, monitor = self._dealer, self._monitor
-        for ready, _ in self._poller.poll(wait):
-            if ready is dealer:
-                self._receive(dealer)
-            elif monitor is not None and ready is monitor:
-                self._watch(monitor)
-            else:
-                self._woken = False  # before the queue is looked at: what comes after wakes again
-                with contextlib.suppress(BlockingIOError):
-                    self._wake_out.recv(4096)
+                if timer is not None and time.monotonic() >= timer:
+                    self._feed(Tick())
+                    timer = self.core.next_timer()
+            self._send_all()
+            if self._finishing and not self.core.unaccepted and not self._outgoing:
+                self._idle.set()
+            if self._reopen or readable(dealer) or (self._monitor is not None and readable(self._monitor)):
+                return 0
+        if timer is None:
+            return LOOK_MS
+        return min(LOOK_MS, max(0, int((timer - time.monotonic()) * 1000) + 1))
+
+    def _replace_connection(self) -> None:
+        self._reopen = False
+        self._disconnect(linger=0)
+        self._outgoing.clear()  # the core says again whatever matters
+        with self.lock:
+            self._feed(LinkDown())
+        self._open()
 
     def _receive(self, dealer: zmq.Socket[bytes]) -> None:
         handle, execute, lock = self.core.handle, self._execute, self.lock
         now = time.monotonic()
+        some = False
         for _ in range(MESSAGES_A_ROUND):
-            try:
-                header, *frames = receive(dealer)
-            except zmq.Again:
+            if not readable(dealer):
                 break
+            header, *frames = receive(dealer)
+            some = True
             try:
-                message = decode(header)
+                message = decode(header, limit=ANSWER_LIMIT)
             except ProtocolError as error:
                 # A broker of a newer minor version may say more than we know.
                 self._log.debug("message_malformed", reason=str(error))
@@ -359,15 +397,14 @@ class SessionDriver:
             with lock:  # message by message: a user's call waits for one of them at most
                 for instruction in handle(Received(message=message, frames=tuple(frames)), now):
                     execute[type(instruction)](instruction)
+        if not some:
+            return
         with lock:
             self._feed(BatchEnded())
 
     def _watch(self, monitor: zmq.Socket[bytes]) -> None:
-        while True:
-            try:
-                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            except zmq.Again:
-                return
+        while readable(monitor):
+            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
             with self.lock:
                 self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())
 

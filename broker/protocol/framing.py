@@ -14,10 +14,13 @@ import msgspec
 from broker.protocol import messages as m
 from broker.protocol.errors import MessageTooLarge, ProtocolError
 
-__all__ = ["HEADER_LIMIT", "MESSAGE_LIMIT", "command_digest", "decode", "encode", "size_of"]
+__all__ = ["ANSWER_LIMIT", "HEADER_LIMIT", "MESSAGE_LIMIT", "command_digest", "decode", "encode", "size_of"]
 
 HEADER_LIMIT = 1 << 20
 """The largest first frame, in bytes."""
+
+ANSWER_LIMIT = 64 << 20
+"""The largest first frame that a session takes from its broker, in bytes: what is known of 10,000 devices is long."""
 
 MESSAGE_LIMIT = 4 << 20
 """The largest message by default, all frames, in bytes. What is larger moves as a blob, in chunks."""
@@ -31,10 +34,13 @@ def encode(message: m.Message) -> bytes:
     return _encoder.encode(message)
 
 
-def decode(header: bytes | memoryview) -> m.Message:
-    """The message whose first frame is ``header``. Raises `ProtocolError` for anything that is not one."""
-    if len(header) > HEADER_LIMIT:
-        raise MessageTooLarge(len(header), HEADER_LIMIT)
+def decode(header: bytes | memoryview, *, limit: int = HEADER_LIMIT) -> m.Message:
+    """The message whose first frame is ``header``, of at most ``limit`` bytes.
+
+    Raises `ProtocolError` for anything that is not one.
+    """
+    if len(header) > limit:
+        raise MessageTooLarge(len(header), limit)
     try:
         return _decoder.decode(header)
     except msgspec.ValidationError as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from broker.protocol.errors import ProtocolError
 
 __all__ = [
+    "COUNTER_END",
     "DIGEST_BYTES",
     "INCARNATION_BYTES",
     "RESULT_ID_BYTES",
@@ -28,7 +29,9 @@ __all__ = [
 RESULT_ID_BYTES = 16
 INCARNATION_BYTES = 8
 DIGEST_BYTES = 32
-_COUNTER_END = 1 << 64
+COUNTER_END = 1 << 64
+"""One more than the largest counter."""
+
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -59,7 +62,7 @@ def nth(result_id: bytes, k: int) -> bytes:
     if k == 0:
         return result_id
     counter = int.from_bytes(result_id[INCARNATION_BYTES:], "big") + k
-    if not 0 <= counter < _COUNTER_END:
+    if not 0 <= counter < COUNTER_END:
         raise ProtocolError(f"expected a result id with room for {k} more, got {result_id.hex()}")
     return result_id[:INCARNATION_BYTES] + counter.to_bytes(8, "big")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from broker.config import BrokerConfig
 from broker.protocol.ids import nth
 from broker.protocol.messages import (
+    Busy,
     Command,
     Deliver,
     Fetch,
@@ -15,6 +17,7 @@ from broker.protocol.messages import (
     Release,
     ResultFailed,
     ResultStatus,
+    Submit,
     Supply,
     Values,
 )
@@ -239,3 +242,28 @@ def test_lanes_are_cleared(bench: Bench) -> None:
     assert isinstance(session.invoke(), bytes)
     assert list(held.lanes) == ["device_1"]
     assert Invoke in {type(deliver.command) for deliver in device.take_all()}
+
+
+def test_releasing_again_and_again_takes_no_memory(bench: Bench) -> None:
+    """A release that was asked for is not queued once more while it waits."""
+    session, device = bench.session(), bench.device()
+    result = session.invoke()
+    device.take_all()
+    for _ in range(50):
+        session.submit(Release(ids=[result]))
+    (lane,) = bench.core.sessions.by_incarnation[session.incarnation].lanes.values()
+    assert len(lane) == 2
+
+
+def test_releases_of_a_sleeping_device_are_bounded() -> None:
+    """Releases of what nobody knows make their session wait, when too many wait for the device already."""
+    bench = Bench(BrokerConfig(log_level=10, mailbox_commands=3))
+    session, device = bench.session(), bench.device()
+    device.tell(Goodbye())
+    for k in range(4):
+        session.submit(Release(ids=[bytes([k]) * 16]))
+    assert session.take(Busy).reason == "3 releases and cancels wait for device_1"
+    device.come_back(restarted=True)
+    assert len(device.take_all()) == 3
+    session.tell(Submit(n=session.n, devices=["device_1"], command=Release(ids=[b"?" * 16])))
+    assert len(device.take_all()) == 1

@@ -309,3 +309,21 @@ def test_mailboxes_of_ten_thousand_devices() -> None:
         calls += 1
     assert calls <= 2  # all were heard at the same moment
     assert bench.core.gauges()["devices_online"] == 100
+
+
+def test_idle_session_is_forgotten_sooner() -> None:
+    """A session that waits for nothing is not kept for long; one that has a name, or something to be told, is."""
+    bench = with_config(idle_session_retention=100.0, session_retention=10_000.0)
+    device = bench.device()
+    idle, named, waiting = bench.session(), bench.session("nightly"), bench.session()
+    result = waiting.invoke()
+    deliver = device.take_one()
+    for session in (idle, named, waiting):
+        session.connect()
+    device.ready(deliver)
+    bench.pass_time(1000.0)
+    assert bench.core.gauges()["sessions"] == 2
+    waiting.open()
+    assert [notify.event.id for notify in waiting.notified()] == [result]  # type: ignore[union-attr]
+    idle.open()
+    assert idle.take(SessionOpened).accepted == 0

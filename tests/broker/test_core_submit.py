@@ -415,3 +415,17 @@ def test_adopted_after_a_lost_ledger(bench: Bench) -> None:
     assert bench.core.results.unended == 0
     device.come_back(restarted=True)
     assert device.take_all() == []
+
+
+def test_invented_announcements(bench: Bench) -> None:
+    """A device can't make the broker fail, or fill another's notifications, by results that nobody ordered."""
+    bench.config = BrokerConfig(log_level=10, session_commands=5)
+    bench.restart()
+    session, device = bench.session(), bench.device()
+    infos = [ResultInfo(dtype="int8", shape=[], nbytes=1)] * 3
+    device.announce(ResultReady(id=session.incarnation + b"\xff" * 8, digest=b"d" * 16, infos=infos))
+    device.announce(ResultReady(id=session.incarnation + bytes(8), digest=b"d" * 16, infos=infos * 2000))
+    assert len(bench.events("announcement_refused")) == 2
+    for k in range(20):
+        device.announce(Cancelled(id=session.incarnation + (100 + k).to_bytes(8, "big"), digest=b"d" * 16))
+    assert len(session.notified()) == 5

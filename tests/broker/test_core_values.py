@@ -182,13 +182,24 @@ def test_answers_that_nobody_asked_for(bench: Bench) -> None:
 
 
 def test_too_many_fetches(bench: Bench) -> None:
-    """A fetch beyond the limit fails by name, id by id."""
+    """A fetch beyond the limit fails by name, id by id; answered ones make room."""
     bench.config = BrokerConfig(log_level=10, fetches=3)
     bench.restart()
-    session = bench.session()
-    session.tell(Fetch(r=1, ids=[bytes([k]) * 16 for k in range(4)]))
+    session, device = bench.session(), bench.device()
+    results = [remote_result(session, device) for _ in range(4)]
+    session.tell(Fetch(r=1, ids=results))
     outcomes = session.take(Values).outcomes
     assert {outcome.failure.code for outcome in outcomes if outcome.failure} == {"QueueFull"}
+    for r in (2, 3, 4):
+        session.tell(Fetch(r=r, ids=[results[r - 1]]))
+    assert session.all(Values) == []
+    session.tell(Fetch(r=5, ids=results[:1]))
+    assert session.take(Values).outcomes[0].failure is not None
+    session.tell(Fetch(r=4, ids=results[:1]))  # under the same number, for something else
+    answer(device, b"v")
+    assert session.take(Values).r == 2
+    session.tell(Fetch(r=6, ids=results[1:2]))
+    assert session.all(Values) == []
 
 
 # ------------------------------------------------------------------------------------------- blobs
