@@ -67,7 +67,7 @@ def put(
         except EdgePlanError:
             fleet.blobs.discard(first)
             raise
-    driver.wake()
+    driver.flush()
     dtype, shape = DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
     return [
         PointerTensor(fleet, result, dtype=dtype, shape=shape, tags=tuple(command.tags), description=description)

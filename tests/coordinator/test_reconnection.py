@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import zmq
 from torch import nn
 
 from broker.config import BrokerConfig
 from broker.server import BrokerServer
+from broker.sockets import send
 from coordinator import Plan, VirtualWorker, connect, func2plan
 from coordinator.core_tables import Link
 from coordinator.driver import SessionDriver
@@ -136,6 +138,35 @@ def test_questions_wait_for_the_broker_to_come_back(restarting: Restarting) -> N
         reach(fleet.driver, Link.DOWN)
         restarting.start()
         assert fleet.search("anything") == {}
+
+
+def test_an_interrupted_call_does_not_spoil_the_connection(
+    restarting: Restarting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between two frames of a message: the connection is made anew, and that command and later ones are done."""
+    with connect(restarting.endpoints.listen, insecure=True) as fleet:
+        device = VirtualWorker(fleet, "d1")
+        run = double.send(device)
+        assert run(torch.ones(1)).wait(WITHIN)
+        left = [1]
+
+        def interrupted(socket: zmq.Socket[bytes], first: bytes, rest: Sequence[bytes] = ()) -> None:
+            if left and threading.current_thread() is threading.main_thread():
+                left.pop()
+                socket.send(first, zmq.SNDMORE)
+                raise KeyboardInterrupt
+            send(socket, first, rest)
+
+        monkeypatch.setattr("coordinator.driver.send", interrupted)
+
+        def call_until_interrupted() -> None:
+            while left:  # another thread may be at the socket: then that one sends
+                run(torch.tensor([1.0]))
+
+        with pytest.raises(KeyboardInterrupt):
+            call_until_interrupted()
+        assert torch.equal(run(torch.tensor([2.0])).get(WITHIN), torch.tensor([4.0]))
+        wait_until(lambda: fleet.driver.core.pending == 0)
 
 
 def test_an_agent_process_that_is_killed(tmp_path: Path) -> None:
