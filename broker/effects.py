@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-class _Effect(Struct, frozen=True, kw_only=True):
+class _Effect(Struct, frozen=True, kw_only=True, gc=False):
     """An event or an instruction."""
 
 

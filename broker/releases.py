@@ -137,6 +137,7 @@ class Releases:
             if pending is None:
                 if session.lanes.get(device_name) is lane:
                     del session.lanes[device_name]
+                    lane.clear()  # its gate names it: a cycle for each burst of commands would wait for the collector
                 return
             gate = lane.popleft()
             self._pass(gate.ids)

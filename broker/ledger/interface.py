@@ -59,7 +59,7 @@ Ending: TypeAlias = ResultReady | ResultFailed | Cancelled | Expired
 """The event that ended an invocation, as it is notified."""
 
 
-class _Write(Struct, frozen=True, kw_only=True):
+class _Write(Struct, frozen=True, kw_only=True, gc=False):
     """One change of the ledger."""
 
 
@@ -247,7 +247,7 @@ Write: TypeAlias = (
 )
 
 
-class StoredResult(Struct, kw_only=True):
+class StoredResult(Struct, kw_only=True, gc=False):
     """All that the ledger knows of one command for one device."""
 
     command: RecordCommand
