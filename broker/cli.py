@@ -85,7 +85,6 @@ def run(
     for endpoint in (listen, logs or beside[0], blobs or beside[1]):
         check_insecure(endpoint, insecure=insecure)
     _allow_many_connections()
-    _collect_seldom()
     try:
         store = None if data is None else DirectoryBlobs(data / "blobs")
     except OSError as error:
@@ -94,7 +93,7 @@ def run(
     server = BrokerServer(listen, logs, blobs, store=store, config=config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    gc.freeze()  # what is loaded by now stays: don't look through it again and again
+    _collect_seldom()
     try:
         server.run()
     except CannotListen as error:
@@ -104,17 +103,6 @@ def run(
 def _collect_seldom() -> None:
     """Results live long, and are no garbage: going through all of them would stop a large broker for a good part of a
     second, for nothing, since no message leaves a cycle behind.
-    """
-    gc.freeze()  # what is loaded by now stays: don't look through it again and again
-    try:
-        server.run()
-    except CannotListen as error:
-        raise ProgramFailed(ExitCode.CANNOT_LISTEN, str(error)) from None
-
-
-def _collect_seldom() -> None:
-    """Results live long, and are no garbage: going through all of them stops a large broker for a good part of a second.
-    Nothing on the way of a message makes cycles, so the collector has next to nothing to find.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
