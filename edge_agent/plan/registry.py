@@ -24,6 +24,7 @@ from edge_agent.plan.ops import (
     pointwise,
     reduction,
     sorting,
+    splits,
     views,
 )
 from edge_agent.plan.spec import MISSING, Number, OpSpec, Parameter, Scope
@@ -36,6 +37,7 @@ FAMILIES = (
     comparison,
     reduction,
     views,
+    splits,
     joining,
     creation,
     conversion,

@@ -12,24 +12,34 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 from edge_agent.plan.errors import PlanTypeError
-from edge_agent.plan.expressions import INT_LIMIT, MAX_DEPTH
+from edge_agent.plan.expressions import INT_LIMIT
 from edge_agent.plan.format import Dim, Expression, Symbol
+from edge_agent.plan.polynomials import (
+    MAX_DEGREE,
+    Frozen,
+    Poly,
+    Product,
+    add,
+    atom_of,
+    exact_quotient,
+    freeze,
+    key_of,
+    multiply,
+    parse,
+    rank,
+    scaled,
+    single_floordiv,
+    symbols_in,
+    to_expression,
+    within,
+)
 
-__all__ = ["MAX_WEIGHT", "Sizes"]
+__all__ = ["Sizes"]
 
-MAX_TERMS = 64
-MAX_DEGREE = 16
-MAX_WEIGHT = 512
-"""How many operators and operands a dim may have: a plan whose dims grow beyond it is refused."""
 STEPS = 100_000
 """How many steps the algebra may take for a graph, besides `STEPS_PER_OP` for each op. A step takes microseconds."""
 STEPS_PER_OP = 200
 
-Frozen: TypeAlias = Any
-"""An expression with tuples for lists, so that it can be a key."""
-Product: TypeAlias = tuple[Frozen, ...]
-Poly: TypeAlias = dict[Product, int]
-"""A sum: each product of atoms (sorted; the empty one is 1) with its coefficient, none of which is 0."""
 Bounds: TypeAlias = tuple[int | None, int | None]
 
 
@@ -47,8 +57,10 @@ class Sizes:
         self._zero: set[Frozen] = set()
         self._steps = STEPS + STEPS_PER_OP * ops
         self._nonzero: set[Frozen] = set()
-        for condition in conditions:
-            self._learn(condition)
+        facts = [fact for condition in conditions for fact in _facts(condition)]
+        # equations first, so that all else is told of the symbols that stay
+        for name, left, right in sorted(facts, key=lambda fact: fact[0] != "eq"):
+            self._learn(name, left, right)
 
     # ---------------------------------------------------------------------------------------- what dims are
 
@@ -56,7 +68,7 @@ class Sizes:
         """The normal form of a dim."""
         if type(dim) is int or (type(dim) is str and dim not in self._replaced):
             return dim
-        return _expression(self._poly(dim))
+        return to_expression(self._poly(dim))
 
     def equal(self, a: Dim, b: Dim) -> bool | None:
         """Whether two dims are equal; None: not known."""
@@ -64,12 +76,12 @@ class Sizes:
             return a == b
         if a == b:
             return True
-        difference = _sum(self._poly(a), self._poly(b), -1)
+        difference = add(self._poly(a), self._poly(b), -1)
         if not difference:
             return True
         if not any(difference):  # a constant other than 0
             return False
-        key, opposite = _key(difference), _key(_scaled(difference, -1))
+        key, opposite = key_of(difference), key_of(scaled(difference, -1))
         if key in self._zero or opposite in self._zero:
             return True
         if key in self._nonzero or opposite in self._nonzero:
@@ -100,17 +112,17 @@ class Sizes:
     def add(self, *dims: Dim) -> Dim:
         """The sum."""
         if all(type(dim) is int for dim in dims):
-            return _within(sum(dims))  # type: ignore[arg-type]  # ints, all of them
+            return within(sum(dims))  # type: ignore[arg-type]  # ints, all of them
         total: Poly = {}
         for dim in dims:
-            total = _sum(total, self._poly(dim), 1)
-        return _expression(total)
+            total = add(total, self._poly(dim), 1)
+        return to_expression(total)
 
     def sub(self, a: Dim, b: Dim) -> Dim:
         """The difference."""
         if type(a) is int and type(b) is int:
-            return _within(a - b)
-        return _expression(_sum(self._poly(a), self._poly(b), -1))
+            return within(a - b)
+        return to_expression(add(self._poly(a), self._poly(b), -1))
 
     def mul(self, *dims: Dim) -> Dim:
         """The product; of none: 1."""
@@ -120,10 +132,10 @@ class Sizes:
         symbolic: Poly | None = None
         for dim in dims:
             if type(dim) is int:
-                factor = _within(factor * dim)
+                factor = within(factor * dim)
             else:
                 symbolic = self._poly(dim) if symbolic is None else self._multiplied(symbolic, self._poly(dim))
-        return factor if symbolic is None else _expression(_scaled(symbolic, factor))
+        return factor if symbolic is None else to_expression(scaled(symbolic, factor))
 
     def floordiv(self, a: Dim, b: Dim) -> Dim:
         """The quotient, rounded down."""
@@ -131,15 +143,15 @@ class Sizes:
             raise PlanTypeError("expected a divisor other than 0, got 0")
         if type(a) is int and type(b) is int:
             return a // b
-        return _expression(self._divided(self._poly(a), self._poly(b)))
+        return to_expression(self._divided(self._poly(a), self._poly(b)))
 
     def min(self, *dims: Dim) -> Dim:
         """The least."""
-        return _expression(self._extreme("min", [self._poly(dim) for dim in dims]))
+        return to_expression(self._extreme("min", [self._poly(dim) for dim in dims]))
 
     def max(self, *dims: Dim) -> Dim:
         """The greatest."""
-        return _expression(self._extreme("max", [self._poly(dim) for dim in dims]))
+        return to_expression(self._extreme("max", [self._poly(dim) for dim in dims]))
 
     def make(self, *parts: Any) -> Dim:
         """The normal form of ``[operator, operand, ...]``, for an operator that has no method here."""
@@ -169,7 +181,7 @@ class Sizes:
         if one_a is False:
             return a
         first, second = sorted((a, b), key=str)
-        return _expression({(_atom(("broadcast", _freeze(first), _freeze(second))),): 1})
+        return to_expression({(atom_of(("broadcast", freeze(first), freeze(second))),): 1})
 
     # ---------------------------------------------------------------------------------------- normal forms
 
@@ -180,7 +192,7 @@ class Sizes:
 
     def _multiplied(self, a: Poly, b: Poly) -> Poly:
         self._spend(8 * len(a) * len(b))
-        return _product(a, b)
+        return multiply(a, b)
 
     def _poly(self, dim: Any) -> Poly:
         self._spend(1)
@@ -195,10 +207,10 @@ class Sizes:
         if name in ("add", "sub"):
             total: Poly = {}
             for place, operand in enumerate(operands):
-                total = _sum(total, self._poly(operand), -1 if name == "sub" and place else 1)
+                total = add(total, self._poly(operand), -1 if name == "sub" and place else 1)
             return total
         if name == "neg":
-            return _scaled(self._poly(operands[0]), -1)
+            return scaled(self._poly(operands[0]), -1)
         if name == "mul":
             product: Poly = {(): 1}
             for operand in operands:
@@ -208,17 +220,17 @@ class Sizes:
 
     def _compound(self, name: str, operands: list[Any]) -> Poly:
         if any(_inexact(operand) for operand in operands):
-            return {(_atom((name, *map(_freeze, operands))),): 1}
+            return {(atom_of((name, *map(freeze, operands))),): 1}
         if name == "floordiv":
             return self._divided(self._poly(operands[0]), self._poly(operands[1]))
         if name == "mod":
             a, b = (self._poly(operand) for operand in operands)
-            return _sum(a, self._multiplied(b, self._divided(a, b)), -1)
+            return add(a, self._multiplied(b, self._divided(a, b)), -1)
         if name == "ceildiv":
             a, b = (self._poly(operand) for operand in operands)
             if list(b) == [()] and b[()] > 0:
-                return self._by_constant(_sum(a, {(): b[()] - 1}, 1), b[()])
-            return _scaled(self._divided(_scaled(a, -1), b), -1)
+                return self._by_constant(add(a, {(): b[()] - 1}, 1), b[()])
+            return scaled(self._divided(scaled(a, -1), b), -1)
         if name in ("trunc", "floor", "ceil", "round"):
             return self._poly(operands[0])  # of an integer, which it is: see _inexact
         if name == "pow" and type(operands[1]) is int and 0 <= operands[1] <= MAX_DEGREE:
@@ -226,26 +238,26 @@ class Sizes:
         if name in ("min", "max"):
             return self._extreme(name, [self._poly(operand) for operand in operands])
         if name in ("broadcast", "pow", "abs"):
-            return {(_atom((name, *(_freeze(self.normal(operand)) for operand in operands))),): 1}
-        return {(_atom((name, *map(_freeze, operands))),): 1}
+            return {(atom_of((name, *(freeze(self.normal(operand)) for operand in operands))),): 1}
+        return {(atom_of((name, *map(freeze, operands))),): 1}
 
     def _divided(self, a: Poly, b: Poly) -> Poly:
         if len(b) == 1:
             ((divisor, coefficient),) = b.items()
             if divisor:
-                exact = _exactly(a, divisor, coefficient)
+                exact = exact_quotient(a, divisor, coefficient)
                 if exact is not None:
                     return exact
             elif coefficient > 0:
                 return self._by_constant(a, coefficient)
             else:
-                return self._by_constant(_scaled(a, -1), -coefficient)
-        return {(_atom(("floordiv", _freeze(_expression(a)), _freeze(_expression(b)))),): 1}
+                return self._by_constant(scaled(a, -1), -coefficient)
+        return {(atom_of(("floordiv", freeze(to_expression(a)), freeze(to_expression(b)))),): 1}
 
     def _by_constant(self, a: Poly, divisor: int) -> Poly:
-        leading = min((term for term in a if term), key=_rank, default=())
+        leading = min((term for term in a if term), key=rank, default=())
         if leading and a[leading] < 0:  # floor(-x / n) = -floor((x + n - 1) / n)
-            return _scaled(self._by_constant(_sum(_scaled(a, -1), {(): divisor - 1}, 1), divisor), -1)
+            return scaled(self._by_constant(add(scaled(a, -1), {(): divisor - 1}, 1), divisor), -1)
         whole = {term: coefficient // divisor for term, coefficient in a.items()}
         # a // n = q + r // n for a = q n + r: each coefficient's remainder stays under the division
         rest = {term: coefficient - whole[term] * divisor for term, coefficient in a.items()}
@@ -253,38 +265,38 @@ class Sizes:
         rest = {term: coefficient for term, coefficient in rest.items() if coefficient}
         low, high = self._range(rest)
         if low is not None and high is not None and low // divisor == high // divisor:
-            return _sum(whole, {(): low // divisor}, 1)
-        inner = _single_floordiv(rest)
+            return add(whole, {(): low // divisor}, 1)
+        inner = single_floordiv(rest)
         if inner is not None:  # (x // m) // n = x // (m n)
             numerator, denominator = inner
-            return _sum(whole, self._by_constant(_parse(numerator), _within(denominator * divisor)), 1)
-        return _sum(whole, {(_atom(("floordiv", _freeze(_expression(rest)), divisor)),): 1}, 1)
+            return add(whole, self._by_constant(parse(numerator), within(denominator * divisor)), 1)
+        return add(whole, {(atom_of(("floordiv", freeze(to_expression(rest)), divisor)),): 1}, 1)
 
     def _extreme(self, name: str, operands: Sequence[Poly]) -> Poly:
         flat: dict[Frozen, Poly] = {}
         for operand in operands:
             for part in self._parts(name, operand):
-                flat[_key(part)] = part
+                flat[key_of(part)] = part
         kept = dict(flat)
         self._spend(len(flat) ** 2)
         for key, candidate in flat.items() if len(flat) <= 8 else ():
             for other_key, other in flat.items():
                 if key != other_key and other_key in kept and key in kept:
-                    low, high = self._range(_sum(candidate, other, -1))
+                    low, high = self._range(add(candidate, other, -1))
                     if (name == "max" and high is not None and high <= 0) or (
                         name == "min" and low is not None and low >= 0
                     ):
                         del kept[key]
         if len(kept) == 1:
             return next(iter(kept.values()))
-        ordered = sorted((_freeze(_expression(part)) for part in kept.values()), key=str)
-        return {(_atom((name, *ordered)),): 1}
+        ordered = sorted((freeze(to_expression(part)) for part in kept.values()), key=str)
+        return {(atom_of((name, *ordered)),): 1}
 
     def _parts(self, name: str, operand: Poly) -> list[Poly]:
         if len(operand) == 1:
             ((term, coefficient),) = operand.items()
             if coefficient == 1 and len(term) == 1 and isinstance(term[0], tuple) and term[0][0] == name:
-                return [_parse(part) for part in term[0][1:]]
+                return [parse(part) for part in term[0][1:]]
         return [operand]
 
     # ---------------------------------------------------------------------------------------- bounds
@@ -322,7 +334,7 @@ class Sizes:
         name, *operands = atom
         if name not in ("floordiv", "min", "max", "broadcast") or any(_inexact(operand) for operand in operands):
             return None, None
-        ranges = [self._range(_parse(operand)) for operand in operands]
+        ranges = [self._range(parse(operand)) for operand in operands]
         lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
         if name == "floordiv":
             divisor = operands[1]
@@ -342,22 +354,18 @@ class Sizes:
 
     # ---------------------------------------------------------------------------------------- conditions
 
-    def _learn(self, condition: Expression) -> None:
-        if not isinstance(condition, list):
-            return
-        name, *operands = condition
-        if name == "and":
-            for operand in operands:
-                self._learn(operand)
-            return
-        if name not in ("eq", "ne", "lt", "le", "gt", "ge") or any(_inexact(operand) for operand in operands):
-            return
-        difference = _sum(self._poly(operands[0]), self._poly(operands[1]), -1)
-        if name == "eq":
-            self._learn_equal(difference)
-        elif name == "ne":
-            self._nonzero.add(_key(difference))
-        else:
+    def _learn(self, name: str, left: Expression, right: Expression) -> None:
+        try:
+            difference = add(self._poly(left), self._poly(right), -1)
+            if name == "eq":
+                self._learn_equal(difference)
+        except PlanTypeError:
+            if self._steps < 0:
+                raise
+            return  # too large to be of use here; the call checks it all the same
+        if name == "ne":
+            self._nonzero.add(key_of(difference))
+        elif name != "eq":
             self._learn_bound(name, difference)
 
     def _learn_equal(self, difference: Poly) -> None:
@@ -368,10 +376,10 @@ class Sizes:
         ]
         for symbol in sorted(alone, key=lambda name: -self._order.get(name, 0)):
             others = {term: coefficient for term, coefficient in difference.items() if term != (symbol,)}
-            if len(others) <= 4 and not any(symbol in _symbols(term) for term in others):
-                self._replace(symbol, _scaled(others, -difference[symbol,]))
+            if len(others) <= 4 and not any(symbol in symbols_in(term) for term in others):
+                self._replace(symbol, scaled(others, -difference[symbol,]))
                 return
-        self._zero.add(_key(difference))
+        self._zero.add(key_of(difference))
 
     def _replace(self, symbol: str, by: Poly) -> None:
         low, high = self._range(by)
@@ -381,8 +389,8 @@ class Sizes:
             self._bounds[only[0]] = (_tighter(low, own_low, max), _tighter(high, own_high, min))
         self._replaced[symbol] = by
         for name, poly in self._replaced.items():
-            if any(symbol in _symbols(term) for term in poly):
-                self._replaced[name] = self._poly(_expression(poly))
+            if any(symbol in symbols_in(term) for term in poly):
+                self._replaced[name] = self._poly(to_expression(poly))
 
     def _learn_bound(self, name: str, difference: Poly) -> None:
         constant = difference.get((), 0)
@@ -401,152 +409,19 @@ class Sizes:
         self._bounds[term[0]] = (_tighter(low, edge, max), high) if upward else (low, _tighter(high, edge, min))
 
 
-# --------------------------------------------------------------------------------------------- sums of products
-
-
-def _within(number: int) -> int:
-    if not -INT_LIMIT < number < INT_LIMIT:
-        raise PlanTypeError("expected sizes within 64 bits, got larger ones")
-    return number
-
-
-def _rank(term: Product) -> tuple[int, str]:
-    # highest degree first, then by name: an order that is the same in every process
-    return -len(term), str(term)
-
-
-def _sum(a: Poly, b: Poly, sign: int) -> Poly:
-    total = dict(a)
-    for term, coefficient in b.items():
-        combined = _within(total.get(term, 0) + sign * coefficient)
-        if combined:
-            total[term] = combined
-        else:
-            total.pop(term, None)
-    return _limited(total)
-
-
-def _scaled(poly: Poly, factor: int) -> Poly:
-    return {term: _within(coefficient * factor) for term, coefficient in poly.items()} if factor else {}
-
-
-def _product(a: Poly, b: Poly) -> Poly:
-    product: Poly = {}
-    for left, first in a.items():
-        for right, second in b.items():
-            term = tuple(sorted((*left, *right), key=str)) if left and right else left or right
-            if len(term) > MAX_DEGREE:
-                raise PlanTypeError(f"expected dims of at most {MAX_DEGREE} factors, got more")
-            combined = _within(product.get(term, 0) + _within(first * second))
-            if combined:
-                product[term] = combined
-            else:
-                product.pop(term, None)
-    return _limited(product)
-
-
-def _limited(poly: Poly) -> Poly:
-    if len(poly) > MAX_TERMS:
-        raise PlanTypeError(f"expected dims of at most {MAX_TERMS} terms, got more")
-    return poly
-
-
-def _exactly(a: Poly, divisor: Product, coefficient: int) -> Poly | None:
-    """``a`` divided by one product, if every term has it as a factor."""
-    quotient: Poly = {}
-    for term, own in a.items():
-        if own % coefficient:
-            return None
-        remaining = list(term)
-        for atom in divisor:
-            if atom not in remaining:
-                return None
-            remaining.remove(atom)
-        quotient[tuple(remaining)] = own // coefficient
-    return quotient
-
-
-def _single_floordiv(poly: Poly) -> tuple[Frozen, int] | None:
-    if len(poly) == 1:
-        ((term, coefficient),) = poly.items()
-        if coefficient == 1 and len(term) == 1 and isinstance(term[0], tuple) and term[0][0] == "floordiv":
-            _, numerator, denominator = term[0]
-            if type(denominator) is int and denominator > 0:
-                return numerator, denominator
-    return None
-
-
-def _expression(poly: Poly) -> Dim:
-    if not poly:
-        return 0
-    terms = sorted(poly.items(), key=lambda item: _rank(item[0]))
-    parts: list[Any] = []
-    for term, coefficient in terms:
-        factors = [_thaw(atom) for atom in term]
-        if not factors:
-            parts.append(coefficient)
-        elif coefficient == 1 and len(factors) == 1:
-            parts.append(factors[0])
-        else:
-            parts.append(["mul", *([] if coefficient == 1 else [coefficient]), *factors])
-    expression: Dim = parts[0] if len(parts) == 1 else ["add", *parts]
-    if isinstance(expression, list):
-        _weigh(expression)
-    return expression
-
-
-def _parse(frozen: Frozen) -> Poly:
-    """The sum that an expression in normal form is: nothing is brought to it again."""
-    if isinstance(frozen, int):
-        return {(): frozen} if frozen else {}
-    if isinstance(frozen, tuple) and frozen[0] == "add":
-        return {term: coefficient for part in frozen[1:] for term, coefficient in _parse(part).items()}
-    if isinstance(frozen, tuple) and frozen[0] == "mul":
-        coefficient = frozen[1] if type(frozen[1]) is int else 1
-        return {tuple(frozen[2:] if type(frozen[1]) is int else frozen[1:]): coefficient}
-    return {(frozen,): 1}
-
-
-def _freeze(expr: Any) -> Frozen:
-    return tuple(map(_freeze, expr)) if isinstance(expr, list) else expr
-
-
-def _thaw(frozen: Frozen) -> Any:
-    return list(map(_thaw, frozen)) if isinstance(frozen, tuple) else frozen
-
-
-def _key(poly: Poly) -> Frozen:
-    return frozenset(poly.items())
-
-
-def _atom(atom: Frozen) -> Frozen:
-    _weigh(atom)
-    return atom
-
-
-def _weigh(expr: Any) -> None:
-    """Refuse an expression that has grown too large: a few ops that double it could otherwise fill the memory."""
-    weight = 0
-    pending = [(expr, 1)]
-    while pending:
-        node, depth = pending.pop()
-        weight += 1
-        if weight > MAX_WEIGHT or depth > MAX_DEPTH - 4:
-            raise PlanTypeError(f"expected dims of at most {MAX_WEIGHT} operators and operands, got larger ones")
-        if isinstance(node, list | tuple):
-            pending.extend((operand, depth + 1) for operand in node[1:])
-
-
-def _symbols(term: Product) -> set[str]:
-    found: set[str] = set()
-    pending: list[Frozen] = list(term)
+def _facts(condition: Expression) -> list[tuple[str, Expression, Expression]]:
+    """The comparisons of integers that are true where the condition is."""
+    facts = []
+    pending: list[Any] = [condition]
     while pending:
         node = pending.pop()
-        if isinstance(node, str):
-            found.add(node)
-        elif isinstance(node, tuple):
-            pending.extend(node[1:])
-    return found
+        if not isinstance(node, list):
+            continue
+        if node[0] == "and":
+            pending += node[1:]
+        elif node[0] in ("eq", "ne", "lt", "le", "gt", "ge") and not any(_inexact(operand) for operand in node[1:]):
+            facts.append((node[0], node[1], node[2]))
+    return facts
 
 
 def _inexact(expr: Any) -> bool:

@@ -86,7 +86,11 @@ class LoadedPlan:
         # what torch.no_grad() does; that itself costs as much as a small op
         torch._C._set_grad_enabled(False)  # noqa: SLF001
         try:
-            if self._deterministic or torch.get_default_dtype() is not torch.float32:
+            if (
+                self._deterministic
+                or torch.get_default_dtype() is not torch.float32
+                or torch.is_autocast_enabled("cpu")
+            ):
                 with _settings(deterministic=self._deterministic):
                     self._run_steps(slots)
             else:
@@ -332,7 +336,8 @@ def _settings(*, deterministic: bool) -> Iterator[None]:
     if deterministic:
         torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with torch.autocast("cpu", enabled=False):
+            yield
     finally:
         if dtype is not torch.float32:
             torch.set_default_dtype(dtype)

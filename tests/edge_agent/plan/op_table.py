@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from broker.protocol.tensors import MAX_DIMS
-from edge_agent.plan import checker, expressions, sizes, trees
+from edge_agent.plan import checker, expressions, polynomials, trees
 from edge_agent.plan.registry import FAMILIES, REGISTRY
 
 __all__ = ["DOCUMENT", "PARTS", "current", "limits", "operators", "ops"]
@@ -61,7 +61,7 @@ def limits() -> str:
         ("conditions", checker.MAX_CONDITIONS),
         ("dims of a value", MAX_DIMS),
         ("operators and operands of an expression", expressions.MAX_NODES),
-        ("operators and operands of a dim that the checker works out", sizes.MAX_WEIGHT),
+        ("operators and operands of a dim that the checker works out", polynomials.MAX_WEIGHT),
         ("nesting of an expression", expressions.MAX_DEPTH),
         ("nesting of a tree", trees.MAX_DEPTH),
     ]

@@ -210,6 +210,19 @@ def test_a_plan_does_not_see_the_processs_default_dtype() -> None:
     assert torch.get_default_dtype() == torch.float64
 
 
+def test_a_plan_does_not_see_autocast() -> None:
+    """What a process casts by itself, it does not cast inside a plan."""
+    graph, state = net()
+    plan = load(graph, state)
+    x = torch.ones(2, 2)
+    (wanted,) = plan.run([x], {"s0": 2})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = plan.run([x], {"s0": 2})
+        assert torch.is_autocast_enabled("cpu")
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
 def test_adding_up_by_index_is_deterministic() -> None:
     """Many values added into few places give the same bits every time; the process keeps what it has set."""
     many = 1 << 16

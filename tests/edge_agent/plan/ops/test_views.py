@@ -94,19 +94,6 @@ CASES = [
     call("unfold", f32(4, 6), 1, 3, 2),
     call("unfold", f32(4, 6), 0, 4, 1),
     call("unfold", f32(), 0, 1, 1),
-    call("split.Tensor", f32(5, 6), 2),
-    call("split.Tensor", f32(5, 6), 3, -1),
-    call("split.Tensor", f32(5, 6), 9),
-    call("split.sizes", f32(5, 6), [2, 3]),
-    call("split_with_sizes", f32(5, 6), [1, 2, 3], 1),
-    call("chunk", f32(5, 6), 2),
-    call("chunk", f32(5, 6), 4, 1),
-    call("chunk", f32(0, 6), 3),
-    call("tensor_split.sections", f32(5, 6), 3),
-    call("tensor_split.sections", f32(2, 6), 4),
-    call("unbind.int", f32(3, 2)),
-    call("unbind.int", f32(3, 2), -1),
-    call("broadcast_tensors", [f32(2, 1), f32(3), f32()]),
 ]
 
 
@@ -156,13 +143,6 @@ def test_diagonals_have_the_size_that_torch_gives_them(rows: int, columns: int, 
     assert_agrees(call("diagonal", f32(rows, columns), offset))
 
 
-@given(size=st.integers(1, 7), parts=st.integers(1, 5))
-def test_splits_have_the_parts_that_torch_gives_them(size: int, parts: int) -> None:
-    """Chunks, splits and sections cover the dim, the last ones smaller; outputs tell a size that is not known yet."""
-    for name in ("chunk", "split.Tensor", "tensor_split.sections"):
-        assert_agrees(call(name, f32(size), parts))
-
-
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 def test_viewing_as_another_dtype_is_as_in_torch(dtype: str) -> None:
     """The last dim grows or shrinks with the size of an element."""
@@ -200,14 +180,6 @@ def test_viewing_as_another_dtype_is_as_in_torch(dtype: str) -> None:
         (call("narrow", f32(4), 0, 3, 2), "expected a part of 4 elements, got 2 from 3 on"),
         (call("diagonal", f32(4, 4), 0, 1, 1), "expected two different dims, got 1 and 1"),
         (call("unfold", f32(4), 0, 5, 1), "expected a size from 0 to 4, got 5"),
-        (call("split.Tensor", f32(4), 2), "expected 2 outputs, got 1"),
-        (call("split.Tensor", f32(4), 0), "expected parts of 1 or more, got 0"),
-        (
-            call("split_with_sizes", f32(4), [3]),
-            "expected the sum of the parts and the size of dim 0 to be equal, got 3 and 4",
-        ),
-        (call("chunk", f32(4), 0), "expected 1 chunk or more, got 0"),
-        (call("unbind.int", f32(4)), "expected the size of the dim and the number of outputs to be equal, got 4 and 1"),
         (call("view_as_real", f32(4)), "expected a tensor of complex128, complex64, got float32"),
         (call("view_as_complex", f32(4)), "expected a last dim of 2, got float32[4]"),
         (call("_conj", f32(4)), "expected a tensor of complex128, complex64, got float32"),
