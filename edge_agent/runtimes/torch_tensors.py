@@ -21,10 +21,12 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 def encode_tensor(tensor: torch.Tensor) -> bytes:
     """The frame of a dense tensor on any device, of any strides. Gradients are left behind.
 
-    Raises `TensorRefused` for sparse and quantised tensors, and for a dtype outside the allow-list.
+    Raises `TensorRefused` for sparse and quantised tensors, those without data, and for a dtype outside the allow-list.
     """
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise TensorRefused(f"expected a dense tensor, got {tensor.layout} of {tensor.dtype}")
+    if tensor.is_meta:
+        raise TensorRefused("expected a tensor with data, got one on meta")
     if tensor.dtype not in DTYPE_NAMES:
         raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {tensor.dtype}")
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
