@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -19,18 +20,19 @@ from tests.simulation.fleet import Outcome, run
 __all__ = ["main"]
 
 
-def attempt(seed: int) -> Outcome | str:
+def attempt(seed: int, *, broker_restarts: bool = False) -> Outcome | str:
     """The outcome of a seed, or what went wrong."""
     try:
-        return run(seed)
+        return run(seed, broker_restarts=broker_restarts)
     except Exception as error:  # noqa: BLE001 - whatever a core raises is a finding, and is printed
         return "\n".join([f"seed {seed}: {type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
-def outcomes(first: int, count: int, processes: int) -> Iterator[Outcome | str]:
+def outcomes(first: int, count: int, processes: int, *, broker_restarts: bool) -> Iterator[Outcome | str]:
     """The outcomes of ``count`` seeds, in any order that keeps the processes busy."""
     with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(attempt, range(first, first + count), chunksize=10)
+        todo = functools.partial(attempt, broker_restarts=broker_restarts)
+        yield from pool.map(todo, range(first, first + count), chunksize=10)
 
 
 def main() -> int:
@@ -40,15 +42,16 @@ def main() -> int:
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--count", type=int, default=1000, help="how many seeds (default: 1000)")
     parser.add_argument("--processes", type=int, default=2, help="how many processes (default: 2)")
+    parser.add_argument("--broker-restarts", action="store_true", help="kill brokers, too: see Scenario.draw")
     options = parser.parse_args()
     console = Console()
     if options.seed is not None:
-        outcome = attempt(options.seed)
+        outcome = attempt(options.seed, broker_restarts=options.broker_restarts)
         console.print(outcome, markup=False, highlight=False, soft_wrap=True)
         return int(isinstance(outcome, str))
     total: Counter[str] = Counter()
     failed: list[str] = []
-    found = outcomes(options.first, options.count, options.processes)
+    found = outcomes(options.first, options.count, options.processes, broker_restarts=options.broker_restarts)
     for outcome in track(found, "simulating", total=options.count, console=console):
         if isinstance(outcome, str):
             failed.append(outcome)
