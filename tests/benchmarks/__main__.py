@@ -33,6 +33,9 @@ REQUEST = [bytes(97)]
 REPLY = [bytes(56), bytes(48)]
 """The floor's reply: as many bytes as its notification, and its value of two floats."""
 
+TABLE_WIDTH = 120
+"""Columns that the table needs; a narrower terminal wraps it."""
+
 TIMEOUT = 60.0
 """Seconds before a result that does not come ends the benchmark."""
 
@@ -94,6 +97,7 @@ def main() -> int:
     parser.add_argument("--pipelined", type=int, default=10_000, help="pipelined invocations a round (default: 10000)")
     options = parser.parse_args()
     console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
     ours: dict[str, list[float]] = {"p50": [], "p99": [], "rate": []}
     theirs: dict[str, list[float]] = {"p50": [], "p99": [], "rate": []}
     with (
