@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from coordinator.capture.arguments import Arguments, draw
 from coordinator.capture.symbols import Bounds
-from coordinator.capture.tracing import results_of
+from coordinator.capture.tracing import ALONE, results_of
 from coordinator.errors import DimPinned, ResultDiffers
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import ConditionFailed, OpFailed
@@ -154,7 +154,7 @@ class SideBySide:
         arguments = self._resized(sizes)
         values = [leaf.value() for leaf in arguments.leaves]
         inputs = [leaf.example.clone() for leaf in arguments.leaves]
-        with warnings.catch_warnings():
+        with ALONE, warnings.catch_warnings():
             if sizes != self._sizes_of_example():
                 warnings.simplefilter("ignore")  # the sizes are ours: what they make torch warn of is not the user's
             wanted, failed = _outcome(lambda: self.eager(*arguments.call(values)))

@@ -46,7 +46,7 @@ from edge_agent.plan.format import Tree
 from edge_agent.plan.trees import leaf_paths, spec_of
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
-__all__ = ["Target", "Traced", "results_of", "torch_as_traced", "trace"]
+__all__ = ["ALONE", "Target", "Traced", "results_of", "torch_as_traced", "trace"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Traced:
     random_ops: Mapping[SourceLine | None, str]
 
 
-_lock = threading.RLock()
-"""What is patched and set in torch holds for all threads: so one at a time."""
+ALONE = threading.RLock()
+"""What is patched and set in torch, and which warnings are let through, holds for all threads: so one at a time."""
 
 
 def trace(target: Target, arguments: Arguments) -> Traced:
@@ -97,7 +97,7 @@ def trace(target: Target, arguments: Arguments) -> Traced:
     root = _Root(target, arguments)
     dynamic = tuple(dict.fromkeys(leaf.dynamic, Dim.AUTO) or None for leaf in arguments.leaves)
     program: ExportedProgram | None = None
-    with _lock, _patched() as envs, while_inlining():
+    with ALONE, _patched() as envs, while_inlining():
         try:
             program = torch.export.export(
                 root,
@@ -309,7 +309,7 @@ def torch_as_traced() -> Iterator[None]:
     """torch without what only this machine's backend has: no mkldnn, attention in its MATH form, no fast path; and
     without gradients.
     """
-    with _lock:
+    with ALONE:
         mkldnn = torch._C._get_mkldnn_enabled()  # noqa: SLF001
         fastpath = torch.backends.mha.get_fastpath_enabled()
         # torch.backends.mkldnn.flags() would set TF32 as well, which warns on machines without it
