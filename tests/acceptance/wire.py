@@ -23,6 +23,9 @@ __all__ = ["Cable", "Passed", "RawSession", "Tap", "cable", "tap"]
 PATIENCE = 20.0
 """Seconds that anything on the wire may take before the test that waits for it fails."""
 
+LAST_WORDS_MS = 100
+"""For how long nothing may come before a tap that is to end does: a session's farewell must not be lost with it."""
+
 T = TypeVar("T")
 Socket = zmq.Socket[bytes]
 
@@ -63,7 +66,7 @@ class Tap:
     def _socket(self, kind: int) -> Socket:
         made = self._context.socket(kind)
         made.set_hwm(0)
-        made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.LINGER, 1000)
         return made
 
     def _run(self) -> None:
@@ -72,8 +75,12 @@ class Tap:
         poller = zmq.Poller()
         poller.register(self._front, zmq.POLLIN)
         poller.register(self._stop_out, zmq.POLLIN)
+        stopping = False
         while True:
-            for ready, _ in poller.poll():
+            arrived = poller.poll(LAST_WORDS_MS if stopping else None)
+            if not arrived:
+                break
+            for ready, _ in arrived:
                 if ready is self._front:
                     peer, *frames = self._front.recv_multipart()
                     if peer not in peers:
@@ -88,9 +95,10 @@ class Tap:
                     self._remember(Passed(False, tuple(frames)))
                     self._front.send_multipart([names[ready], *frames])
                 else:
-                    for end in (self._front, *names):
-                        end.close()
-                    return
+                    stopping = True
+                    poller.unregister(self._stop_out)
+        for end in (self._front, *names):
+            end.close()
 
     def _remember(self, passed: Passed) -> None:
         with self._news:
