@@ -6,10 +6,8 @@ waits for a result leaves a callback, which is called on the thread when the res
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import socket
 import threading
 import time
 import weakref
@@ -45,6 +43,7 @@ from coordinator.core_events import (
 from coordinator.core_results import Result
 from coordinator.core_tables import Link
 from coordinator.errors import FleetClosed, error_from_failure
+from coordinator.wakeup import Wakeup
 
 __all__ = ["Context", "SessionDriver"]
 
@@ -99,10 +98,7 @@ class SessionDriver:
         self._records: deque[logs.Record] = deque(maxlen=LOG_RECORDS_WAITING)
         self._sink = logs.StreamSink(self._records.append)
         self._log = logs.get_logger("session", sink=self._sink, session=self.core.incarnation.hex())
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.settimeout(0)
-        self._wake_out.settimeout(0)
-        self._woken = False
+        self._wakeup = Wakeup()
         self._io = threading.Lock()  # held while the sockets are used
         self._reopen = False
         self._dealer: zmq.Socket[bytes] | None = None
@@ -157,10 +153,7 @@ class SessionDriver:
 
     def wake(self) -> None:
         """See that the thread sends what is waiting. Skipped when it knows already."""
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):  # the thread has ended
-                self._wake_in.send(b"!")
+        self._wakeup.wake()
 
     def flush(self) -> None:
         """Send what is waiting, or see that the thread does. Never waits."""
@@ -251,7 +244,6 @@ class SessionDriver:
                 self._log.warning("commands_lost", count=lost)
             self._feed(Close())
             self._closed = True
-        self._woken = False
         self.wake()
         self._thread.join(timeout + 5.0)
         return lost
@@ -297,10 +289,8 @@ class SessionDriver:
             while not self._closed:
                 wait = self._round()
                 for descriptor, _ in self._poll.poll(wait):
-                    if descriptor == self._wake_out.fileno():
-                        self._woken = False  # before the queue is looked at: what comes after wakes again
-                        with contextlib.suppress(BlockingIOError):
-                            self._wake_out.recv(4096)
+                    if descriptor == self._wakeup.fileno():
+                        self._wakeup.take()
             with self._io:
                 self._send_all()
         finally:
@@ -311,8 +301,7 @@ class SessionDriver:
                 self._closed = True
                 if self.core.link is not Link.CLOSED:  # a bug of ours ended the thread: nobody may wait for ever
                     self._feed(Close())
-            self._wake_in.close()
-            self._wake_out.close()
+            self._wakeup.close()
 
     def _open(self) -> None:
         dealer = self.context.socket(zmq.DEALER)
@@ -325,7 +314,7 @@ class SessionDriver:
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
         self._dealer = dealer
         self._poll = select.poll()
-        self._poll.register(self._wake_out, select.POLLIN)
+        self._poll.register(self._wakeup, select.POLLIN)
         self._poll.register(dealer.fileno(), select.POLLIN)
         if self.endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
             dealer.connect(self.endpoint)
