@@ -9,7 +9,7 @@ the sum of all commits as a `Snapshot` when a broker starts. `broker.ledger.memo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -18,6 +18,7 @@ from broker.protocol.messages import (
     Cancelled,
     Digest,
     Expired,
+    Failure,
     Frame,
     Invoke,
     Put,
@@ -37,6 +38,7 @@ __all__ = [
     "DropResults",
     "DropSession",
     "Ending",
+    "LEDGER_ID_BYTES",
     "Ledger",
     "MarkDelivered",
     "MarkLost",
@@ -55,12 +57,21 @@ __all__ = [
     "Write",
 ]
 
+LEDGER_ID_BYTES = 16
+"""A ledger has a random id: peers tell by it that what they said to another one is not known to this one."""
+
 Ending: TypeAlias = ResultReady | ResultFailed | Cancelled | Expired
 """The event that ended an invocation, as it is notified."""
 
 
-class _Write(Struct, frozen=True, kw_only=True, gc=False):
-    """One change of the ledger."""
+if TYPE_CHECKING:
+    KeptFrame: TypeAlias = Frame
+else:
+    KeptFrame = bytes  # what is read back; a decoder for either of bytes and memoryview cannot be made
+
+
+class _Write(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """One change of the ledger. Kept as an array: a new field goes to the end, with a default."""
 
 
 class RecordCommand(_Write, frozen=True, kw_only=True):
@@ -78,7 +89,7 @@ class RecordCommand(_Write, frozen=True, kw_only=True):
     n: int
     digest: bytes
     command: Invoke | Put | None
-    frames: tuple[Frame, ...]
+    frames: tuple[KeptFrame, ...]
     deadline_ms: int
 
 
@@ -94,7 +105,7 @@ class RecordTerminal(_Write, frozen=True, kw_only=True):
     id: bytes
     status: ResultStatus
     event: Ending
-    frames: tuple[Frame, ...] = ()
+    frames: tuple[KeptFrame, ...] = ()
 
 
 class MarkSeen(_Write, frozen=True, kw_only=True):
@@ -164,6 +175,7 @@ class RecordSession(_Write, frozen=True, kw_only=True):
     """A session: its name (empty: none), the last command taken, the last notification seen.
 
     ``highest`` is the largest counter of its ids; ``forgotten`` the intervals of counters whose records are gone.
+    ``rejected``: commands that were taken and do nothing, by number, and why: the session may not have heard of it.
     """
 
     incarnation: bytes
@@ -172,13 +184,18 @@ class RecordSession(_Write, frozen=True, kw_only=True):
     seen: int
     highest: int
     forgotten: list[tuple[int, int]] = []
+    rejected: list[tuple[int, Failure]] = []
 
 
 class DropSession(_Write, frozen=True, kw_only=True):
-    """A session is over; ``highest`` is the largest counter of its ids."""
+    """A session is over; ``highest`` is the largest counter of its ids.
+
+    ``fenced_by``: the name of the session that a newer incarnation has taken over; empty: nobody has.
+    """
 
     incarnation: bytes
     highest: int
+    fenced_by: str = ""
 
 
 class RecordDevice(_Write, frozen=True, kw_only=True):
@@ -262,7 +279,9 @@ class StoredResult(Struct, kw_only=True, gc=False):
 class Snapshot(Struct, frozen=True, kw_only=True):
     """What a broker starts from. ``epoch`` is that of the broker that is starting: one more than ever before.
 
-    Each list is in the order in which things were written; ``results`` in the order of ``seq``.
+    Each list is in the order in which things were written; ``results`` in the order of ``seq``. ``past_sessions`` are
+    the incarnations that are over, with the largest counter of their ids; those of them that were taken over are in
+    ``fenced``, with the name of the session.
     """
 
     ledger: bytes
@@ -273,20 +292,30 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     errands: list[RecordErrand] = []
     sessions: list[RecordSession] = []
     past_sessions: dict[bytes, int] = {}
+    fenced: dict[bytes, str] = {}
     devices: list[RecordDevice] = []
     tags: dict[str, list[TagEntry]] = {}
     plans: list[RecordPlan] = []
 
 
 class Ledger(Protocol):
-    """What keeps a broker's promises over its death. One thread uses it."""
+    """What keeps a broker's promises over its death. One thread at a time uses it."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a commit waits for a disk: then a broker that relays lets a thread of its own do it."""
+        ...
 
     def open(self) -> Snapshot:
         """What is kept, for a broker that starts now: its epoch counts up, durably, with each call."""
         ...
 
     def commit(self, writes: Sequence[Write]) -> None:
-        """Keep these, in order, all or nothing; durable on return."""
+        """Keep these, in order, all or nothing; durable on return.
+
+        Raises `broker.ledger.errors.LedgerUnwritable` when the disk is full, say. What was given is remembered, and
+        goes along with the next commit, which may be one of nothing.
+        """
         ...
 
     def close(self) -> None:

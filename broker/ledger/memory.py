@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from broker.ledger.interface import (
+    LEDGER_ID_BYTES,
     ChangeTags,
     DropDevice,
     DropErrand,
@@ -35,14 +36,14 @@ from broker.protocol.messages import ResultStatus, TagEntry
 
 __all__ = ["MemoryLedger"]
 
-LEDGER_ID_BYTES = 16
-
 
 class MemoryLedger:
     """Keeps the sum of all commits. A second broker may be started over it once the first is gone.
 
     ``ledger_id``: the ledger's random id; ``max_past_sessions`` bounds what is kept of sessions that are gone.
     """
+
+    waits = False
 
     def __init__(self, ledger_id: bytes | None = None, *, max_past_sessions: int = 100_000) -> None:
         self.id = os.urandom(LEDGER_ID_BYTES) if ledger_id is None else ledger_id
@@ -55,6 +56,7 @@ class MemoryLedger:
         self._errands: dict[int, RecordErrand] = {}
         self._sessions: dict[bytes, RecordSession] = {}
         self._past_sessions: dict[bytes, int] = {}
+        self._fenced: dict[bytes, str] = {}
         self._devices: dict[str, RecordDevice] = {}
         self._tags: dict[str, dict[bytes, TagEntry]] = {}
         self._plans: dict[bytes, RecordPlan] = {}
@@ -93,8 +95,9 @@ class MemoryLedger:
             errands=list(self._errands.values()),
             sessions=list(self._sessions.values()),
             past_sessions=dict(self._past_sessions),
+            fenced=dict(self._fenced),
             devices=list(self._devices.values()),
-            tags={device: list(entries.values()) for device, entries in self._tags.items()},
+            tags={device: list(entries.values()) for device, entries in self._tags.items() if entries},
             plans=list(self._plans.values()),
         )
 
@@ -169,8 +172,12 @@ class MemoryLedger:
     def _drop_session(self, write: DropSession) -> None:
         self._sessions.pop(write.incarnation, None)
         self._past_sessions[write.incarnation] = write.highest
+        if write.fenced_by:
+            self._fenced[write.incarnation] = write.fenced_by
         while len(self._past_sessions) > self._max_past_sessions:
-            del self._past_sessions[next(iter(self._past_sessions))]
+            oldest = next(iter(self._past_sessions))
+            del self._past_sessions[oldest]
+            self._fenced.pop(oldest, None)
 
     def _drop_device(self, write: DropDevice) -> None:
         self._devices.pop(write.device, None)
