@@ -10,7 +10,11 @@ from typing import NoReturn
 import click
 
 from broker.config import GROUP_COMMIT, BrokerConfig
-from broker.ledger.blobs import DirectoryBlobs
+from broker.ledger.blobs import BlobStore, DirectoryBlobs
+from broker.ledger.errors import LedgerDamaged, LedgerError, LedgerTooNew
+from broker.ledger.interface import Ledger
+from broker.ledger.sqlite import SqliteLedger
+from broker.logs import get_logger
 from broker.server import BrokerServer, CannotListen, neighbours
 from broker.settings import (
     ExitCode,
@@ -49,7 +53,7 @@ def cli() -> None:
     default=None,
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="A folder for blobs, made if need be. Without it they are kept in memory.",
+    help="A folder for the ledger and for blobs, made if need be. Without it all is lost when the broker ends.",
 )
 @setting(
     "--max-message",
@@ -85,12 +89,18 @@ def run(
     for endpoint in (listen, logs or beside[0], blobs or beside[1]):
         check_insecure(endpoint, insecure=insecure)
     _allow_many_connections()
+    ledger: Ledger | None = None
+    store: BlobStore | None = None
     try:
-        store = None if data is None else DirectoryBlobs(data / "blobs")
+        if data is None:
+            get_logger("broker").warning("ledger_in_memory")
+        else:
+            store = DirectoryBlobs(data / "blobs")
+            ledger = SqliteLedger(data / "ledger.sqlite")
     except OSError as error:
         raise ProgramFailed(ExitCode.STORAGE, f"cannot use the folder {data}: {error.strerror}") from None
     config = BrokerConfig(max_message=max_message, heartbeat_ms=heartbeat_ms, commit_within=GROUP_COMMIT)
-    server = BrokerServer(listen, logs, blobs, store=store, config=config)
+    server = BrokerServer(listen, logs, blobs, ledger=ledger, store=store, config=config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     _collect_seldom()
@@ -98,6 +108,10 @@ def run(
         server.run()
     except CannotListen as error:
         raise ProgramFailed(ExitCode.CANNOT_LISTEN, str(error)) from None
+    except (LedgerDamaged, LedgerTooNew) as error:
+        raise ProgramFailed(ExitCode.DAMAGED, str(error)) from None
+    except LedgerError as error:
+        raise ProgramFailed(ExitCode.STORAGE, str(error)) from None
 
 
 def _collect_seldom() -> None:

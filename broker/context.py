@@ -9,20 +9,23 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from broker.config import BrokerConfig
 from broker.ledger.interface import Write
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Counters, Frame, LogValue, Message
 
-__all__ = ["DEBUG", "INFO", "WARNING", "Blobs", "Context", "Pumped", "Tally", "Timer"]
+__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Blobs", "Context", "Pumped", "Tally", "Timer"]
 
 DEBUG = 10
 INFO = 20
 WARNING = 30
+ERROR = 40
 
 Timer = Callable[[float], None]
+
+T = TypeVar("T")
 
 
 class Blobs(Protocol):
@@ -90,8 +93,15 @@ class Context:
         self.followed = 0
         """From which level on the log stream is followed; 0: by nobody."""
         self.notifications_followed = False
+        self.unwritable = ""
+        """Why the ledger cannot be written now; empty: it can."""
         self.seq = 0
         """The last number of a command, release or errand."""
+        self.after: list[tuple[Callable[[Any], None], Any]] = []
+        """What is to be done, and with what, once all that is in ``writes`` now is in the ledger."""
+        self.unsure_until = float("-inf")
+        """Until then peers may know more than the ledger: they were told it by a broker that died, or by another
+        ledger."""
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
 
@@ -111,6 +121,19 @@ class Context:
         """The number of the next command, release or errand."""
         self.seq += 1
         return self.seq
+
+    # ------------------------------------------------------------------------------------------ the ledger
+
+    def after_commit(self, act: Callable[[T], None], subject: T) -> None:
+        """Call ``act`` with ``subject`` once all that was written so far is in the ledger: what a peer learns must not
+        be lost with the broker.
+        """
+        self.after.append((act, subject))
+
+    @property
+    def unsure(self) -> bool:
+        """Whether peers may know more than the ledger."""
+        return self.now < self.unsure_until
 
     # ------------------------------------------------------------------------------------------ time
 

@@ -26,13 +26,15 @@ from typing import Any
 from broker.acknowledgements import Acknowledgements
 from broker.announcements import Announcements
 from broker.config import BrokerConfig
-from broker.context import DEBUG, WARNING, Blobs, Context
+from broker.context import DEBUG, ERROR, INFO, WARNING, Blobs, Context
 from broker.devices import Device, Devices
 from broker.effects import (
     BlobMoved,
     BlobStored,
     BlobUnavailable,
     Event,
+    LedgerUnwritable,
+    LedgerWritable,
     Malformed,
     PeerBusy,
     PeerUnreachable,
@@ -133,6 +135,8 @@ class BrokerCore:
             Received: self._on_received,
             BatchEnded: self._on_batch_ended,
             Persisted: lambda event: self._acknowledgements.persisted(event.ticket),
+            LedgerUnwritable: self._on_ledger_unwritable,
+            LedgerWritable: self._on_ledger_writable,
             Tick: self._on_tick,
             Malformed: self._on_malformed,
             PeerUnreachable: self._on_peer_unreachable,
@@ -379,6 +383,14 @@ class BrokerCore:
 
     def _on_tick(self, _event: Tick) -> None:
         self._context.run_timers()
+
+    def _on_ledger_unwritable(self, event: LedgerUnwritable) -> None:
+        self._context.unwritable = event.reason
+        self._context.log(ERROR, "ledger_full", reason=event.reason)
+
+    def _on_ledger_writable(self, _event: LedgerWritable) -> None:
+        self._context.unwritable = ""
+        self._context.log(INFO, "ledger_recovered")
 
     def _on_peer_unreachable(self, event: PeerUnreachable) -> None:
         device = self.devices.by_peer.get(event.peer)

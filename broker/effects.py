@@ -17,6 +17,8 @@ __all__ = [
     "DropBlobs",
     "Event",
     "Instruction",
+    "LedgerUnwritable",
+    "LedgerWritable",
     "Malformed",
     "PeerBusy",
     "PeerUnreachable",
@@ -66,6 +68,16 @@ class Persisted(_Effect, frozen=True, kw_only=True):
     ticket: int
 
 
+class LedgerUnwritable(_Effect, frozen=True, kw_only=True):
+    """The ledger cannot be written now: the disk is full, say. What was handed to it waits, and `Persisted` with it."""
+
+    reason: str
+
+
+class LedgerWritable(_Effect, frozen=True, kw_only=True):
+    """The ledger can be written again, and what waited is in it."""
+
+
 class BlobStored(_Effect, frozen=True, kw_only=True):
     """A blob has come in by the blob channel, and is in the store, whole and verified."""
 
@@ -107,6 +119,8 @@ Event: TypeAlias = (
     | PeerUnreachable
     | PeerBusy
     | Persisted
+    | LedgerUnwritable
+    | LedgerWritable
     | BlobStored
     | BlobUnavailable
     | BlobMoved

@@ -39,6 +39,8 @@ from broker.effects import (
     BlobUnavailable,
     DropBlobs,
     Event,
+    LedgerUnwritable,
+    LedgerWritable,
     Malformed,
     PeerBusy,
     PeerUnreachable,
@@ -55,6 +57,7 @@ from broker.ledger.blob_store import BlobError, BlobMissing, BlobStore
 from broker.ledger.blobs import MemoryBlobs
 from broker.ledger.interface import Ledger
 from broker.ledger.memory import MemoryLedger
+from broker.ledger.writer import LedgerWriter
 from broker.logs import LEVELS, WARNING, Record, StreamSink, emit, get_logger
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
@@ -71,6 +74,9 @@ MESSAGES_A_BATCH = 256
 HIGH_WATER = 4096
 """Messages that wait for one peer: more than the windows of its streams, so only a peer that asks and never reads
 gets there."""
+
+WRITER_STOPS_WITHIN = 30.0
+"""Seconds that a broker that ends gives its ledger to write what waits."""
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 _BATCH_ENDED = BatchEnded()
@@ -113,7 +119,8 @@ class BrokerServer:
     """A broker, on a thread (`start`) or in the foreground (`run`).
 
     ``logs`` and ``blobs``: see `neighbours` for the defaults. ``context``: a shared one for ``inproc://``; it is left
-    as it is. ``ledger`` and ``store``: in memory by default; both are closed at the end.
+    as it is. ``ledger`` and ``store``: in memory by default; both are closed at the end. `start` and `run` raise
+    what the ledger's `open` raises.
     """
 
     def __init__(
@@ -139,6 +146,8 @@ class BrokerServer:
         self._log = get_logger("broker", sink=self._sink)
         self._topics = Topics()
         self._posted: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._writer: LedgerWriter | None = None
+        self._broken: BaseException | None = None
         self._follow_up: deque[Event] = deque()
         self._stopping = threading.Event()
         self._listening = threading.Event()
@@ -193,6 +202,7 @@ class BrokerServer:
     def _open(self) -> None:
         with contextlib.ExitStack() as undo:
             undo.callback(self._close_stores)
+            snapshot = self._ledger.open()  # before anything listens: two brokers may be told to use one ledger
             if self._own_context:
                 undo.callback(self._context.term)
             self._router = self._bind(zmq.ROUTER, self.endpoints.listen, undo)
@@ -214,13 +224,23 @@ class BrokerServer:
             now = time.monotonic()
             self._core = BrokerCore(
                 self.config,
-                self._ledger.open(),
+                snapshot,
                 blobs=self._store,
                 random_bytes=os.urandom,
                 wall_offset=time.time() - now,
                 now=now,
             )
             self._core.endpoints(blobs=self.endpoints.blobs, logs=self.endpoints.logs)
+            if self._ledger.waits:
+                self._writer = LedgerWriter(
+                    self._ledger,
+                    committed=lambda ticket: self._post(Persisted(ticket=ticket)),
+                    unwritable=lambda reason: self._post(LedgerUnwritable(reason=reason)),
+                    writable=lambda: self._post(LedgerWritable()),
+                    broken=self._on_writer_broken,
+                )
+                self._writer.start()
+                undo.callback(self._writer.stop, WRITER_STOPS_WITHIN)
             self._undo = undo.pop_all()
         self._log.info(
             "broker_listening",
@@ -295,17 +315,31 @@ class BrokerServer:
                 self._drain_subscriptions()
             if wake.fileno() in ready:
                 wake.recv(4096)
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        self._do(self._posted.get_nowait(), monotonic())
+                self._handle_posted(monotonic())
             now = monotonic()
             timer = core.next_timer()
             if timer is not None and timer <= now:
                 self._do(_TICK, now)
             self._do(_BATCH_ENDED, now)
+        if self._broken is not None:
+            raise self._broken
         self._run(core.flush(monotonic()))
-        while self._follow_up:  # `Persisted`: whoever is there is still told
+        if self._writer is not None and not self._writer.stop(WRITER_STOPS_WITHIN):
+            self._log.error("ledger_not_flushed", seconds=WRITER_STOPS_WITHIN)
+        self._handle_posted(monotonic())  # `Persisted`: whoever is there is still told
+        while self._follow_up:
             self._run(core.handle(self._follow_up.popleft(), monotonic()))
+
+    def _handle_posted(self, now: float) -> None:
+        """Hand the core what other threads have posted."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._do(self._posted.get_nowait(), now)
+
+    def _post(self, event: Event) -> None:
+        """On another thread: the core is to have this."""
+        self._posted.put(event)
+        self._wake()
 
     def _timeout_ms(self, now: float) -> int | None:
         timer = self._core.next_timer()
@@ -362,8 +396,17 @@ class BrokerServer:
     # ------------------------------------------------------------------------------------------ ledger and blobs
 
     def _persist(self, persist: Persist) -> None:
+        if self._writer is not None:
+            self._writer.add(persist.ticket, persist.writes)
+            return
         self._ledger.commit(persist.writes)
         self._follow_up.append(Persisted(ticket=persist.ticket))
+
+    def _on_writer_broken(self, error: BaseException) -> None:
+        """On the writer's thread: nothing will be durable any more, so there is nothing left to promise."""
+        self._broken = error
+        self._stopping.set()
+        self._wake()
 
     def _store_blobs(self, store: StoreBlobs) -> None:
         try:
@@ -393,8 +436,7 @@ class BrokerServer:
     def _on_blob_event(self, event: BlobEvent) -> None:
         """On the blob server's thread."""
         if type(event) is BlobArrived:
-            self._posted.put(BlobStored(digest=event.digest))
-            self._wake()
+            self._post(BlobStored(digest=event.digest))
         elif type(event) is BlobPeerRefused:
             device = event.name if event.role == "device" else ""
             self._local_log.warning(

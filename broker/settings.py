@@ -78,6 +78,8 @@ class ExitCode(enum.IntEnum):
     """An address is in use, or not of this machine."""
     STORAGE = 8
     """A folder or file cannot be used: not writable, in use by another process, damaged, or full."""
+    DAMAGED = 9
+    """The broker's ledger is cut or altered, or a later version wrote it: somebody must look at it."""
 
 
 class ProgramFailed(click.ClickException):

@@ -67,6 +67,9 @@ class Submissions:
                 if failure is not None:
                     session.say_rejected(n, failure)
             return
+        if self._context.unwritable:
+            self._busy(session, n, f"the broker's ledger cannot be written: {self._context.unwritable}")
+            return
         if size > self._context.config.max_message:
             limit = self._context.config.max_message
             self._reject(

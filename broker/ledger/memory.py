@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from broker.ledger.interface import (
     LEDGER_ID_BYTES,
     ChangeTags,
@@ -112,6 +114,7 @@ class MemoryLedger:
         """Nothing to let go of: what is kept stays, for the next broker."""
 
     def _record_command(self, write: RecordCommand) -> None:
+        self._ended.pop(write.id, None)
         self._results[write.id] = StoredResult(command=write)
 
     def _mark_delivered(self, write: MarkDelivered) -> None:
@@ -126,18 +129,7 @@ class MemoryLedger:
         stored.status = write.status
         command = stored.command
         if command.frames:
-            stored.command = RecordCommand(
-                seq=command.seq,
-                id=command.id,
-                outputs=command.outputs,
-                device=command.device,
-                incarnation=command.incarnation,
-                n=command.n,
-                digest=command.digest,
-                command=command.command,
-                frames=(),
-                deadline_ms=command.deadline_ms,
-            )
+            stored.command = msgspec.structs.replace(command, frames=())
         self._ended[write.id] = None
 
     def _mark_seen(self, write: MarkSeen) -> None:
@@ -145,6 +137,7 @@ class MemoryLedger:
             stored = self._results.get(each)
             if stored is not None:
                 stored.seen = True
+                _thin(stored)
 
     def _mark_releasing(self, write: MarkReleasing) -> None:
         stored = self._results.get(write.id)
@@ -157,6 +150,7 @@ class MemoryLedger:
             stored.released |= write.outputs
             if write.whole:
                 stored.status = ResultStatus.RELEASED
+                _thin(stored)
 
     def _mark_lost(self, write: MarkLost) -> None:
         for each in write.ids:
@@ -191,3 +185,10 @@ class MemoryLedger:
             entries.pop(each, None)
         for entry in write.entries:
             entries[entry.id] = entry
+
+
+def _thin(stored: StoredResult) -> None:
+    """Values that are released, and of which nobody needs to be told any more, are needed no more."""
+    terminal = stored.terminal
+    if terminal is not None and terminal.frames and stored.seen and stored.status is ResultStatus.RELEASED:
+        stored.terminal = msgspec.structs.replace(terminal, frames=())

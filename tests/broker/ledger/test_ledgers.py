@@ -1,6 +1,11 @@
-"""The ledger in memory: what it gives back is the sum of what was committed."""
+"""Both ledgers: what they give back is the sum of what was committed, also after they were opened again."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 from broker.ledger.interface import (
     ChangeTags,
@@ -10,6 +15,7 @@ from broker.ledger.interface import (
     DropRelease,
     DropResults,
     DropSession,
+    Ledger,
     MarkDelivered,
     MarkLost,
     MarkReleased,
@@ -26,6 +32,7 @@ from broker.ledger.interface import (
     Write,
 )
 from broker.ledger.memory import MemoryLedger
+from broker.ledger.sqlite import SqliteLedger
 from broker.protocol.messages import Put, Release, ResultInfo, ResultReady, ResultStatus, TagEntry
 
 INFO = ResultInfo(dtype="int8", shape=[], nbytes=1)
@@ -55,22 +62,53 @@ def terminal(seq: int) -> RecordTerminal:
     return RecordTerminal(id=result, status=ResultStatus.DONE, event=event, frames=(b"value",))
 
 
-def after(*writes: Write) -> Snapshot:
-    """What is kept after these."""
-    ledger = MemoryLedger(b"L" * 16)
-    ledger.commit(writes)
-    return ledger.open()
+Make = Callable[..., Ledger]
+After = Callable[..., Snapshot]
 
 
-def test_epochs_count_up() -> None:
+@pytest.fixture(params=["memory", "sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes a ledger of each kind."""
+    made: list[Ledger] = []
+
+    def build(**options: int) -> Ledger:
+        if request.param == "memory":
+            made.append(MemoryLedger(**options))  # type: ignore[arg-type]
+        else:
+            made.append(SqliteLedger(tmp_path / f"{len(made)}" / "ledger.sqlite", **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield build
+    for ledger in made:
+        ledger.close()
+
+
+@pytest.fixture
+def after(make: Make) -> After:
+    """Tells what is kept after some writes, committed one by one, and opened again."""
+
+    def build(*writes: Write) -> Snapshot:
+        ledger = make()
+        ledger.open()
+        for write in writes:
+            ledger.commit([write])
+        ledger.close()
+        return ledger.open()
+
+    return build
+
+
+def test_epochs_count_up(make: Make) -> None:
     """Every broker that starts has an epoch of its own, over the same ledger; another ledger has another id."""
-    ledger = MemoryLedger()
+    ledger = make()
     assert [ledger.open().epoch for _ in range(3)] == [1, 2, 3]
     ledger.close()
-    assert ledger.open().ledger == ledger.id != MemoryLedger().id
+    again = ledger.open()
+    ledger.close()
+    assert ledger.open().ledger == again.ledger != make().open().ledger
 
 
-def test_commands_and_their_ends() -> None:
+def test_commands_and_their_ends(after: After) -> None:
     """A command keeps its payload until its end, and then its value; ends are in the order in which they came."""
     snapshot = after(
         command(1),
@@ -91,7 +129,7 @@ def test_commands_and_their_ends() -> None:
     assert (one.status, three.status) == (ResultStatus.DONE, ResultStatus.QUEUED)
 
 
-def test_what_becomes_of_ended_results() -> None:
+def test_what_becomes_of_ended_results(after: After) -> None:
     """They are released, whole or in part, lost, or dropped; marks of what is gone do nothing."""
     ids = [bytes([seq]) * 16 for seq in range(1, 5)]
     snapshot = after(
@@ -114,7 +152,7 @@ def test_what_becomes_of_ended_results() -> None:
     assert snapshot.ended == ids[:3]
 
 
-def test_what_comes_and_goes() -> None:
+def test_what_comes_and_goes(after: After) -> None:
     """Releases, errands, sessions, devices, tags and plans are kept until they are dropped."""
     releases = [RecordRelease(seq=seq, incarnation=b"12345678", n=seq, ids=[]) for seq in (1, 2)]
     errands = [RecordErrand(seq=seq, device="pi", digest=b"d" * 16, command=Release(ids=[])) for seq in (3, 4)]
@@ -164,8 +202,9 @@ def test_what_comes_and_goes() -> None:
     assert snapshot.plans == plans[1:]
 
 
-def test_past_sessions_are_bounded() -> None:
+def test_past_sessions_are_bounded(make: Make) -> None:
     """Only the last of the sessions that are gone are remembered."""
-    ledger = MemoryLedger(max_past_sessions=2)
+    ledger = make(max_past_sessions=2)
+    ledger.open()
     ledger.commit([DropSession(incarnation=bytes([k]), highest=k) for k in range(5)])
     assert ledger.open().past_sessions == {b"\3": 3, b"\4": 4}
