@@ -22,10 +22,8 @@ from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
     Busy,
-    Cancelled,
     DeviceList,
     Event,
-    Expired,
     Failure,
     Found,
     Frame,
@@ -39,9 +37,7 @@ from broker.protocol.messages import (
     RefusalCode,
     Refused,
     Rejected,
-    ResultFailed,
     ResultReady,
-    ResultStatus,
     Seen,
     SessionOpened,
     SetLogLevel,
@@ -55,10 +51,10 @@ from broker.protocol.streams import Inbox, Verdict
 from coordinator.core_commands import Commands
 from coordinator.core_events import (
     Ask,
+    AwaitAccepted,
     Close,
     GiveUp,
     Reconnect,
-    ResultEnded,
     SendPlan,
     SessionEnded,
     SessionReady,
@@ -68,9 +64,10 @@ from coordinator.core_events import (
     UploadFailed,
     Watch,
 )
-from coordinator.core_requests import Requests, failure_of
+from coordinator.core_requests import Requests
 from coordinator.core_results import Result
 from coordinator.core_tables import Link, LinkInput, LinkMachine, ResultInput
+from coordinator.core_watched import Watched, failure_of_event
 
 __all__ = ["SEEN_EVERY", "SessionConfig", "SessionCore"]
 
@@ -98,8 +95,12 @@ class SessionConfig:
     """After how many notifications the broker is told that they were seen; the fleet sets `SEEN_EVERY` ..."""
     seen_within: float = 0.02
     """... and how long fewer of them may wait, so that one message acknowledges many."""
+    ledger_grace: float = 60.0
+    """How long after the broker came back with a new ledger a device may still announce what it has to it."""
     max_unaccepted: int = 100_000
-    """How many commands may wait for the broker before `SessionCore.full` says so."""
+    """How many commands may wait for the broker before `SessionCore.full` says so ..."""
+    max_unaccepted_bytes: int = 256 << 20
+    """... and how large their tensors may be in all, the first always allowed."""
 
 
 _FOR_NOW = frozenset({RefusalCode.FULL.value})
@@ -119,6 +120,7 @@ class SessionCore:
         self._results: dict[bytes, Result] = {}
         self._commands = Commands(self._results, window=config.window, patience=config.patience)
         self._requests = Requests(patience=config.request_patience)
+        self._watched = Watched(self._requests, grace=config.ledger_grace)
         self._ids = ResultIds(lambda _: incarnation)
         self._inbox = Inbox()
         self._seen = 0  # the last notification that we have acknowledged on this connection
@@ -155,6 +157,7 @@ class SessionCore:
             SendPlan: lambda event, _now, out: self._commands.send_plan(event.plan, out),
             Ask: self._on_ask,
             GiveUp: lambda event, _now, _out: self._requests.give_up(event.r),
+            AwaitAccepted: lambda event, _now, out: self._commands.await_accepted(event, out),
             Watch: self._on_watch,
             Uploaded: self._on_uploaded,
             UploadFailed: self._on_upload_failed,
@@ -176,7 +179,18 @@ class SessionCore:
     @property
     def full(self) -> bool:
         """Whether as many commands wait for the broker as may."""
-        return len(self._commands) >= self.config.max_unaccepted
+        config, commands = self.config, self._commands
+        return commands.bytes >= config.max_unaccepted_bytes or len(commands) >= config.max_unaccepted
+
+    @property
+    def unaccepted_bytes(self) -> int:
+        """How large the tensors are of commands that the broker has not accepted."""
+        return self._commands.bytes
+
+    @property
+    def busy_reason(self) -> str:
+        """Why the broker takes nothing; empty: it does, or it can't be reached."""
+        return self._commands.busy_reason if self._link.state is Link.OPEN else ""
 
     @property
     def pending(self) -> int:
@@ -254,7 +268,7 @@ class SessionCore:
 
     def _on_watch(self, event: Watch, now: float, _out: list[object]) -> None:
         if self.result(event.id) is None:
-            self._requests.watch(Result(event.id, device=event.device, first=event.command), now)
+            self._watched.watch(event, now)
 
     def _on_uploaded(self, event: Uploaded, _now: float, _out: list[object]) -> None:
         if event.ledger == self._commands.ledger:  # else it went to a ledger that is gone, and was asked for again
@@ -347,6 +361,7 @@ class SessionCore:
             fields: dict[str, LogValue] = {"ledger": message.ledger.hex(), "first": not self._opened_once}
             out.append(Log(level=20, event="session_opened", fields=fields))
         self._opened_once = True
+        self._watched.opened(message.ledger, now)
         self._commands.opened(message.ledger, message.accepted, message.max_message, now, out)
         self._requests.rewind()
         out += [SessionReady(message), StreamLevel(message.log_level)]
@@ -388,8 +403,7 @@ class SessionCore:
     def _end_session(self, failure: Failure, out: list[object]) -> None:
         self.failure = failure
         self._retry_at = self._silent_at = math.inf
-        for watched in self._requests.watched_ids():
-            self._end_watched(watched, ResultInput.FAILED, out, failure=failure)
+        self._watched.fail_everything(failure, out)
         self._commands.fail_everything(failure, out)
         self._requests.fail_everything(failure, out)
         out.append(SessionEnded(failure))
@@ -419,15 +433,17 @@ class SessionCore:
         if isinstance(event, TagsChanged):
             return
         result = self._results.get(event.id)
-        if result is None:
-            return  # it has ended here already
+        if result is None:  # it has ended here already; or it is of an earlier incarnation of this session
+            if not event.id.startswith(self.incarnation):
+                self._watched.notified(event, frames, out)
+            return
         if event.digest != result.digest:
             failure = Failure(code="IdConflict", message="the id names another command already")
             self._commands.end(result, ResultInput.FAILED, out, failure=failure)
         elif isinstance(event, ResultReady):
             self._on_ready(event, result, frames, out)
         else:
-            self._commands.end(result, ResultInput.FAILED, out, failure=_failure_of_event(event))
+            self._commands.end(result, ResultInput.FAILED, out, failure=failure_of_event(event))
         if self._log_level <= 10:
             fields = {"result": event.id.hex(), "device": result.device}
             out.append(Log(level=10, event="result_received", fields=fields))
@@ -448,29 +464,5 @@ class SessionCore:
 
     def _on_answer(self, message: Any, event: Received, now: float, out: list[object]) -> None:
         entries = self._requests.answer(message.r, message, event.frames, out)
-        if entries is None:
-            return
-        for entry in entries:
-            failure = failure_of(entry)
-            if failure is not None:
-                self._end_watched(entry.id, ResultInput.FAILED, out, failure=failure)
-            elif entry.status is ResultStatus.DONE:
-                infos = [] if entry.info is None else [entry.info]
-                self._end_watched(entry.id, ResultInput.READY_REMOTE, out, device=entry.device, infos=infos)
-        self._requests.ask_later(now)
-
-    def _end_watched(self, id: bytes, step: ResultInput, out: list[object], *, device: str = "", **how: Any) -> None:
-        result = self._requests.watched(id)
-        if result is not None:
-            self._requests.unwatch(id)
-            result.device = device or result.device
-            result.end(step, **how)
-            out.append(ResultEnded(id))
-
-
-def _failure_of_event(event: ResultFailed | Cancelled | Expired) -> Failure:
-    if isinstance(event, ResultFailed):
-        return event.failure
-    if isinstance(event, Cancelled):
-        return Failure(code="InvocationCancelled", message="the invocation was cancelled")
-    return Failure(code="DeadlineExpired", message="the invocation's deadline has passed")
+        if entries is not None:
+            self._watched.reported(entries, now, out)

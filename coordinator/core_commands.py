@@ -40,7 +40,16 @@ from broker.protocol.messages import (
     Submit,
 )
 from broker.protocol.streams import Outbox
-from coordinator.core_events import PlanParts, ResultEnded, SubmitCommand, Submitted, Upload, UploadEnded
+from coordinator.core_barriers import Barriers
+from coordinator.core_events import (
+    AwaitAccepted,
+    PlanParts,
+    ResultEnded,
+    SubmitCommand,
+    Submitted,
+    Upload,
+    UploadEnded,
+)
 from coordinator.core_results import Result
 from coordinator.core_tables import ResultInput
 
@@ -69,6 +78,7 @@ class Outgoing:
         "open",
         "plan",
         "results",
+        "size",
         "upload",
     )
 
@@ -86,6 +96,7 @@ class Outgoing:
         self.n = 0  # its number, once accepted
         self.missing: AbstractSet[bytes] = _NO_KEYS  # keys of uploads that must end first
         self.lacked = 0
+        self.size = 0  # what it adds to `Commands.bytes`
 
     def names(self) -> Iterable[bytes]:
         """What others may refer to: the ids that it makes, the plan that it stores."""
@@ -118,11 +129,16 @@ class Commands:
         self.ledger = b""
         self.max_message = MESSAGE_LIMIT
         self.log_level = math.inf
+        self.bytes = 0
+        """How large the tensors are of commands that the broker has not accepted."""
+        self.busy_reason = ""
+        """Why the broker took nothing when it was asked last; empty: it takes what it is sent."""
         self._results = results
         self._window = window
         self._patience = patience
         self._outbox: Outbox[Outgoing] = Outbox(window=window, patience=patience)
         self._kept: dict[Outgoing, None] = {}  # in the order of submission
+        self._barriers = Barriers(self._kept)
         self._accepted: dict[int, Outgoing] = {}  # by number: accepted, with results that have not ended
         self._parked: list[Outgoing] = []
         self._parked_names: set[bytes] = set()
@@ -142,7 +158,8 @@ class Commands:
         """Take a command; its results, one a device. Raises `MessageTooLarge`; then nothing has happened."""
         command, devices = event.command, event.devices
         outgoing = Outgoing(devices, command, event.frames)
-        self._check_size(outgoing)
+        outgoing.size = self._checked_size(outgoing) + event.upload_size
+        self.bytes += outgoing.size
         out.append(Submitted(outgoing.results))
         outgoing.plan = event.plan
         if event.upload is None:
@@ -160,6 +177,8 @@ class Commands:
                 self._results[result.id] = result
                 outgoing.results.append(result)
             outgoing.open = len(devices)
+            if event.then is not None:
+                outgoing.results[0].then = event.then
             if self.log_level <= 10:
                 fields = {"result": first.hex(), "devices": ",".join(devices)}
                 out.append(Log(level=10, event="invocation_submitted", fields=fields))
@@ -172,7 +191,15 @@ class Commands:
         if plan.plan not in self._stored:
             self._store(plan, out)
 
-    def _check_size(self, outgoing: Outgoing) -> None:
+    def await_accepted(self, event: AwaitAccepted, out: list[object]) -> None:
+        """Say when all that was submitted so far is accepted."""
+        if event.give_up:
+            self._barriers.give_up(event.key)
+        else:
+            self._barriers.raise_(event.key, self._kept, out)
+
+    def _checked_size(self, outgoing: Outgoing) -> int:
+        """The bytes of its frames. Raises `MessageTooLarge`."""
         # The digest's encoding and this one are two; together they take a microsecond, and nothing too large is ever
         # queued.
         header = len(_encode(outgoing.command)) + 32
@@ -180,8 +207,10 @@ class Commands:
             header += sum(map(len, outgoing.devices)) + 3 * len(outgoing.devices)
         if header > HEADER_LIMIT:
             raise MessageTooLarge(header, HEADER_LIMIT)
-        if header + size_of(outgoing.frames) > self.max_message:
-            raise MessageTooLarge(header + size_of(outgoing.frames), self.max_message)
+        size = size_of(outgoing.frames)
+        if header + size > self.max_message:
+            raise MessageTooLarge(header + size, self.max_message)
+        return size
 
     # --------------------------------------------------------------------------------------------- parked or numbered
 
@@ -269,6 +298,7 @@ class Commands:
             self._lacking.clear()
             self._give_up(first, failure, out)
             self._outbox.rewind()
+        self._barriers.look(out)
 
     def _fail_parked(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         self._parked.remove(outgoing)
@@ -330,22 +360,31 @@ class Commands:
                 outgoing.missing = _NO_KEYS if outgoing.upload is None else {outgoing.upload}
                 self._kept[outgoing] = None
                 self._admit(outgoing, out)
+            else:
+                self._discount(outgoing)
+        self._barriers.start_over(self._kept)
 
     def accepted(self, n: int, now: float, out: list[object]) -> None:
         """All up to number ``n`` are in the ledger."""
         before = self._outbox.acknowledged
+        self.busy_reason = ""
         for number, outgoing in enumerate(self._outbox.acknowledge(n, now), before + 1):
             outgoing.accepted = True
+            self.bytes -= outgoing.size
+            outgoing.size = 0
             if outgoing.open:
                 outgoing.n = number
                 self._accepted[number] = outgoing
             else:
                 self._drop(outgoing, out)
+        if self._barriers:
+            self._barriers.look(out)
 
     def busy(self, message: Busy, now: float) -> None:
         """The broker takes nothing for a while."""
         if message.n > self._outbox.acknowledged:
             self._outbox.hold(now + message.retry_ms / 1000)
+            self.busy_reason = message.reason
 
     def lacking(self, message: Lacking, out: list[object]) -> None:
         """Upload what the broker named, then go on from that command."""
@@ -412,6 +451,11 @@ class Commands:
         result.end(step, **how)
         del self._results[result.id]
         out.append(ResultEnded(result.id))
+        then, result.then = result.then, None
+        if then is not None and step is not ResultInput.FAILED:
+            for released, k in then.released:
+                released.release(k)
+            self.submit(then, out)
         if outgoing is not None:
             outgoing.open -= 1
             if not outgoing.open and outgoing.accepted:
@@ -423,6 +467,7 @@ class Commands:
             self.end(result, ResultInput.FAILED, out, failure=failure)
         for outgoing in list(self._kept):
             self._drop(outgoing, out)
+        self._barriers.look(out)
         self._parked, self._parked_names = [], set()
         self._outbox = Outbox(window=self._window, patience=self._patience)
 
@@ -433,14 +478,20 @@ class Commands:
 
     def _give_up(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         """End the results of a numbered command, and let its number carry nothing."""
+        self._discount(outgoing)
         if outgoing.upload is not None:
             out.append(UploadEnded(outgoing.upload))
         outgoing.upload = None
         self._end_all(outgoing, failure, out)
         outgoing.empty()
 
+    def _discount(self, outgoing: Outgoing) -> None:
+        self.bytes -= outgoing.size
+        outgoing.size = 0
+
     def _drop(self, outgoing: Outgoing, out: list[object]) -> None:
         del self._kept[outgoing]
+        self._discount(outgoing)
         self._accepted.pop(outgoing.n, None)
         if outgoing.upload is not None:
             out.append(UploadEnded(outgoing.upload))

@@ -13,8 +13,10 @@ from broker.protocol.messages import Failure, Frame, Invoke, Message, Put, Relea
 from coordinator.core_results import Result
 
 __all__ = [
+    "AllAccepted",
     "Answered",
     "Ask",
+    "AwaitAccepted",
     "Close",
     "GiveUp",
     "PlanParts",
@@ -51,8 +53,9 @@ class SubmitCommand(Struct, frozen=True, kw_only=True):
     """Send ``command`` to ``devices``. Its id was taken by `SessionCore.take_ids`, in the same step.
 
     ``plan`` is what an `Invoke` runs: it is sent first, if this ledger does not have it. ``upload`` names what the
-    driver must upload before a `Put` can go; the blob's digest comes with `Uploaded`. ``released`` names the outputs
-    whose values a `Release` gives up.
+    driver must upload before a `Put` can go; the blob's digest comes with `Uploaded`, and ``upload_size`` is about its
+    size in bytes. ``released`` names the outputs whose values a `Release` gives up. ``then`` is sent when the result of
+    this command, which has one device, has ended with a value; never, if it ends without.
     """
 
     devices: tuple[str, ...]
@@ -60,7 +63,9 @@ class SubmitCommand(Struct, frozen=True, kw_only=True):
     frames: tuple[Frame, ...] = ()
     plan: PlanParts | None = None
     upload: bytes | None = None
+    upload_size: int = 0
     released: tuple[tuple[Result, int], ...] = ()
+    then: SubmitCommand | None = None
 
 
 class SendPlan(Struct, frozen=True, kw_only=True):
@@ -79,6 +84,14 @@ class GiveUp(Struct, frozen=True):
     """Nobody waits for the answer to request ``r`` any more."""
 
     r: int
+
+
+class AwaitAccepted(Struct, frozen=True):
+    """Say `AllAccepted` with this key when the broker has accepted all commands that were submitted so far."""
+
+    key: int
+    give_up: bool = False
+    """Don't, after all."""
 
 
 class Watch(Struct, frozen=True):
@@ -136,6 +149,12 @@ class Answered(Struct, frozen=True, kw_only=True):
     message: Message | None = None
     frames: tuple[Frame, ...] = ()
     failure: Failure | None = None
+
+
+class AllAccepted(Struct, frozen=True):
+    """What `AwaitAccepted` asked for: the commands are in the broker's ledger, or have ended without."""
+
+    key: int
 
 
 class Upload(Struct, frozen=True, kw_only=True):

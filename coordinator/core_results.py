@@ -16,6 +16,7 @@ from coordinator.core_tables import RESULT, ResultInput, ResultState
 
 if TYPE_CHECKING:
     from coordinator.core_commands import Outgoing
+    from coordinator.core_events import SubmitCommand
 
 __all__ = ["Result"]
 
@@ -41,6 +42,7 @@ class Result:
         "plan",
         "released",
         "state",
+        "then",
     )
 
     def __init__(
@@ -65,6 +67,7 @@ class Result:
         self.infos: Sequence[ResultInfo] = ()
         self.failure: Failure | None = None
         self.released: set[int] | None = None
+        self.then: SubmitCommand | None = None  # what to submit when there is a value
 
     @classmethod
     def known(cls, id: bytes, *, device: str, infos: Sequence[ResultInfo], plan: bytes = b"") -> Result:

@@ -26,8 +26,10 @@ from broker.protocol.messages import Failure, Invoke, LogRecords, Message, Put, 
 from broker.sockets import readable, receive, send
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
+    AllAccepted,
     Answered,
     Ask,
+    AwaitAccepted,
     Close,
     GiveUp,
     Reconnect,
@@ -42,7 +44,8 @@ from coordinator.core_events import (
 )
 from coordinator.core_results import Result
 from coordinator.core_tables import Link
-from coordinator.errors import FleetClosed, error_from_failure
+from coordinator.session_errors import FleetClosed, NotAccepted, OutboxFull, session_error
+from coordinator.waiting import Deadline, Signal
 from coordinator.wakeup import Wakeup
 
 __all__ = ["Context", "SessionDriver"]
@@ -95,6 +98,8 @@ class SessionDriver:
         self._outgoing: deque[Send] = deque()
         self._waiters: dict[bytes, list[Callable[[], None]]] = {}
         self._asked: dict[int, Callable[[Answered], None]] = {}
+        self._barriers: dict[int, Signal] = {}
+        self._barrier = 0
         self._records: deque[logs.Record] = deque(maxlen=LOG_RECORDS_WAITING)
         self._sink = logs.StreamSink(self._records.append)
         self._log = logs.get_logger("session", sink=self._sink, session=self.core.incarnation.hex())
@@ -109,6 +114,7 @@ class SessionDriver:
             Answered: self._on_answered,
             Log: lambda log: logs.emit(self._log, log),
             Submitted: lambda _: None,
+            AllAccepted: self._on_all_accepted,
             Upload: self._on_upload,
             UploadEnded: self._on_upload_ended,
             SessionReady: self._on_ready,
@@ -123,9 +129,13 @@ class SessionDriver:
     # --------------------------------------------------------------------------------------------- for the face
 
     def check(self) -> None:
-        """Raises `FleetClosed` when nothing can be sent any more: closed, or the child of a fork."""
+        """Raises `FleetClosed` when nothing can be sent any more: closed, or the child of a fork; `SessionTakenOver` or
+        `ConnectionRefused` when the broker has ended the session.
+        """
         if self._closed or self.orphaned:
             raise FleetClosed
+        if self.core.failure is not None:
+            raise session_error(self.core.failure)
 
     @property
     def closed(self) -> bool:
@@ -140,16 +150,45 @@ class SessionDriver:
     def submit(self, event: SubmitCommand) -> list[Result]:
         """Feed a command, with `lock` held; call `flush` when it is let go.
 
-        Raises `MessageTooLarge`, or `QueueFull` when too many commands wait for the broker; then nothing has happened.
+        Raises `MessageTooLarge`, or `OutboxFull` when too much waits for the broker; then nothing has happened.
         """
         if self.core.full and isinstance(event.command, Invoke | Put):
-            message = f"{self.core.unaccepted} commands wait for the broker, and no more may: wait for results first"
-            raise error_from_failure(Failure(code="QueueFull", message=message))
+            raise self._outbox_full()
         instructions = self.core.handle(event, time.monotonic())
         submitted = instructions[0]
         for instruction in instructions:
             self._execute[type(instruction)](instruction)
         return submitted.results  # type: ignore[attr-defined,no-any-return]  # the core promises it
+
+    def _outbox_full(self) -> OutboxFull:
+        core = self.core
+        return OutboxFull(
+            unaccepted=core.unaccepted,
+            size=core.unaccepted_bytes,
+            limit=core.config.max_unaccepted,
+            limit_bytes=core.config.max_unaccepted_bytes,
+            reason=core.busy_reason,
+        )
+
+    def wait_accepted(self, timeout: float | None) -> None:
+        """Wait until the broker has accepted what was submitted so far. Raises `NotAccepted` when time is up."""
+        self.check()
+        deadline, signal = Deadline(timeout), Signal()
+        with self.lock:
+            self._barrier += 1
+            key = self._barrier
+            self._barriers[key] = signal
+            self._feed(AwaitAccepted(key))
+        try:
+            accepted = signal.wait(deadline.left)
+        finally:
+            with self.lock:
+                if self._barriers.pop(key, None) is not None:
+                    self._feed(AwaitAccepted(key, give_up=True))
+                unaccepted, reason = self.core.unaccepted, self.core.busy_reason
+        if not accepted and unaccepted:
+            raise NotAccepted(unaccepted, timeout or 0.0, reason)
+        self.check()
 
     def wake(self) -> None:
         """See that the thread sends what is waiting. Skipped when it knows already."""
@@ -262,6 +301,11 @@ class SessionDriver:
         on_answer = self._asked.pop(answered.r, None)
         if on_answer is not None:
             on_answer(answered)
+
+    def _on_all_accepted(self, reached: AllAccepted) -> None:
+        signal = self._barriers.pop(reached.key, None)
+        if signal is not None:
+            signal.set()
 
     def _on_ready(self, ready: SessionReady) -> None:
         self.opened = ready.opened

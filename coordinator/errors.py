@@ -24,6 +24,8 @@
     ├── ForeignPointer                      a pointer of another fleet
     ├── BrokerUnreachable (TimeoutError)    no broker answers
     ├── ResultTimeout (TimeoutError)        nothing came in time; the invocation goes on
+    ├── NotAccepted (TimeoutError)          the broker has not accepted in time all that was sent
+    ├── OutboxFull                          too much waits for the broker to accept it
     ├── FleetClosed                         the fleet was closed
     ├── SessionTakenOver                    a newer incarnation of this named session has connected
     ├── LedgerLost                          the broker has lost its ledger, and the command can't be sent again
@@ -62,6 +64,14 @@ from coordinator.build_errors import (
     ResultDiffers,
     SourceLine,
 )
+from coordinator.session_errors import (
+    BrokerUnreachable,
+    FleetClosed,
+    LedgerLost,
+    NotAccepted,
+    OutboxFull,
+    SessionTakenOver,
+)
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, PlanMalformed, PlanTypeError, UnknownOp
 
 __all__ = [
@@ -81,9 +91,11 @@ __all__ = [
     "LedgerLost",
     "MutatedInput",
     "MutatedState",
+    "NotAccepted",
     "NotAllowed",
     "NumpyInPlan",
     "OpNotSupported",
+    "OutboxFull",
     "OutputNotSupported",
     "PlanBuildError",
     "PlanNotBuilt",
@@ -192,18 +204,6 @@ class ForeignPointer(EdgePlanError):
         return f"{where}expected something of this fleet, got {self.what} of another"
 
 
-class BrokerUnreachable(EdgePlanError, TimeoutError):
-    """No broker at ``endpoint`` has answered within ``timeout`` seconds."""
-
-    def __init__(self, endpoint: str, timeout: float) -> None:
-        self.endpoint = endpoint
-        self.timeout = timeout
-        super().__init__(endpoint, timeout)
-
-    def __str__(self) -> str:
-        return f"no broker answers at {self.endpoint} (waited {self.timeout:g} s): is one running there?"
-
-
 class ResultTimeout(EdgePlanError, TimeoutError):
     """No result in time. The invocation goes on, and the pointer stays good."""
 
@@ -216,36 +216,6 @@ class ResultTimeout(EdgePlanError, TimeoutError):
     def __str__(self) -> str:
         of = f" from {self.device}" if self.device else ""
         return f"no result {self.id}{of} within {self.timeout:g} s; it may still come: ask again"
-
-
-class FleetClosed(EdgePlanError):
-    """The fleet was closed: nothing can be sent or waited for any more."""
-
-    def __str__(self) -> str:
-        return "this fleet was closed: connect again"
-
-
-class SessionTakenOver(EdgePlanError):
-    """A newer incarnation of this named session has connected, and this one may not speak any more."""
-
-    def __init__(self, session: str = "", reason: str = "") -> None:
-        self.session = session
-        self.reason = reason
-        super().__init__(session, reason)
-
-    def __str__(self) -> str:
-        return f"session {self.session!r} was taken over by a newer process of that name"
-
-
-class LedgerLost(EdgePlanError):
-    """The broker came back with a new ledger, and what this id names can't be sent again."""
-
-    def __init__(self, id: str) -> None:
-        self.id = id
-        super().__init__(id)
-
-    def __str__(self) -> str:
-        return f"the broker lost its ledger, and with it result {self.id}, whose command can't be sent again"
 
 
 # ------------------------------------------------------------------------------------------------- failures from afar

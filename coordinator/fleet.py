@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 import zmq
 
 from broker.logs import LEVELS
-from broker.protocol.errors import ConnectionRefused, EdgePlanError, VersionRefused
+from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import check_device_id, nth, parse_result_id
 from broker.protocol.messages import (
     AskStats,
@@ -28,7 +28,6 @@ from broker.protocol.messages import (
     Found,
     ListDevices,
     Message,
-    RefusalCode,
     ResultStatus,
     Search,
     Stats,
@@ -44,18 +43,11 @@ from coordinator.core_results import Result
 from coordinator.core_tables import ResultInput
 from coordinator.device import Device
 from coordinator.driver import Context, SessionDriver
-from coordinator.errors import (
-    BrokerUnreachable,
-    FleetClosed,
-    ForeignPointer,
-    LedgerLost,
-    ResultTimeout,
-    SessionTakenOver,
-    error_from_failure,
-)
+from coordinator.errors import ForeignPointer, ResultTimeout, error_from_failure
 from coordinator.log_stream import LogStream
 from coordinator.notifications import AsCompleted, Notifications
 from coordinator.pointers import PointerTensor
+from coordinator.session_errors import BrokerUnreachable, LedgerLost, session_error
 from coordinator.subscriptions import Subscription
 from coordinator.transfers import Blobs, endpoint_beside
 from coordinator.values import Gathering
@@ -71,6 +63,7 @@ Answer = TypeVar("Answer", bound=Message)
 
 REQUEST_TIMEOUT = 30.0
 """How long a question to the broker may take, in seconds."""
+SESSION_NAME_LIMIT = 256
 SOURCE_TABLES = 1000
 """How many plans' tables from op to source line are kept."""
 
@@ -79,27 +72,53 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-def connect(url: str | None = None, *, insecure: bool = False, timeout: float = 10.0) -> Fleet:
+def connect(
+    url: str | None = None,
+    *,
+    session: str = "",
+    insecure: bool = False,
+    timeout: float = 10.0,
+    max_unaccepted: int = 100_000,
+    max_unaccepted_bytes: int = 256 << 20,
+) -> Fleet:
     """The fleet of the broker at ``url``, such as ``tcp://127.0.0.1:5750``; without one, of a broker inside this
     process.
 
-    Waits until the broker has answered. ``insecure``: without encryption, which only a loopback address may be. Raises
-    `BrokerUnreachable` when no broker answers within ``timeout`` seconds, `ConnectionRefused` (or `VersionRefused`)
-    when it does not take this coordinator, `InsecureEndpoint` for an address that needs encryption.
+    Waits until the broker has answered. ``insecure``: without encryption, which only a loopback address may be.
+
+    ``session`` names the session, so that a coordinator that starts again under that name takes up its pointers: see
+    `Fleet.pointers`. Whoever had the name before can't speak any more: its calls raise `SessionTakenOver`.
+
+    ``max_unaccepted`` commands, or commands with ``max_unaccepted_bytes`` of tensors in all, may wait here while the
+    broker is away or busy; a call beyond that raises `OutboxFull`, at once.
+
+    Raises `BrokerUnreachable` when no broker answers within ``timeout`` seconds, `ConnectionRefused` (or
+    `VersionRefused`) when it does not take this coordinator, `InsecureEndpoint` for an address that needs encryption,
+    ValueError for a limit below 1, or a name of more than 256 characters.
     """
+    if min(max_unaccepted, max_unaccepted_bytes) < 1:
+        raise ValueError(f"expected limits of at least 1, got {max_unaccepted} and {max_unaccepted_bytes}")
+    if len(session) > SESSION_NAME_LIMIT:
+        raise ValueError(f"expected a session name of at most {SESSION_NAME_LIMIT} characters, got {len(session)}")
+    config = SessionConfig(
+        session=session,
+        seen_every=SEEN_EVERY,
+        max_unaccepted=max_unaccepted,
+        max_unaccepted_bytes=max_unaccepted_bytes,
+    )
     if url is None:
         from coordinator.embedded import Embedded  # the broker's code, which a fleet over TCP does without
 
         embedded = Embedded()
         try:
-            return Fleet(embedded.endpoint, context=embedded.context, owned=[embedded], timeout=timeout)
+            return Fleet(embedded.endpoint, context=embedded.context, owned=[embedded], timeout=timeout, config=config)
         except BaseException:
             embedded.close()
             raise
     check_insecure(url, insecure=insecure)
     context: Context = zmq.Context()
     try:
-        return Fleet(url, context=context, owned=[_Term(context)], timeout=timeout)
+        return Fleet(url, context=context, owned=[_Term(context)], timeout=timeout, config=config)
     except BaseException:
         context.term()
         raise
@@ -140,10 +159,16 @@ class Fleet:
     """See the module. Made by `connect`. ``owned`` is closed with it, the last first."""
 
     def __init__(
-        self, endpoint: str, *, context: Context, owned: Sequence[_Closable] = (), timeout: float = 10.0
+        self,
+        endpoint: str,
+        *,
+        context: Context,
+        config: SessionConfig,
+        owned: Sequence[_Closable] = (),
+        timeout: float = 10.0,
     ) -> None:
         self.endpoint = endpoint
-        self.driver = SessionDriver(endpoint, config=SessionConfig(seen_every=SEEN_EVERY), context=context)
+        self.driver = SessionDriver(endpoint, config=config, context=context)
         self.blobs = Blobs(self.driver)
         self._owned: list[_Closable] = []
         self._streams: weakref.WeakSet[Subscription[Any]] = weakref.WeakSet()
@@ -153,7 +178,7 @@ class Fleet:
             if not self.driver.wait_settled(timeout):
                 raise BrokerUnreachable(endpoint, timeout)
             if self.driver.failure is not None:
-                raise self._session_error(self.driver.failure)
+                raise session_error(self.driver.failure)
         except BaseException:
             self.close()
             raise
@@ -166,6 +191,14 @@ class Fleet:
         Idempotent.
         """
         self._finalizer()
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until the broker has accepted all that was sent so far: it is in its ledger then, and on its disk, if
+        it keeps its ledger there. What a coordinator that is killed had sent before is not lost any more.
+
+        Raises `NotAccepted` (a TimeoutError) when that takes more than ``timeout`` seconds; it goes on being sent.
+        """
+        self.driver.wait_accepted(timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +226,11 @@ class Fleet:
     def session_id(self) -> str:
         """The incarnation of its session: 16 hex digits, with which every id that it makes begins."""
         return self.driver.core.incarnation.hex()
+
+    @property
+    def session(self) -> str:
+        """The session's name; empty: it has none."""
+        return self.driver.core.config.session
 
     @property
     def short_id(self) -> str:
@@ -419,19 +457,9 @@ class Fleet:
         if failure.code == "LedgerLost":
             return LedgerLost(nth(result.id, k).hex())
         if failure.code in {"FleetClosed", "ConnectionRefused"}:
-            return self._session_error(failure)
+            return session_error(failure)
         table = self._sources.get(result.plan)
         return error_from_failure(failure, device=result.device, id=nth(result.id, k), source_table=table)
-
-    def _session_error(self, failure: Failure) -> EdgePlanError:
-        if failure.code == "FleetClosed":
-            return FleetClosed()
-        code = str(failure.details.get("refusal", ""))
-        if code == RefusalCode.VERSION:
-            return VersionRefused(code, failure.message)
-        if code == RefusalCode.FENCED:
-            return SessionTakenOver(str(failure.details.get("session", "")), failure.message)
-        return ConnectionRefused(code, failure.message)
 
     def _ask(self, kind: type[Answer], make: Any, timeout: float = REQUEST_TIMEOUT) -> Answer:
         signal = Signal()
@@ -450,7 +478,7 @@ class Fleet:
             if not answers:
                 self.driver.give_up(r)
         if answers[0].failure is not None:
-            raise self._session_error(answers[0].failure)
+            raise session_error(answers[0].failure)
         message = answers[0].message
         if not isinstance(message, kind):
             raise error_from_failure(

@@ -62,7 +62,13 @@ def put(
         upload = first if source is not None else None
         try:
             results = driver.submit(
-                SubmitCommand(devices=tuple(devices), command=command, frames=frames, upload=upload)
+                SubmitCommand(
+                    devices=tuple(devices),
+                    command=command,
+                    frames=frames,
+                    upload=upload,
+                    upload_size=0 if small else nbytes_of(tensor),
+                )
             )
         except EdgePlanError:
             fleet.blobs.discard(first)

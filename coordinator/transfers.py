@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from broker.protocol.errors import EdgePlanError
 from broker.protocol.messages import PROTOCOL_VERSION, Failure, OpenBlobChannel, SessionOpened
 from coordinator.core_events import Upload, Uploaded, UploadEnded, UploadFailed
 from coordinator.errors import FleetClosed
@@ -183,7 +184,7 @@ class Blobs:
                 self._report(UploadFailed(key=key, failure=failure, ledger=ledger))
 
     def _report(self, event: Uploaded | UploadFailed) -> None:
-        with suppress(FleetClosed):  # then nobody waits for it
+        with suppress(EdgePlanError):  # the session is over, and nobody waits for it
             self._driver.feed(event)
 
     # --------------------------------------------------------------------------------------------- files and the thread

@@ -18,6 +18,7 @@ T = TypeVar("T")
 LEDGER = b"ledger-1"
 PLAN = b"p" * 32
 INCARNATION = b"incarnat"
+FAILURE = m.Failure(code="StoreFull", message="no room")
 
 
 def parts(plan: bytes = PLAN, sizes: Sequence[int] = (40,)) -> PlanParts:
@@ -157,3 +158,11 @@ class Session:
         for upload in self.of(Upload):
             made += self.handle(Uploaded(key=upload.key, digest=digest, ledger=upload.ledger))
         return made
+
+
+def opened() -> Session:
+    """An open session whose plan is with the broker."""
+    session = Session()
+    session.open()
+    session.with_plan()
+    return session
