@@ -12,9 +12,9 @@ from typing import Protocol
 from msgspec import Struct
 
 from broker.protocol.ids import nth
-from broker.protocol.messages import Event, Frame, ResultInfo, ResultReady, TagEntry
+from broker.protocol.messages import DEFAULT_DEADLINE_MS, Event, Frame, ResultInfo, ResultReady, TagEntry
 
-__all__ = ["Catalog", "Ended", "Held", "MemoryShelf", "Shelf", "announcement"]
+__all__ = ["Catalog", "Ended", "Held", "MemoryShelf", "Shelf", "announcement", "size_of"]
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -22,7 +22,7 @@ class Held(Struct, frozen=True, kw_only=True):
 
     ``source`` is its tensor frame (bytes) or the path of its tensor file; ``nbytes`` the size of its elements.
     ``own``: it is the device's own, put there by its owner, and nobody else may delete it. ``blob`` is the digest of
-    its file, where known.
+    its file, where known, and ``check`` the CRC-32 of it.
     """
 
     id: bytes
@@ -34,6 +34,7 @@ class Held(Struct, frozen=True, kw_only=True):
     description: str = ""
     own: bool = False
     blob: bytes | None = None
+    check: int | None = None
 
     @property
     def info(self) -> ResultInfo:
@@ -58,8 +59,28 @@ class Ended(Struct, frozen=True, kw_only=True):
     recorded: bool = False
 
 
+_ROW_BYTES = 512
+
+
+def size_of(nbytes: int) -> int:
+    """What a value of ``nbytes`` counts for in the store: its rows too, so that a million numbers are not nothing."""
+    return nbytes + _ROW_BYTES
+
+
 class Catalog(Protocol):
     """What can be asked of a store, without waiting."""
+
+    @property
+    def used(self) -> int:
+        """How many bytes the values and plans of coordinators have here; the owner's own do not count."""
+
+    def evictable(self, count: int) -> list[tuple[bytes, int]]:
+        """Values that may be dropped when room is needed, and what each counts for: those whose lease is over, oldest
+        first, at most ``count``. An untagged inline value is the broker's to keep, once that has it on record.
+        """
+
+    def deaths(self, id: bytes) -> int:
+        """How many workers have died of this command."""
 
     def find(self, id: bytes) -> Held | None:
         """The value of this id."""
@@ -89,8 +110,15 @@ class Catalog(Protocol):
 class Shelf(Catalog, Protocol):
     """A store as the agent uses it. What is written can be read at once; it is on disk when `commit` has returned."""
 
-    def keep(self, ended: Ended | None, values: Sequence[Held], *, durable: bool) -> None:
-        """Keep what a command has ended with. With ``durable``, the next `commit` must reach the disk."""
+    def keep(
+        self, ended: Ended | None, values: Sequence[Held], *, durable: bool, left: float = DEFAULT_DEADLINE_MS / 1000
+    ) -> None:
+        """Keep what a command has ended with. With ``durable``, the next `commit` must reach the disk. ``left``: the
+        seconds to its deadline; until seven days after that its record is kept, and its values are leased.
+        """
+
+    def mark_death(self, id: bytes, deaths: int) -> None:
+        """A worker has died of this command, the ``deaths``-th. On the disk when this returns, until it ends."""
 
     def mark_recorded(self, ids: Iterable[bytes]) -> None:
         """The broker has these commands on record."""
@@ -131,6 +159,29 @@ class MemoryShelf:
         self.commands: dict[bytes, Ended] = {}
         self.blobs: dict[bytes, bytes | str] = {}
         self.manifests: list[bytes] = []
+        self.leases: dict[bytes, float] = {}
+        self.dead: dict[bytes, int] = {}
+        self.expired: list[bytes] = []
+        """Values whose lease a test has ended."""
+
+    @property
+    def used(self) -> int:
+        """As `Catalog.used`."""
+        values = sum(size_of(held.nbytes) for held in self.values.values() if not held.own)
+        return values + sum(self.blob_size(digest) for digest in self.blobs)
+
+    def evictable(self, count: int) -> list[tuple[bytes, int]]:
+        """As `Catalog.evictable`."""
+        here = [id for id in self.expired if id in self.values and not self.values[id].own]
+        return [(id, size_of(self.values[id].nbytes)) for id in here[:count]]
+
+    def deaths(self, id: bytes) -> int:
+        """As `Catalog.deaths`."""
+        return self.dead.get(id, 0)
+
+    def mark_death(self, id: bytes, deaths: int) -> None:
+        """As `Shelf.mark_death`."""
+        self.dead[id] = deaths
 
     def find(self, id: bytes) -> Held | None:
         """As `Catalog.find`."""
@@ -166,12 +217,21 @@ class MemoryShelf:
         source = self.blobs.get(digest)
         return len(source) if isinstance(source, bytes) else 0
 
-    def keep(self, ended: Ended | None, values: Sequence[Held], *, durable: bool) -> None:  # noqa: ARG002 - a Shelf's
+    def keep(
+        self,
+        ended: Ended | None,
+        values: Sequence[Held],
+        *,
+        durable: bool,  # noqa: ARG002 - a Shelf's
+        left: float = DEFAULT_DEADLINE_MS / 1000,
+    ) -> None:
         """As `Shelf.keep`."""
         if ended is not None:
             self.commands[ended.id] = ended
+            self.dead.pop(ended.id, None)
         for held in values:
             self.values[held.id] = held
+            self.leases[held.id] = left
 
     def mark_recorded(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.mark_recorded`."""

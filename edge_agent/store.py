@@ -12,11 +12,12 @@ What is put here stays until its owner deletes it. Needs numpy to put and get, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,21 +30,35 @@ from broker.protocol.errors import TensorRefused
 from broker.protocol.ids import parse_result_id
 from broker.protocol.messages import INLINE_TENSORS_BYTES
 from broker.protocol.tensors import DTYPES, MAX_DIMS, nbytes_of
+from edge_agent.catalog import Held
 from edge_agent.frames import frame_of
-from edge_agent.store_database import Database, StoreDamaged, StoreError, StoreInUse, StoreTooNew
-from edge_agent.tensor_files import map_tensor, tensor_path, write
+from edge_agent.store_database import Database, StoreDamaged, StoreError, StoreInUse, StoreTooNew, ValueDamaged
+from edge_agent.store_disk import DISK, Disk
+from edge_agent.store_rows import VALUE, value_columns, value_row
+from edge_agent.tensor_files import FileAltered, map_tensor, tensor_path
+from edge_agent.tensor_format import pack
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Entry", "NoSuchTensor", "NotTheOwner", "Store", "StoreDamaged", "StoreError", "StoreInUse", "StoreTooNew"]
+__all__ = [
+    "Entry",
+    "NoSuchTensor",
+    "NotTheOwner",
+    "Store",
+    "StoreDamaged",
+    "StoreError",
+    "StoreInUse",
+    "StoreTooNew",
+    "ValueDamaged",
+]
 
 _MAX_TAG = 256
+_CHECKED_BYTES = 4 << 20
+"""Up to which size of the index every row is looked at when it is opened; in a larger one, each that is read."""
+
 _encode = msgspec.msgpack.Encoder().encode
-_shapes = msgspec.msgpack.Decoder(tuple[int, ...])
-_tags = msgspec.msgpack.Decoder(tuple[str, ...])
 _NAMES = {type_string: name for name, (type_string, _) in DTYPES.items() if name != "bfloat16"}
-_COLUMNS = "id, dtype, shape, nbytes, tags, description, own"
 
 
 class NoSuchTensor(StoreError, KeyError):
@@ -93,12 +108,18 @@ class Store:
         """The store's random id: 8 bytes, with which the ids of all its own tensors begin."""
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Store:
-        """The store in ``folder``, which is made if it is not there.
+    def open(cls, folder: str | os.PathLike[str], *, disk: Disk = DISK) -> Store:
+        """The store in ``folder``, which is made if it is not there. ``disk``: where it is, if not on the real one.
 
         Raises `StoreDamaged`, `StoreTooNew`, or OSError.
         """
-        return cls(Database(Path(folder).absolute()))
+        database = Database(Path(folder).absolute(), disk=disk)
+        try:
+            database.check(limit=_CHECKED_BYTES)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
 
     @classmethod
     def temporary(cls) -> Store:
@@ -131,63 +152,73 @@ class Store:
         tags = _checked_tags(tags)
         if len(data) != nbytes_of(dtype, list(shape)) or len(shape) > MAX_DIMS:
             raise TensorRefused(f"expected the elements of {dtype}{list(shape)}, got {len(data)} bytes")
-        frame = frame_of(dtype, shape, bytes(data)) if len(data) <= INLINE_TENSORS_BYTES else None
+        small = len(data) <= INLINE_TENSORS_BYTES
         id = self._next_id()
-        if frame is None:
-            write(tensor_path(self.folder, id), dtype, shape, data)
-        row = (
-            id,
-            dtype,
-            _encode(tuple(shape)),
-            len(data),
-            frame,
-            frame is None,
-            _encode(tags),
-            description,
-            time.time(),
-        )
-        with self._database.transaction(durable=True) as connection:
-            connection.execute(
-                "INSERT INTO tensors (id, own, dtype, shape, nbytes, frame, file, tags, description, created)"
-                " VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
+        with contextlib.nullcontext() if small else self._database.writing():
+            source: bytes | str
+            check = None
+            if small:
+                source = frame_of(dtype, shape, bytes(data))
+            else:
+                path, head = tensor_path(self.folder, id), pack(dtype, shape)
+                self._database.disk.write_whole(path, [head, data])
+                source, check = str(path), zlib.crc32(data, zlib.crc32(head))
+            held = Held(
+                id=id,
+                dtype=dtype,
+                shape=tuple(shape),
+                nbytes=len(data),
+                source=source,
+                tags=tags,
+                description=description,
+                check=check,
             )
-            connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, id) for tag in tags])
-            self._database.count_change(connection)
+            row = value_row(held, _encode(held.shape), _encode(tags), own=True, created=time.time(), lease_until=None)
+            with self._database.transaction(durable=True) as connection:
+                marks = ", ".join("?" * len(row))
+                connection.execute(f"INSERT INTO tensors ({VALUE}) VALUES ({marks})", row)  # noqa: S608 - marks only
+                connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, id) for tag in tags])
+                self._database.count_change(connection)
         self._database.say_changed()
         return id.hex()
 
     def get(self, id: str) -> np.ndarray[Any, Any]:
-        """A copy of a tensor's value. A bfloat16 tensor comes as its bits, uint16. Raises `NoSuchTensor`."""
+        """A copy of a tensor's value. A bfloat16 tensor comes as its bits, uint16.
+
+        Raises `NoSuchTensor`, `ValueDamaged`, `StoreDamaged`.
+        """
         import numpy
 
         from broker.protocol.tensors import decode_array
 
-        with self._database.read() as connection:
-            row = connection.execute("SELECT frame FROM tensors WHERE id = ?", (_raw(id),)).fetchone()
-        if row is None:
+        found = self._select("WHERE id = ?", (_raw(id),))
+        if not found:
             raise NoSuchTensor(id)
-        if row[0] is not None:
-            return decode_array(row[0]).copy()
-        header = map_tensor(tensor_path(self.folder, _raw(id)))
+        [held] = found
+        if isinstance(held.source, bytes):
+            return decode_array(held.source).copy()
+        try:
+            header = map_tensor(held.source, held.check)
+        except (FileAltered, TensorRefused, FileNotFoundError) as error:
+            raise ValueDamaged(self.folder, id, str(error)) from error
         return numpy.frombuffer(header.data, dtype=DTYPES[header.dtype][0]).reshape(header.shape).copy()
 
     def search(self, *tags: str) -> list[Entry]:
         """The tensors that carry all of ``tags``, oldest first; without any: all that are tagged."""
         tags = _checked_tags(tags)
         if not tags:
-            return self._select("WHERE id IN (SELECT id FROM tags)")
+            return self._entries("WHERE id IN (SELECT id FROM tags)")
         marks = ", ".join("?" * len(tags))
         matching = f"SELECT id FROM tags WHERE tag IN ({marks}) GROUP BY id HAVING count(*) = ?"  # noqa: S608 - marks only
-        return self._select(f"WHERE id IN ({matching})", (*tags, len(tags)))
+        return self._entries(f"WHERE id IN ({matching})", (*tags, len(tags)))
 
     def entries(self) -> list[Entry]:
         """All tensors in the store, results of coordinators too, oldest first."""
-        return self._select("")
+        return self._entries("")
 
     def entry(self, id: str) -> Entry:
         """What is known of a tensor. Raises `NoSuchTensor`."""
-        found = self._select("WHERE id = ?", (_raw(id),))
+        found = self._entries("WHERE id = ?", (_raw(id),))
         if not found:
             raise NoSuchTensor(id)
         return found[0]
@@ -201,7 +232,7 @@ class Store:
             connection.execute("DELETE FROM tags WHERE id = ?", (raw,))
             connection.execute("DELETE FROM tensors WHERE id = ?", (raw,))
             self._database.count_change(connection)
-        tensor_path(self.folder, raw).unlink(missing_ok=True)
+        self._database.disk.remove(tensor_path(self.folder, raw))
         self._database.say_changed()
 
     def close(self) -> None:
@@ -224,15 +255,16 @@ class Store:
             (counter,) = connection.execute("SELECT value FROM meta WHERE key = 'last_own'").fetchone()
         return self.id + int(counter).to_bytes(8, "big")
 
-    def _select(self, where: str, values: tuple[object, ...] = ()) -> list[Entry]:
-        with self._database.read() as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM tensors {where} ORDER BY rowid", values).fetchall()  # noqa: S608
-        return [_entry(row) for row in rows]
+    def _entries(self, where: str, values: tuple[object, ...] = ()) -> list[Entry]:
+        return [
+            Entry(held.id.hex(), held.dtype, held.shape, held.nbytes, held.tags, held.description, held.own)
+            for held in self._select(where, values)
+        ]
 
-
-def _entry(row: sqlite3.Row | tuple[Any, ...]) -> Entry:
-    id, dtype, shape, nbytes, tags, description, own = row
-    return Entry(bytes(id).hex(), dtype, _shapes.decode(shape), nbytes, _tags.decode(tags), description, bool(own))
+    def _select(self, where: str, values: tuple[object, ...] = ()) -> list[Held]:
+        with self._database.read() as connection, self._database.whole():
+            rows = connection.execute(f"SELECT {VALUE} FROM tensors {where} ORDER BY rowid", values).fetchall()  # noqa: S608
+            return [value_columns(row, str(tensor_path(self.folder, row[0]))) for row in rows]
 
 
 def _raw(id: str) -> bytes:

@@ -7,6 +7,8 @@
     DIR/blobs/           large parts of plans, named by their digest
     DIR/incoming/        blobs on their way in
     DIR/changed          a FIFO: whoever puts or deletes something writes a byte, and a running agent wakes up
+    DIR/seal             how many transactions have reached the disk, at least: an index that has fewer has lost some
+    DIR/writing.lock     shared by those who write a file that no row names yet
     DIR/agent.lock       held by the running agent: a store has one at most
 
 A row is written after the file that it names has reached the disk, so every row has its file, whenever the power goes.
@@ -15,54 +17,25 @@ A row is written after the file that it names has reached the disk, so every row
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from broker.protocol.errors import EdgePlanError
-from edge_agent.tensor_files import sync_folder
+from edge_agent.store_disk import DISK, Connection, Disk
+from edge_agent.store_rows import MIGRATIONS, SCHEMA, SCHEMA_VERSION, RowDamaged, check_rows, row_sum, sum_all
 
-__all__ = ["Database", "StoreDamaged", "StoreError", "StoreInUse", "StoreTooNew"]
+__all__ = ["Database", "StoreDamaged", "StoreError", "StoreInUse", "StoreTooNew", "ValueDamaged"]
 
-SCHEMA_VERSION = 1
-_BUSY_SECONDS = 30.0
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE tensors (
-    id BLOB PRIMARY KEY,
-    own INTEGER NOT NULL,           -- 1: put by the device's owner; 0: a result, or sent by a coordinator
-    dtype TEXT NOT NULL,
-    shape BLOB NOT NULL,            -- msgpack
-    nbytes INTEGER NOT NULL,
-    frame BLOB,                     -- a small tensor, or
-    file INTEGER NOT NULL,          -- 1: a file in tensors/
-    tags BLOB NOT NULL,             -- msgpack
-    description TEXT NOT NULL,
-    blob BLOB,                      -- the digest of the file, where known
-    created REAL NOT NULL,          -- seconds since the Unix epoch, on the device's clock
-    lease_until REAL                -- likewise; NULL: until it is released
-);
-CREATE TABLE tags (tag TEXT NOT NULL, id BLOB NOT NULL, PRIMARY KEY (tag, id)) WITHOUT ROWID;
-CREATE TABLE commands (
-    n INTEGER PRIMARY KEY,          -- in the order in which they ended
-    id BLOB NOT NULL UNIQUE,
-    event BLOB NOT NULL,            -- what was announced, without its frames
-    outputs INTEGER NOT NULL,
-    recorded INTEGER NOT NULL,      -- whether the broker has it on record
-    ended REAL NOT NULL
-);
-CREATE INDEX unrecorded ON commands (n) WHERE recorded = 0;
-CREATE TABLE blobs (
-    n INTEGER PRIMARY KEY,
-    digest BLOB NOT NULL UNIQUE,
-    data BLOB,                      -- a small one; NULL: a file in blobs/
-    size INTEGER NOT NULL,
-    manifest INTEGER NOT NULL
-);
-"""
+_SEAL = struct.Struct("<4sQI")
+_SEAL_MAGIC = b"seal"
+_NAMED = ("store_id", "token", "ledger")
+"""The settings that ``named_sum`` covers."""
 
 
 class StoreError(EdgePlanError):
@@ -70,7 +43,10 @@ class StoreError(EdgePlanError):
 
 
 class StoreDamaged(StoreError):
-    """The folder's index is no store, or is damaged."""
+    """The folder's index is no store, or something in it is not what was written, or is missing.
+
+    Nothing of such a store is served as if it were whole. ``edgeplan-agent salvage`` takes out of it what verifies.
+    """
 
     def __init__(self, folder: Path, reason: str) -> None:
         self.folder = folder
@@ -78,7 +54,23 @@ class StoreDamaged(StoreError):
         super().__init__(folder, reason)
 
     def __str__(self) -> str:
-        return f"expected a store in {self.folder}, got something else or a damaged one: {self.reason}"
+        return (
+            f"expected a store in {self.folder}, got something else or a damaged one: {self.reason}"
+            " (edgeplan-agent salvage saves what is whole of it)"
+        )
+
+
+class ValueDamaged(StoreDamaged):
+    """The file of one value is not what was written; the rest of the store is as good as before. ``id``: 32 hex
+    digits.
+    """
+
+    def __init__(self, folder: Path, id: str, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"the file of {self.id} in {self.folder} is damaged: {self.reason}"
 
 
 class StoreTooNew(StoreError):
@@ -107,77 +99,142 @@ class StoreInUse(StoreError):
 class Database:
     """One connection to a store's index. Threads take turns by `transaction` and `read`.
 
-    ``durable`` False: nothing waits for the disk, as in a store that is temporary anyway. Raises `StoreDamaged`,
-    `StoreTooNew`, or OSError if the folder cannot be made.
+    ``durable`` False: nothing waits for the disk, as in a store that is temporary anyway. ``disk``: where it is, if not
+    on the real one. Raises `StoreDamaged`, `StoreTooNew`, or OSError if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True, disk: Disk = DISK) -> None:
         self.folder = folder
         self.durable = durable
+        self.disk = disk
         self._lock = threading.RLock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("tensors", "blobs", "incoming"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkfifo(folder / "changed", mode=0o600)
+        sealed = _read_seal(folder)  # first: the index only grows beyond it
         path = folder / "store.sqlite3"
-        fresh = not path.exists()
-        self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self.fresh = not path.exists()
+        if sealed and (self.fresh or not path.stat().st_size):
+            raise StoreDamaged(folder, "its index is gone")
+        self._connection: Connection = disk.connect(path)
         try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise StoreDamaged(folder, str(error)) from error
+            with self.whole():
+                self._open(sealed)
         except BaseException:
             self._connection.close()
             raise
-        if fresh and durable:
-            sync_folder(folder)
+        if self.fresh and durable:
+            disk.sync_folder(folder)
 
-    def _open(self) -> None:
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """What SQLite or a row's sum tells of damage becomes `StoreDamaged`. That the disk is full, or that somebody
+        else is writing, does not.
+        """
+        try:
+            yield
+        except (sqlite3.DatabaseError, RowDamaged) as error:
+            if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
+                raise
+            raise StoreDamaged(self.folder, str(error)) from error
+
+    def _open(self, sealed: int) -> None:
         run = self._connection.execute
         run("PRAGMA journal_mode = WAL")
         run(f"PRAGMA synchronous = {'NORMAL' if self.durable else 'OFF'}")
+        run("PRAGMA cache_size = -512")
         (version,) = run("PRAGMA user_version").fetchone()
-        if version == 0:
+        if version < SCHEMA_VERSION:
             with self.transaction(durable=True):
                 (version,) = run("PRAGMA user_version").fetchone()
                 if version == 0:  # nobody else was faster
-                    for statement in _SCHEMA.split(";\n"):
-                        run(statement)
-                    run("INSERT INTO meta VALUES ('store_id', ?)", (os.urandom(8),))
-                    run("INSERT INTO meta VALUES ('last_own', 0)")
-                    run("INSERT INTO meta VALUES ('changes', 0)")
-                    run(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                    version = SCHEMA_VERSION
+                    self._make()
+                elif version < SCHEMA_VERSION:
+                    self._migrate(version)
+            version = max(version, SCHEMA_VERSION)
         if version > SCHEMA_VERSION:
             raise StoreTooNew(self.folder, version)
+        (generation,) = run("SELECT value FROM meta WHERE key = 'generation'").fetchone() or (0,)
+        if generation < sealed:
+            raise RowDamaged(f"expected {sealed} transactions at least, got {generation}: the last ones are missing")
+        if self._named_sum() != self.meta("named_sum"):
+            raise RowDamaged("its id or its registration was altered")
+
+    def _make(self) -> None:
+        run = self._connection.execute
+        for statement in SCHEMA.split(";\n"):
+            run(statement)
+        run("INSERT INTO meta VALUES ('store_id', ?)", (os.urandom(8),))
+        for counter in ("last_own", "changes", "clock", "generation"):
+            run("INSERT INTO meta VALUES (?, 0)", (counter,))
+        self._sum_named()
+        run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _migrate(self, version: int) -> None:
+        run = self._connection.execute
+        for before in range(version, SCHEMA_VERSION):
+            for statement in MIGRATIONS[before].strip().split(";\n"):
+                run(statement)
+        sum_all(self._connection)
+        self._sum_named()
+        run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _named_sum(self) -> bytes:
+        return row_sum(tuple(self.meta(key) for key in _NAMED)).to_bytes(4, "big")
+
+    def _sum_named(self) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('named_sum', ?)", (self._named_sum(),))
+
+    def check(self, *, limit: int) -> None:
+        """Look at every row, if the index has at most ``limit`` bytes. Raises `StoreDamaged`."""
+        if self.fresh or (self.folder / "store.sqlite3").stat().st_size > limit:
+            return
+        with self.read() as connection, self.whole():
+            check_rows(connection, self.meta("store_id"))
 
     @contextlib.contextmanager
-    def transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, durable: bool) -> Iterator[Connection]:
         """All that is written in it, or nothing. With ``durable`` it is on the disk when this ends.
 
         Raises sqlite3.Error; then nothing was written.
         """
         with self._lock:
             run = self._connection.execute
-            if durable and self.durable:
+            durable = durable and self.durable
+            if durable:
                 run("PRAGMA synchronous = FULL")
             try:
                 run("BEGIN IMMEDIATE")
                 try:
                     yield self._connection
+                    generation = self._count_generation() if durable else 0
                     run("COMMIT")
                 except BaseException:
                     if self._connection.in_transaction:
                         run("ROLLBACK")
                     raise
             finally:
-                if durable and self.durable:
+                if durable:
                     run("PRAGMA synchronous = NORMAL")
+            if generation:
+                _write_seal(self.folder, generation)
+
+    def _count_generation(self) -> int:
+        run = self._connection.execute
+        run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+        row = run("SELECT value FROM meta WHERE key = 'generation'").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def save_registration(self, token: bytes, ledger: bytes) -> None:
+        """Keep what the broker gave. On the disk when this returns."""
+        with self.transaction(durable=True) as connection:
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("token", token), ("ledger", ledger)])
+            self._sum_named()
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[Connection]:
         """The connection, for reading."""
         with self._lock:
             yield self._connection
@@ -187,6 +244,19 @@ class Database:
         with self.read() as connection:
             row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return bytes(row[0]) if row is not None else b""
+
+    @contextlib.contextmanager
+    def writing(self, *, alone: bool = False) -> Iterator[bool]:
+        """Whoever writes a file and its row afterwards does it in here. ``alone``: when nobody else is at that; whether
+        that is so.
+        """
+        with (self.folder / "writing.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def data_version(self) -> int:
         """A number that changes whenever another connection has written."""
@@ -201,7 +271,7 @@ class Database:
         return int(count)
 
     @staticmethod
-    def count_change(connection: sqlite3.Connection) -> None:
+    def count_change(connection: Connection) -> None:
         """Part of a transaction that the agent must know of: see `changes`."""
         connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
 
@@ -222,3 +292,39 @@ class Database:
         """Close the connection."""
         with self._lock:
             self._connection.close()
+
+
+def _is_damage(error: sqlite3.OperationalError) -> bool:
+    """Whether SQLite means the file, not the moment: a lock or a full disk are over some time."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF not in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_NOMEM,
+    )
+
+
+def _read_seal(folder: Path) -> int:
+    """How many durable transactions there were at least; 0: nobody knows."""
+    try:
+        data = (folder / "seal").read_bytes()
+    except FileNotFoundError:
+        return 0
+    if len(data) != _SEAL.size:
+        return 0
+    magic, generation, check = _SEAL.unpack(data)
+    return int(generation) if magic == _SEAL_MAGIC and check == zlib.crc32(data[:-4]) else 0
+
+
+def _write_seal(folder: Path, generation: int) -> None:
+    """Say that so many transactions have reached the disk. Not synced: what stands there is never too much."""
+    data = _SEAL_MAGIC + generation.to_bytes(8, "little")
+    data += zlib.crc32(data).to_bytes(4, "little")
+    descriptor = os.open(folder / "seal", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(descriptor, data, 0)
+    finally:
+        os.close(descriptor)

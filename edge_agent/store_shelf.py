@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import queue
+import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,37 +22,68 @@ from typing import Any
 
 import msgspec
 
-from broker.protocol.ids import counter_of, incarnation_of
-from broker.protocol.messages import INLINE_TENSORS_BYTES, Event, ResultInfo, TagEntry
-from edge_agent.catalog import Ended, Held
+from broker.protocol.ids import counter_of, incarnation_of, nth
+from broker.protocol.messages import DEFAULT_DEADLINE_MS, INLINE_TENSORS_BYTES, ResultInfo, ResultReady, TagEntry
+from edge_agent.catalog import Ended, Held, size_of
 from edge_agent.store_database import Database, StoreInUse
-from edge_agent.store_writes import Batch, Writer, Written, written
-from edge_agent.tensor_files import read_header, sync_folder, tensor_path, write_whole
+from edge_agent.store_disk import DISK, Disk
+from edge_agent.store_rows import COMMAND, VALUE, ended_of, value_columns
+from edge_agent.store_writes import Batch, Blob, DirectWriter, Writer, Written, written
+from edge_agent.tensor_files import read_header, sum_of_file, tensor_path
 from edge_agent.tensor_format import header_of
 
 __all__ = ["StoreShelf"]
 
-_CACHE_VALUES = 4096
-_CACHE_BYTES = 4 << 20
+_CACHE_VALUES = 1024
+_CACHE_BYTES = 2 << 20
 _CACHE_SESSIONS = 1024
-_ORPHAN_SECONDS = 3600.0
+_CHECKED_BYTES = 256 << 20
+"""Up to which size of the index every row is looked at when the store is opened: about a second for 64 MiB."""
+
+RETENTION_SECONDS = 7 * 24 * 3600.0
+"""How long after its deadline a command is remembered, and its results are leased. As in the broker's settings."""
+
+RECORDS = 1_000_000
+"""How many ended commands are remembered at most. The oldest that the broker has on record are forgotten first: such
+a command does not come again.
+"""
+
 _TAGGED = "id, tags, description, dtype, shape, nbytes"
-_VALUE = "id, own, dtype, shape, nbytes, frame, file, tags, description, blob"
 
 _shapes = msgspec.msgpack.Decoder(tuple[int, ...])
 _texts = msgspec.msgpack.Decoder(tuple[str, ...])
-_events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+def _boottime() -> float:
+    """Seconds, also those that the device slept; wherever its wall clock stands."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class StoreShelf:
     """A `Shelf` on the store in ``folder``. Of one thread.
 
-    ``wake`` is called, on another thread, when a batch is over: time for `commit`. Raises `StoreInUse` if another
-    agent has the store, and what `Database` raises.
+    ``wake`` is called, on another thread, when a batch is over: time for `commit`. ``disk`` and ``boottime`` are the
+    real ones unless a test gives others; with ``direct`` batches are written on the caller's thread.
+
+    The store has a clock of its own: seconds that went by while an agent had it open, on CLOCK_BOOTTIME. It runs behind
+    the world's, so a lease may last longer than was promised and never shorter, wherever the device's wall clock is.
+
+    Raises `StoreInUse` if another agent has the store, and what `Database` raises.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True, wake: Callable[[], None] | None = None) -> None:
-        self._database = Database(folder, durable=durable)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        durable: bool = True,
+        wake: Callable[[], None] | None = None,
+        disk: Disk = DISK,
+        boottime: Callable[[], float] = _boottime,
+        direct: bool = False,
+    ) -> None:
+        self._database = Database(folder, durable=durable, disk=disk)
+        self._disk = disk
+        self._boottime = boottime
         self.folder = folder
         self._lock = (folder / "agent.lock").open("w")
         try:
@@ -59,6 +92,12 @@ class StoreShelf:
             self._lock.close()
             self._database.close()
             raise StoreInUse(folder) from None
+        try:
+            self._database.check(limit=_CHECKED_BYTES)
+        except BaseException:
+            self._lock.close()
+            self._database.close()
+            raise
         self.changed = os.open(folder / "changed", os.O_RDWR | os.O_NONBLOCK)
         """A descriptor that can be read when another program has put or deleted something: see `look`."""
         self.store_id = self._database.meta("store_id")
@@ -68,14 +107,29 @@ class StoreShelf:
         self._writing: Batch | None = None  # on its way to the disk, by the writer
         self._written: queue.SimpleQueue[Written] = queue.SimpleQueue()
         self._ends: list[Written] = []  # of batches that are over, and that `commit` has not told of yet
-        self._writer = Writer(folder, durable=durable, done=self._batch_written)
+        self._writer: Writer | DirectWriter
+        if direct:
+            self._writer = DirectWriter(self._database, self._batch_written)
+        else:
+            self._writer = Writer(folder, durable=durable, done=self._batch_written, disk=disk)
         self._wake = wake
         self._cache: OrderedDict[bytes, Held] = OrderedDict()
         self._cache_bytes = 0
         self._highest: OrderedDict[bytes, int] = (
             OrderedDict()
         )  # incarnation to the highest counter of its ended commands
+        self._started = boottime()
+        with self._database.read() as connection:
+            run = connection.execute
+            (clock,) = run("SELECT value FROM meta WHERE key = 'clock'").fetchone()
+            (values, count) = run("SELECT coalesce(sum(nbytes), 0), count(*) FROM tensors WHERE own = 0").fetchone()
+            (blobs,) = run("SELECT coalesce(sum(size), 0) FROM blobs").fetchone()
+            self._deaths = {bytes(id): int(deaths) for id, deaths in run("SELECT id, deaths FROM deaths").fetchall()}
+        self._clock = float(clock)
+        self.used = values + count * size_of(0) + blobs
+        """How many bytes the values and plans of coordinators have, about."""
         self._remove_orphans()
+        self.prune()
 
     # ------------------------------------------------------------------------------------------- questions
 
@@ -96,11 +150,11 @@ class StoreShelf:
                 return held
             if id in writing.dropped:
                 return None
-        with self._database.read() as connection:
-            row = connection.execute(f"SELECT {_VALUE} FROM tensors WHERE id = ?", (id,)).fetchone()  # noqa: S608
-        if row is None:
-            return None
-        held = self._held(row)
+        with self._database.read() as connection, self._database.whole():
+            row = connection.execute(f"SELECT {VALUE} FROM tensors WHERE id = ?", (id,)).fetchone()  # noqa: S608
+            if row is None:
+                return None
+            held = self._held(row)
         self._remember(held)
         return held
 
@@ -112,21 +166,21 @@ class StoreShelf:
         # A session counts its ids upwards: what is beyond the highest one seen is new, and costs no question.
         if counter_of(id) > self._highest_of(incarnation_of(id)):
             return None
-        with self._database.read() as connection:
-            row = connection.execute("SELECT id, event, outputs, recorded FROM commands WHERE id = ?", (id,)).fetchone()
-        return None if row is None else _ended(row)
+        with self._database.read() as connection, self._database.whole():
+            row = connection.execute(f"SELECT {COMMAND} FROM commands WHERE id = ?", (id,)).fetchone()  # noqa: S608
+            return None if row is None else ended_of(row)
 
     def with_tags(self, tags: Sequence[str]) -> list[Held]:
         """As `Catalog.with_tags`; at most two are returned, which is enough to know that it is not one."""
         self._settle_tags()
         marks = ", ".join("?" * len(tags))
-        with self._database.read() as connection:
+        with self._database.read() as connection, self._database.whole():
             rows = connection.execute(
-                f"SELECT {_VALUE} FROM tensors WHERE id IN"  # noqa: S608 - marks and names of columns only
+                f"SELECT {VALUE} FROM tensors WHERE id IN"  # noqa: S608 - marks and names of columns only
                 f" (SELECT id FROM tags WHERE tag IN ({marks}) GROUP BY id HAVING count(*) = ?) LIMIT 2",
                 (*tags, len(set(tags))),
             ).fetchall()
-        return [self._held(row) for row in rows]
+            return [self._held(row) for row in rows]
 
     def tagged(self) -> list[TagEntry]:
         """As `Catalog.tagged`."""
@@ -140,27 +194,73 @@ class StoreShelf:
     def unrecorded(self) -> list[Ended]:
         """As `Catalog.unrecorded`."""
         self._settle()
-        with self._database.read() as connection:
+        with self._database.read() as connection, self._database.whole():
             rows = connection.execute(
-                "SELECT id, event, outputs, recorded FROM commands WHERE recorded = 0 ORDER BY n"
+                f"SELECT {COMMAND} FROM commands WHERE recorded = 0 ORDER BY n"  # noqa: S608
             ).fetchall()
-        return [_ended(row) for row in rows]
+            return [ended_of(row) for row in rows]
+
+    def deaths(self, id: bytes) -> int:
+        """As `Catalog.deaths`."""
+        return self._deaths.get(id, 0) if self._deaths else 0
+
+    def evictable(self, count: int) -> list[tuple[bytes, int]]:
+        """As `Catalog.evictable`."""
+        unrecorded: set[bytes] = set()
+        waiting = [(one.id, one.outputs) for batch in self._batches() for one in batch.ended.values()]
+        with self._database.read() as connection:
+            waiting += connection.execute("SELECT id, outputs FROM commands WHERE recorded = 0").fetchall()
+            for id, outputs in waiting:
+                unrecorded.update(nth(id, k) for k in range(outputs))
+            found: list[tuple[bytes, int]] = []
+            rows = connection.execute(
+                "SELECT id, nbytes FROM tensors WHERE own = 0 AND lease_until <= ? ORDER BY rowid", (self._now(),)
+            )
+            while len(found) < count and (row := rows.fetchone()) is not None:
+                if row[0] not in unrecorded and not any(row[0] in batch.dropped for batch in self._batches()):
+                    found.append((bytes(row[0]), size_of(row[1])))
+        return found
+
+    def _batches(self) -> list[Batch]:
+        """What is gathered, and what is on its way."""
+        return [self._pending] if self._writing is None else [self._pending, self._writing]
 
     def blob(self, digest: bytes) -> bytes | str | None:
-        """As `Catalog.blob`."""
-        with self._database.read() as connection:
+        """As `Catalog.blob`. One that is not what its name says is dropped: there are more where it came from."""
+        for batch in self._batches():
+            if (waiting := batch.blobs.get(digest)) is not None:
+                return waiting.data if waiting.data is not None else str(self._blob_path(digest))
+            if digest in batch.dropped_blobs:
+                return None
+        with self._database.read() as connection, self._database.whole():
             row = connection.execute("SELECT data FROM blobs WHERE digest = ?", (digest,)).fetchone()
         if row is None:
             return None
-        return bytes(row[0]) if row[0] is not None else str(self._blob_path(digest))
+        if row[0] is None:
+            return str(self._blob_path(digest))
+        if hashlib.sha256(row[0]).digest() == digest:
+            return bytes(row[0])
+        self.drop_blobs([digest])
+        return None
 
     def plans(self) -> list[tuple[bytes, bytes]]:
         """As `Catalog.plans`."""
-        with self._database.read() as connection:
-            return connection.execute("SELECT digest, data FROM blobs WHERE manifest = 1 ORDER BY n").fetchall()
+        self._settle()
+        with self._database.read() as connection, self._database.whole():
+            rows = connection.execute("SELECT digest, data FROM blobs WHERE manifest = 1 ORDER BY n").fetchall()
+        found = [(bytes(digest), bytes(data)) for digest, data in rows if hashlib.sha256(data).digest() == digest]
+        if len(found) < len(rows):
+            whole = {digest for digest, _ in found}
+            self.drop_blobs(digest for digest, _ in rows if digest not in whole)
+        return found
 
     def blob_size(self, digest: bytes) -> int:
         """As `Catalog.blob_size`."""
+        for batch in self._batches():
+            if (waiting := batch.blobs.get(digest)) is not None:
+                return waiting.size
+            if digest in batch.dropped_blobs:
+                return 0
         with self._database.read() as connection:
             row = connection.execute("SELECT size FROM blobs WHERE digest = ?", (digest,)).fetchone()
         return 0 if row is None else int(row[0])
@@ -187,17 +287,47 @@ class StoreShelf:
 
     # ------------------------------------------------------------------------------------------- writes
 
-    def keep(self, ended: Ended | None, values: Sequence[Held], *, durable: bool) -> None:
+    def keep(
+        self,
+        ended: Ended | None,
+        values: Sequence[Held],
+        *,
+        durable: bool,
+        left: float = DEFAULT_DEADLINE_MS / 1000,
+    ) -> None:
         """As `Shelf.keep`."""
         pending = self._pending
+        until = self._now() + max(left, 0.0) + RETENTION_SECONDS
+        # An untagged inline value is part of the broker's record: what stays here of it only saves fetching it.
+        event = None if ended is None else ended.event
+        lent = isinstance(event, ResultReady) and event.inline
         for held in values:
             pending.values[held.id] = held
+            pending.leases[held.id] = until if held.tags or not lent else 0.0
+            self.used += size_of(held.nbytes)
             if held.tags:
                 pending.tags_changed = True
         if ended is not None:
             pending.ended[ended.id] = ended
+            pending.until[ended.id] = until
             if durable:
                 pending.durable.append(ended.id)
+            if self._deaths and self._deaths.pop(ended.id, None) is not None:
+                pending.survived.append(ended.id)
+
+    def _now(self) -> float:
+        """The store's own clock."""
+        return self._clock + self._boottime() - self._started
+
+    def mark_death(self, id: bytes, deaths: int) -> None:
+        """As `Shelf.mark_death`."""
+        self._deaths[id] = deaths
+        with self._database.transaction(durable=True) as connection:
+            connection.execute("INSERT OR REPLACE INTO deaths VALUES (?, ?)", (id, deaths))
+
+    def prune(self) -> None:
+        """Forget what need not be remembered any more, at the next `commit`."""
+        self._pending.records = RECORDS
 
     def mark_recorded(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.mark_recorded`."""
@@ -213,7 +343,7 @@ class StoreShelf:
         """As `Shelf.mark_unrecorded`."""
         self._settle()
         with self._database.transaction(durable=True) as connection:
-            connection.execute("UPDATE commands SET recorded = 0")
+            connection.execute("UPDATE commands SET recorded = 0, sum = sum & ~1")
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.drop`."""
@@ -223,46 +353,41 @@ class StoreShelf:
             if held is None or held.own:
                 continue
             pending.tags_changed = pending.tags_changed or bool(held.tags)
+            self.used -= size_of(held.nbytes)
             self._forget(value)
             if pending.values.pop(value, None) is None:
                 pending.dropped[value] = None
             elif isinstance(held.source, str):
-                Path(held.source).unlink(missing_ok=True)
+                self._disk.remove(Path(held.source))
 
     def keep_blob(self, digest: bytes, source: bytes | str, *, manifest: bool) -> None:
         """As `Shelf.keep_blob`."""
-        data, size = None, 0
+        if any(digest in batch.dropped_blobs for batch in self._batches()):
+            self._settle()  # else its file would be removed after it has come
         if isinstance(source, str):
             path = Path(source)
             if path != self._blob_path(digest):
                 if not path.exists():
                     return  # two plans have wanted it, and the other was first
-                path.replace(self._blob_path(digest))
-                self._sync(self.folder / "blobs")
+                self._disk.rename(path, self._blob_path(digest))
             size = self._blob_path(digest).stat().st_size
-        elif len(source) > INLINE_TENSORS_BYTES and not manifest:
-            write_whole(self._blob_path(digest), [source])
-            size = len(source)
+            blob = Blob(None, size, manifest, inline=False)
         else:
-            data, size = source, len(source)
-        with self._database.transaction(durable=False) as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO blobs (digest, data, size, manifest) VALUES (?, ?, ?, ?)",
-                (digest, data, size, manifest),
-            )
+            blob = Blob(source, len(source), manifest, inline=manifest or len(source) <= INLINE_TENSORS_BYTES)
+        if not self.blob_size(digest):
+            self.used += blob.size
+            self._pending.blobs[digest] = blob
 
     def drop_blobs(self, digests: Iterable[bytes]) -> None:
         """As `Shelf.drop_blobs`."""
-        digests = list(digests)
-        with self._database.transaction(durable=False) as connection:
-            connection.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in digests])
         for digest in digests:
-            self._blob_path(digest).unlink(missing_ok=True)
+            self.used -= self.blob_size(digest)
+            self._pending.blobs.pop(digest, None)
+            self._pending.dropped_blobs[digest] = None
 
     def save_registration(self, token: bytes, ledger: bytes) -> None:
         """Keep what the broker gave at registration. On the disk when this returns."""
-        with self._database.transaction(durable=True) as connection:
-            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("token", token), ("ledger", ledger)])
+        self._database.save_registration(token, ledger)
 
     def adopt(self, id: bytes, source: bytes | str) -> Held:
         """Make the content of a tensor file the value ``id``, without writing the row yet: hand the result to `keep`.
@@ -272,19 +397,21 @@ class StoreShelf:
         path = tensor_path(self.folder, id)
         if isinstance(source, bytes):
             found = header_of(source[: 1 << 17], len(source))
-            write_whole(path, [source])
+            self._disk.write_whole(path, [source])
         else:
             found = read_header(source)
             # A link and not a move: the same blob may have been put under several ids at once.
             path.unlink(missing_ok=True)
             path.hardlink_to(source)
-            self._sync(path.parent)
-        return Held(id=id, dtype=found.dtype, shape=found.shape, nbytes=found.nbytes, source=str(path))
+            if self._database.durable:
+                self._disk.sync_folder(path.parent)
+        check = sum_of_file(path)
+        return Held(id=id, dtype=found.dtype, shape=found.shape, nbytes=found.nbytes, source=str(path), check=check)
 
     def drop_files(self, paths: Iterable[str]) -> None:
         """Remove files that no row names."""
         for path in paths:
-            Path(path).unlink(missing_ok=True)
+            self._disk.remove(Path(path))
 
     # ------------------------------------------------------------------------------------------- commits
 
@@ -303,6 +430,7 @@ class StoreShelf:
         self._collect()
         if self._writing is None and len(self._pending):
             self._writing, self._pending = self._pending, Batch()
+            self._writing.clock = self._now()
             self._writer.write(self._writing)
         ends, self._ends = self._ends, []
         return ends
@@ -330,8 +458,12 @@ class StoreShelf:
             return
         # What was announced without waiting stays on record at the broker; what was to be on the disk first has failed.
         for held in end.batch.values.values():
+            self.used -= size_of(held.nbytes)
             if isinstance(held.source, str):
-                Path(held.source).unlink(missing_ok=True)
+                self._disk.remove(Path(held.source))
+        for digest, blob in end.batch.blobs.items():
+            self.used -= blob.size
+            self._disk.remove(self._blob_path(digest))
 
     def _settle(self) -> None:
         """Wait until all that is gathered is written: for a question that only the index can answer."""
@@ -339,6 +471,7 @@ class StoreShelf:
             self._over(self._written.get())
         if len(self._pending):
             batch, self._pending = self._pending, Batch()
+            batch.clock = self._now()
             self._over(written(batch, self._database))
 
     def _settle_tags(self) -> None:
@@ -382,46 +515,36 @@ class StoreShelf:
     # ------------------------------------------------------------------------------------------- files
 
     def _held(self, row: tuple[Any, ...]) -> Held:
-        id, own, dtype, shape, nbytes, frame, _file, tags, description, blob = row
-        source = str(tensor_path(self.folder, id)) if frame is None else bytes(frame)
-        return Held(
-            id=bytes(id),
-            dtype=dtype,
-            shape=_shapes.decode(shape),
-            nbytes=nbytes,
-            source=source,
-            tags=_texts.decode(tags),
-            description=description,
-            own=bool(own),
-            blob=blob,
-        )
+        return value_columns(row, str(tensor_path(self.folder, row[0])))
 
     def _blob_path(self, digest: bytes) -> Path:
         return self.folder / "blobs" / digest.hex()
 
-    def _sync(self, folder: Path) -> None:
-        if self._database.durable:
-            sync_folder(folder)
-
     def _remove_orphans(self) -> None:
-        """Remove files that no row names: of writes that a crash has cut off. Young ones may be somebody's who is
-        just writing.
+        """Remove files that no row names: of writes that a crash has cut off. Not while one of the device's programs is
+        just writing, and never what looks like the owner's, whose row may have been lost.
         """
-        before = time.time() - _ORPHAN_SECONDS
-        with self._database.read() as connection:
-            named = {
-                tensor_path(self.folder, id).name for (id,) in connection.execute("SELECT id FROM tensors WHERE file")
-            }
-            named |= {digest.hex() for (digest,) in connection.execute("SELECT digest FROM blobs WHERE data IS NULL")}
-        for folder in (self.folder / "tensors", self.folder / "blobs"):
-            for path in folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    if path.name not in named and path.stat().st_mtime < before:
-                        path.unlink()
+        with self._database.writing(alone=True) as alone:
+            if not alone:
+                return
+            with self._database.read() as connection:
+                run = connection.execute
+                named = {
+                    tensor_path(self.folder, id).name for (id,) in run("SELECT id FROM tensors WHERE file").fetchall()
+                }
+                named |= {digest.hex() for (digest,) in run("SELECT digest FROM blobs WHERE data IS NULL").fetchall()}
+            own = self.store_id.hex()
+            for folder in (self.folder / "tensors", self.folder / "blobs"):
+                for path in folder.iterdir():
+                    part = path.name.endswith(".part")
+                    if path.name not in named and (part or not path.name.startswith(own)):
+                        self._disk.remove(path)
 
     def close(self) -> None:
         """Write what is gathered, and let go of the store."""
         self._settle()
+        with contextlib.suppress(sqlite3.Error), self._database.transaction(durable=False) as connection:
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'clock'", (self._now(),))
         self._writer.close()
         os.close(self.changed)
         self._database.close()
@@ -430,11 +553,6 @@ class StoreShelf:
 
 def _weight(held: Held) -> int:
     return len(held.source) + 256
-
-
-def _ended(row: tuple[Any, ...]) -> Ended:
-    id, event, outputs, recorded = row
-    return Ended(id=bytes(id), event=_events.decode(event), outputs=outputs, recorded=bool(recorded))
 
 
 def _tag_entry(row: tuple[Any, ...]) -> TagEntry:

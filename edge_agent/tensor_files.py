@@ -7,16 +7,44 @@ from __future__ import annotations
 
 import mmap
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.protocol.errors import TensorRefused
+from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.tensors import TensorHeader
 from edge_agent.tensor_format import HEADER_LIMIT, TensorFile, header_of, pack, parse_entries
 
-__all__ = ["map_tensor", "read_header", "sync_folder", "tensor_path", "tensors_in", "write", "write_whole"]
+__all__ = [
+    "FileAltered",
+    "map_tensor",
+    "read_header",
+    "sum_of_file",
+    "sync_folder",
+    "tensor_path",
+    "tensors_in",
+    "write",
+    "write_whole",
+]
 
 _FOREIGN_HEADER_LIMIT = 16 << 20
+
+
+_PIECE = 1 << 20
+
+
+class FileAltered(EdgePlanError):
+    """The bytes of a tensor file are not those that were written. ``expected``, ``got``: CRC-32 of the whole file."""
+
+    def __init__(self, path: str, expected: int, got: int) -> None:
+        self.path = path
+        self.expected = expected
+        self.got = got
+        super().__init__(path, expected, got)
+
+    def __str__(self) -> str:
+        name = Path(self.path).name
+        return f"the tensor file {name} was altered: expected CRC-32 {self.expected:08x}, got {self.got:08x}"
 
 
 def tensor_path(folder: Path, id: bytes) -> Path:
@@ -42,21 +70,35 @@ def tensors_in(path: str | os.PathLike[str]) -> dict[str, TensorFile]:
         return parse_entries(file.read(length), size)
 
 
-def map_tensor(path: str | os.PathLike[str]) -> TensorHeader:
+def map_tensor(path: str | os.PathLike[str], check: int | None = None) -> TensorHeader:
     """The tensor in the file, mapped: ``data`` is a private, writable view, whose changes never reach the file.
 
-    Raises `TensorRefused`, as `header_of`; OSError if it cannot be read.
+    ``check``: the CRC-32 that the whole file must have. Raises `FileAltered`; `TensorRefused`, as `header_of`; OSError
+    if it cannot be read.
     """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
+        if check is not None and (got := sum_of_file(path)) != check:
+            raise FileAltered(str(path), check, got)
         found = header_of(file.read(8 + HEADER_LIMIT), size)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return TensorHeader(found.dtype, found.shape, memoryview(mapped)[found.offset :])
 
 
-def write(path: str | os.PathLike[str], dtype: str, shape: Sequence[int], data: bytes | memoryview) -> None:
-    """Write a tensor file, whole or not at all, to the disk. ``data``: C order, little-endian."""
-    write_whole(path, [pack(dtype, shape), data])
+def sum_of_file(path: str | os.PathLike[str]) -> int:
+    """The CRC-32 of the whole file. Raises OSError if it cannot be read."""
+    check = 0
+    with Path(path).open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            check = zlib.crc32(piece, check)
+    return check
+
+
+def write(path: str | os.PathLike[str], dtype: str, shape: Sequence[int], data: bytes | memoryview) -> int:
+    """Write a tensor file, whole or not at all, to the disk; the CRC-32 of it. ``data``: C order, little-endian."""
+    head = pack(dtype, shape)
+    write_whole(path, [head, data])
+    return zlib.crc32(data, zlib.crc32(head))
 
 
 def write_whole(path: str | os.PathLike[str], pieces: Sequence[bytes | memoryview]) -> None:

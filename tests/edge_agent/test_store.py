@@ -18,7 +18,10 @@ from broker.protocol.errors import TensorRefused
 from broker.protocol.messages import INLINE_TENSORS_BYTES
 from broker.protocol.tensors import DTYPES
 from edge_agent import Store
+from edge_agent.catalog import Held
 from edge_agent.store import NoSuchTensor, NotTheOwner, StoreDamaged, StoreTooNew
+from edge_agent.store_shelf import StoreShelf
+from tests.edge_agent.device import tensor_frame
 
 ROOT = Path(__file__).parents[2]
 LARGE = INLINE_TENSORS_BYTES // 4 + 1  # elements of float32
@@ -152,11 +155,12 @@ def test_deleting(tmp_path: Path, size: int) -> None:
 
 def test_a_coordinators_value_is_not_the_owners_to_delete(tmp_path: Path) -> None:
     """It is listed, and it is the coordinator's to release."""
+    shelf = StoreShelf(tmp_path)
+    value = Held(id=b"coordinator's id", dtype="float32", shape=(1,), nbytes=4, source=tensor_frame(1))
+    shelf.keep(None, [value], durable=False)
+    shelf.close()
     with Store.open(tmp_path) as store:
-        id = store.put([1])
-        with sqlite3.connect(tmp_path / "store.sqlite3") as connection:
-            connection.execute("UPDATE tensors SET own = 0")
-        connection.close()
+        id = value.id.hex()
         with pytest.raises(NotTheOwner, match="the coordinator it belongs to releases it"):
             store.delete(id)
         assert not store.entry(id).own

@@ -5,7 +5,6 @@ kill.
 from __future__ import annotations
 
 import hashlib
-import os
 import select
 import sqlite3
 import subprocess
@@ -21,7 +20,7 @@ from broker.protocol.errors import TensorRefused
 from edge_agent import Store
 from edge_agent.catalog import Ended, Held, announcement
 from edge_agent.store import NotTheOwner
-from edge_agent.store_database import StoreInUse
+from edge_agent.store_database import Database, StoreInUse
 from edge_agent.store_shelf import StoreShelf
 from edge_agent.store_writes import Written
 from edge_agent.tensor_files import tensor_path, write
@@ -30,6 +29,7 @@ from tests.edge_agent.device import result_id, tensor_frame
 
 ROOT = Path(__file__).parents[2]
 DIGEST = b"d" * 16
+MANIFEST, STATE = hashlib.sha256(b"manifest").digest(), hashlib.sha256(b"state").digest()
 
 
 def held(counter: int, *tags: str, source: bytes | str | None = None) -> Held:
@@ -113,8 +113,8 @@ def test_all_of_it_survives_a_restart(tmp_path: Path) -> None:
     failed = m.ResultFailed(id=result_id(2), digest=DIGEST, failure=m.Failure(code="C", message="m", details={"k": 1}))
     shelf.keep(Ended(id=result_id(2), event=failed), [], durable=False)
     shelf.mark_recorded([result_id(1)])
-    shelf.keep_blob(b"m" * 32, b"manifest", manifest=True)
-    shelf.keep_blob(b"s" * 32, b"state", manifest=False)
+    shelf.keep_blob(MANIFEST, b"manifest", manifest=True)
+    shelf.keep_blob(STATE, b"state", manifest=False)
     shelf.save_registration(b"token", b"ledger")
     shelf.close()
     again = StoreShelf(tmp_path)
@@ -123,8 +123,8 @@ def test_all_of_it_survives_a_restart(tmp_path: Path) -> None:
         assert again.find(result_id(1)) == held(1, "a", "b")
         assert again.ended(result_id(1)) == ended(1, recorded=True)
         assert again.unrecorded() == [Ended(id=result_id(2), event=failed)]
-        assert again.plans() == [(b"m" * 32, b"manifest")]
-        assert (again.blob(b"s" * 32), again.blob_size(b"s" * 32)) == (b"state", 5)
+        assert again.plans() == [(MANIFEST, b"manifest")]
+        assert (again.blob(STATE), again.blob_size(STATE)) == (b"state", 5)
         assert again.registration() == (b"token", b"ledger")
     finally:
         again.close()
@@ -279,8 +279,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     again.close()
 
 
-def test_the_blobs_of_plans_small_and_large(shelf: StoreShelf, tmp_path: Path) -> None:
-    """In the index, in a file of its own, moved from where it came in; and gone when dropped."""
+def test_the_blobs_of_plans_small_and_large(shelf: StoreShelf, waker: Waker) -> None:
+    """In the index, in a file of its own, moved from where it came in; there at once, and gone when dropped."""
     large = bytes(100_000)
     shelf.keep_blob(b"1" * 32, large, manifest=False)
     incoming = shelf.folder / "incoming" / "x"
@@ -288,12 +288,17 @@ def test_the_blobs_of_plans_small_and_large(shelf: StoreShelf, tmp_path: Path) -
     for _ in range(2):  # two plans may have wanted it
         shelf.keep_blob(b"2" * 32, str(incoming), manifest=False)
     assert not incoming.exists()
+    assert shelf.blob(b"1" * 32) == large
+    [end] = waker.commit(shelf)
+    assert list(end.batch.blobs) == [b"1" * 32, b"2" * 32]
     for digest, content in ((b"1" * 32, large), (b"2" * 32, b"came in")):
         path = shelf.blob(digest)
         assert isinstance(path, str)
         assert Path(path).read_bytes() == content
         assert shelf.blob_size(digest) == len(content)
     shelf.drop_blobs([b"1" * 32, b"2" * 32])
+    assert shelf.blob(b"1" * 32) is None
+    waker.commit(shelf)
     assert shelf.blob(b"1" * 32) is None
     assert list((shelf.folder / "blobs").iterdir()) == []
 
@@ -317,17 +322,19 @@ def test_a_blob_becomes_a_tensor(shelf: StoreShelf) -> None:
 
 
 def test_files_that_nothing_names_are_removed_at_the_start(tmp_path: Path) -> None:
-    """Left by a crash; young ones may be somebody's who is just writing."""
-    StoreShelf(tmp_path).close()
-
-    for name in ("old", "young"):
-        (tmp_path / "tensors" / name).write_bytes(b"x")
-    os.utime(tmp_path / "tensors" / "old", (1, 1))
+    """Left by a crash, whatever their age on the device's wall clock; but not while somebody is just writing, and not
+    what may be the owner's.
+    """
     with Store.open(tmp_path) as store:
         named = tensor_path(tmp_path, bytes.fromhex(store.put([[0.0] * 1000] * 100)))
-    os.utime(named, (1, 1))
+        lost = named.with_name(f"{store.id.hex()}{'f' * 16}.safetensors")
+    for name in ("young", f"{named.name}.4711.part", lost.name):
+        (named.parent / name).write_bytes(b"x")
+    with Database(tmp_path).writing():
+        StoreShelf(tmp_path).close()
+    assert len(list(named.parent.iterdir())) == 4
     StoreShelf(tmp_path).close()
-    assert {path.name for path in (tmp_path / "tensors").iterdir()} == {"young", named.name}
+    assert {path.name for path in named.parent.iterdir()} == {named.name, lost.name}
 
 
 def test_thousands_of_values_pass_through_a_small_cache(shelf: StoreShelf, waker: Waker) -> None:
