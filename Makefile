@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up .venv with $$($(PYTHON) --version): takes some minutes, most of them for torch"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install $(PIP_OPTIONS) --constraint constraints.txt hatchling
-	@$(PIP) install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[torch,onnx,docs,dev]'
+	@$(PIP) install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[torch,onnx,translation,docs,dev]'
 	@touch $@
 
 demo: $(STAMP) ## Run a broker and three devices on this machine, and plans on them

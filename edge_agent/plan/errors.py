@@ -8,7 +8,8 @@
     ├── PlanTypeError      arity, dtype or shape that does not fit, inside the plan
     ├── ArgumentMismatch   an argument of a call that the plan's signature does not take
     ├── ConditionFailed    sizes for which the plan was not made
-    └── OpFailed           an op of a checked plan that failed while it ran
+    ├── OpFailed           an op of a checked plan that failed while it ran
+    └── VariantRefused     a plan's translation that this device does not run
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "PlanMalformed",
     "PlanTypeError",
     "UnknownOp",
+    "VariantRefused",
 ]
 
 
@@ -100,3 +102,21 @@ class OpFailed(PlanError):
 
     def __str__(self) -> str:
         return f"op {self.op_index} of the plan, {self.op}, failed with {self.error_type}: {self.message}"
+
+
+class VariantRefused(PlanError):
+    """A variant of a plan is not to be run here. ``error`` is the largest difference to what its golden outputs say,
+    None where it did not come to that; ``tolerance`` is what they allow, ``output`` which result it was.
+    """
+
+    def __init__(
+        self, reason: str, *, error: float | None = None, tolerance: float | None = None, output: int | None = None
+    ) -> None:
+        self.reason = reason
+        self.error = error
+        self.tolerance = tolerance
+        self.output = output
+        super().__init__(reason, error, tolerance, output)
+
+    def __str__(self) -> str:
+        return f"the plan's variant is refused: {self.reason}"

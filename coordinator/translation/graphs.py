@@ -1,0 +1,111 @@
+"""Plan graph to ONNX model, op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from coordinator.errors import SourceLine
+from coordinator.translation import ops as _ops  # noqa: F401 - fills the table
+from coordinator.translation.errors import TranslationUnsupported
+from coordinator.translation.table import TRANSLATIONS
+from coordinator.translation.writer import Symbolic, Value, Writer
+from edge_agent.plan.checker import CheckedGraph
+from edge_agent.plan.expressions import check_expression
+from edge_agent.plan.format import Argument, Op, Special
+from edge_agent.plan.spec import Number, OpSpec, Parameter
+
+__all__ = ["translate", "translated_ops"]
+
+
+def translated_ops() -> tuple[str, ...]:
+    """The names of the ops that have a translation, sorted."""
+    return tuple(sorted(TRANSLATIONS))
+
+
+def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = ()) -> bytes:
+    """The ONNX model of a checked graph: inputs ``x0``, ``x1``, ... in the graph's order, state among them, so that
+    new weights need no new model; outputs ``y0``, ``y1``, ... Equal graphs give equal bytes.
+
+    Raises `TranslationUnsupported`, with the op and its line (``lines[index]``).
+    """
+    graph = checked.graph
+    writer = Writer(checked.sizes, [symbol.name for symbol in graph.symbols])
+    inputs = [(f"x{k}", checked.types[k]) for k in range(len(graph.inputs))]
+    values: list[Value] = []
+    op: Op | None = None
+    index = 0
+    try:
+        for name, kind in inputs:
+            values.append(writer.input(name, kind))
+        for index, op in enumerate(graph.ops):
+            writer.index = index
+            values += _written(writer, checked, values, op, checked.specs[index])
+        op = None
+        for k, value in enumerate(graph.outputs):
+            writer.give(values[value], f"y{k}")
+        outputs = [(f"y{k}", checked.types[value]) for k, value in enumerate(graph.outputs)]
+        model = writer.model(graph.name, inputs, outputs)
+    except TranslationUnsupported as error:
+        where = lines[index] if op is not None and index < len(lines) else None
+        raise TranslationUnsupported(
+            error.reason, op=None if op is None else op.name, index=None if op is None else index, where=where
+        ) from None
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _written(writer: Writer, checked: CheckedGraph, values: list[Value], op: Op, spec: OpSpec) -> list[Value]:
+    translation = TRANSLATIONS.get(op.name)
+    if translation is None:
+        raise TranslationUnsupported("onnx has no translation of it yet")
+    types = checked.types[len(values) : len(values) + op.outputs]
+    writer.out = types
+    result = translation(writer, *_bound(spec, op, values, checked))
+    results = [result] if isinstance(result, Value) else list(result)
+    if len(results) != len(types):
+        raise AssertionError(f"{op.name} has {len(types)} results, and its translation {len(results)}")
+    bound = []
+    for value, kind in zip(results, types, strict=True):
+        given = writer.cast(value, kind.dtype)
+        writer.learn(given.name, kind)
+        bound.append(Value(given.name, kind.dtype, tuple(kind.shape)))
+    return bound
+
+
+def _bound(spec: OpSpec, op: Op, values: Sequence[Value], checked: CheckedGraph) -> list[Any]:
+    symbols = {symbol.name for symbol in checked.graph.symbols}
+
+    def one(argument: Argument) -> Any:
+        if not isinstance(argument, Special):
+            return argument
+        if argument.v is not None:
+            return values[argument.v]
+        if argument.s is not None:
+            kind = check_expression(argument.s, symbols)
+            plain = checked.sizes.normal(argument.s) if kind == "int" else argument.s
+            return plain if isinstance(plain, bool | int | float) else Symbolic(plain, kind)
+        if argument.d is not None:
+            return argument.d
+        if argument.c is not None:
+            return complex(*argument.c)
+        elements = argument.l if argument.l is not None else argument.t
+        if elements is not None:
+            return [one(element) for element in elements]
+        if argument.o is not None:
+            return argument.o
+        raise TranslationUnsupported("onnx has no translation of sub-graphs yet")
+
+    def bind(parameter: Parameter, place: int) -> Any:
+        if place < len(op.args):
+            found = one(op.args[place])
+        elif parameter.name in op.kwargs:
+            found = one(op.kwargs[parameter.name])
+        else:
+            default = parameter.default
+            found = default.value if isinstance(default, Number) else default
+        if parameter.length and not isinstance(found, list | None):
+            found = [found] * parameter.length
+        return found
+
+    return [bind(parameter, place) for place, parameter in enumerate(spec.parameters)]
