@@ -130,7 +130,7 @@ class MarkReleased(_Write, frozen=True, kw_only=True):
 
 
 class MarkLost(_Write, frozen=True, kw_only=True):
-    """The values of these are gone with their device's store."""
+    """The values of these are gone with their device's store; those that are released stay so."""
 
     ids: list[bytes]
 

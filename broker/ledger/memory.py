@@ -155,7 +155,7 @@ class MemoryLedger:
     def _mark_lost(self, write: MarkLost) -> None:
         for each in write.ids:
             stored = self._results.get(each)
-            if stored is not None:
+            if stored is not None and stored.status is not ResultStatus.RELEASED:
                 stored.status = ResultStatus.LOST
 
     def _drop_results(self, write: DropResults) -> None:

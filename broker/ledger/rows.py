@@ -23,8 +23,8 @@ from broker.ledger.witness import Witness
 
 __all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "Connect", "Connection", "Rows", "Table", "connect"]
 
-SCHEMA_VERSION = 1
-"""Of the newest ledger. docs/operations.md tells what each version changed."""
+SCHEMA_VERSION = 2
+"""Of the newest ledger: `MIGRATIONS` tell what each version changed."""
 
 APPLICATION_ID = 0x65647067
 """In the header of the file, by which others than SQLite may tell what it is: ``edpg``."""
@@ -38,10 +38,11 @@ _MOST_ROWS = 256
 _SIZES = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, _MOST_ROWS]
 """Rows a statement. Fewer are filled up with the last one again, so that few statements need to be prepared."""
 
+_AS_MADE = "CAST(data AS BLOB), CAST(checksum AS INTEGER)"
+"""Any value may have any type in SQLite, and one that was altered is a text of any bytes, which nobody can decode."""
+
 _FULL = 13
 _IOERR = 10
-_CORRUPT = 11
-_NOTADB = 26
 _READONLY = 8
 _PERM = 3
 _BUSY = 5
@@ -76,6 +77,18 @@ class Head(msgspec.Struct, kw_only=True, array_like=True):
     ledger: bytes
     epoch: int = 0
     commits: int = 0
+    totals: dict[str, tuple[int, int]] = {}
+    """Of each table: how many rows, and the sum of their checksums. A row that vanished, or came back, shows."""
+
+
+def _add_totals(head: Head, tables: Iterable[Table]) -> None:
+    """Version 2 knows how many rows each table has: take those that are there."""
+    for table in tables:
+        head.totals[table.name] = table.total
+
+
+MIGRATIONS: dict[int, Callable[[Head, Iterable[Table]], None]] = {1: _add_totals}
+"""By version: what brings a ledger of it, all read, to the next version."""
 
 
 class Table:
@@ -87,8 +100,14 @@ class Table:
         """By key, in the order of the rows: the number of the row and its checksum, in one."""
         self._seed = zlib.crc32(name.encode())
         self._next = 1
+        self._sum = 0
         self.pending: dict[int, tuple[bytes, int] | None] = {}
         """By number of the row: what to write, with its checksum; None: nothing any more."""
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """How many rows there are, and the sum of their checksums."""
+        return len(self.index), self._sum
 
     def checksum(self, number: int, data: bytes) -> int:
         """Of a row: it covers the table, the number and the bytes."""
@@ -102,7 +121,9 @@ class Table:
             self._next += 1
         else:
             number = entry >> _CHECKSUM_BITS
+            self._sum -= entry & _CHECKSUM_MASK
         checksum = self.checksum(number, data)
+        self._sum += checksum
         self.index[key] = number << _CHECKSUM_BITS | checksum
         self.pending[number] = (data, checksum)
 
@@ -111,6 +132,7 @@ class Table:
         entry = self.index.pop(key, None)
         if entry is None:
             return False
+        self._sum -= entry & _CHECKSUM_MASK
         self.pending[entry >> _CHECKSUM_BITS] = None
         return True
 
@@ -120,6 +142,7 @@ class Table:
             return False
         self.index[key] = number << _CHECKSUM_BITS | checksum
         self._next = number + 1
+        self._sum += checksum
         return True
 
 
@@ -133,6 +156,7 @@ class Rows:
         self._connect = connect
         self._witness = witness
         self._connection: Connection | None = None
+        self._version = SCHEMA_VERSION
         self._encode_head = msgspec.msgpack.Encoder().encode
         self._head_table = Table("head")
         self._statements: dict[tuple[str, int], str] = {}
@@ -150,12 +174,11 @@ class Rows:
             raise
         except Exception as error:
             self.close()
-            code = _code(error)
-            if code is None:
+            if not _of_sqlite(error):
                 raise
-            if code in {_CORRUPT, _NOTADB}:
-                raise LedgerDamaged(self.path, str(error)) from None
-            raise LedgerUnusable(self.path, str(error)) from None
+            if _code(error) in _MAY_PASS:
+                raise LedgerUnusable(self.path, str(error)) from None
+            raise LedgerDamaged(self.path, str(error)) from None
 
     def _open(self, seen: int | None, new_ledger: Callable[[], bytes]) -> None:
         self._run("PRAGMA locking_mode = EXCLUSIVE")
@@ -198,7 +221,7 @@ class Rows:
         complaints = [str(row[0]) for row in self._run("PRAGMA integrity_check(1)")]
         if complaints != ["ok"]:
             raise LedgerDamaged(self.path, "; ".join(complaints))
-        heads = self._run("SELECT n, version, data, checksum FROM head")
+        heads = self._run(f"SELECT n, CAST(version AS INTEGER), {_AS_MADE} FROM head")  # noqa: S608
         if len(heads) != 1:
             raise LedgerDamaged(self.path, f"expected one row in table head, got {len(heads)}")
         number, version, data, checksum = heads[0]
@@ -206,6 +229,9 @@ class Rows:
             raise LedgerDamaged(self.path, f"the checksum of row {number} of table head is wrong")
         if version > SCHEMA_VERSION:
             raise LedgerTooNew(self.path, version, SCHEMA_VERSION)
+        if version not in {SCHEMA_VERSION, *MIGRATIONS}:
+            raise LedgerDamaged(self.path, f"expected a version from 1 to {SCHEMA_VERSION}, got {version}")
+        self._version = version
         self.head = msgspec.msgpack.decode(data, type=Head)
         for name in self.tables:
             found = self._run("SELECT sql FROM sqlite_schema WHERE name = ?", (name,))
@@ -221,13 +247,36 @@ class Rows:
         """All rows of a table: number, data and checksum, which is right."""
         assert self._connection is not None
         before = 0
-        for number, data, checksum in self._connection.execute(
-            f"SELECT n, data, checksum FROM {table.name} ORDER BY n"  # noqa: S608  (a name of ours)
-        ):
-            if type(data) is not bytes or checksum != table.checksum(number, data) or number <= before:
-                raise LedgerDamaged(self.path, f"the checksum of row {number} of table {table.name} is wrong")
-            before = number
-            yield number, data, checksum
+        try:
+            for number, data, checksum in self._connection.execute(
+                f"SELECT n, {_AS_MADE} FROM {table.name} ORDER BY n"  # noqa: S608  (a name of ours)
+            ):
+                if type(data) is not bytes or checksum != table.checksum(number, data) or number <= before:
+                    raise LedgerDamaged(self.path, f"the checksum of row {number} of table {table.name} is wrong")
+                before = number
+                yield number, data, checksum
+        except Exception as error:
+            if not _of_sqlite(error):
+                raise
+            raise LedgerDamaged(self.path, f"table {table.name}, after row {before}: {error}") from None
+
+    def all_read(self) -> None:
+        """All rows of all tables have been read: check that none is missing, and bring an older ledger up to date.
+
+        The next `flush` makes that durable, all or nothing.
+        """
+        if self._version == SCHEMA_VERSION:
+            for table in self.tables.values():
+                rows, total = self.head.totals.get(table.name, (0, 0))
+                if len(table.index) != rows:
+                    raise LedgerDamaged(
+                        self.path, f"expected {rows} rows in table {table.name}, got {len(table.index)}"
+                    )
+                if table.total[1] != total:
+                    raise LedgerDamaged(self.path, f"table {table.name} has rows that are not the latest")
+        while self._version < SCHEMA_VERSION:
+            MIGRATIONS[self._version](self.head, self.tables.values())
+            self._version += 1
 
     def close(self) -> None:
         """Let go of the files."""
@@ -248,15 +297,15 @@ class Rows:
             for table in self.tables.values():
                 if table.pending:
                     self._write(table)
+                    self.head.totals[table.name] = table.total
             self._write_head()
             self._run("COMMIT")
         except Exception as error:
             self.head.commits -= 1
-            code = _code(error)
-            if code is None:
+            if not _of_sqlite(error):
                 raise
             self._roll_back()
-            if code in _MAY_PASS:
+            if _code(error) in _MAY_PASS:
                 raise LedgerUnwritable(self.path, str(error)) from error
             raise LedgerDamaged(self.path, str(error)) from error
         self._witness.saw(self.head.commits)
@@ -267,7 +316,7 @@ class Rows:
         try:
             self._run("ROLLBACK")
         except Exception as error:
-            if _code(error) is None:  # SQLite has rolled back by itself
+            if not _of_sqlite(error):  # else it has rolled back by itself
                 raise
 
     def _write(self, table: Table) -> None:
@@ -312,8 +361,13 @@ def _create(name: str) -> str:
     return f"CREATE TABLE {name} (n INTEGER PRIMARY KEY, data BLOB NOT NULL, checksum INTEGER NOT NULL)"
 
 
+def _of_sqlite(error: Exception) -> bool:
+    """Whether SQLite says so, through `sqlite3` or apsw; or they did not understand what it gave them."""
+    return isinstance(error, sqlite3.Error | UnicodeDecodeError) or _code(error) is not None
+
+
 def _code(error: Exception) -> int | None:
-    """SQLite's primary result code, from an error of `sqlite3` or of apsw; None: it is something else."""
+    """SQLite's primary result code, from an error of `sqlite3` or of apsw; None: it has none."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         code = getattr(error, "extendedresult", None)

@@ -172,6 +172,7 @@ class SqliteLedger:
         rows.open(lambda: self._random_bytes(LEDGER_ID_BYTES))
         try:
             snapshot = self._load()
+            rows.all_read()
             rows.head.epoch = snapshot.epoch
             rows.flush()
         except BaseException:
@@ -262,7 +263,9 @@ class SqliteLedger:
         known = self._commands.index
         for id in write.ids:
             if id in known:
-                self._state(id).status = ResultStatus.LOST
+                state = self._state(id)
+                if state.status is not ResultStatus.RELEASED:
+                    state.status = ResultStatus.LOST
 
     def _drop_results(self, write: DropResults) -> None:
         for id in write.ids:
