@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 
 from broker.protocol.tensors import inspect
 from coordinator.capture.arguments import Arguments
+from coordinator.capture.beneath import copies_of, trace_beneath, with_tensors
+from coordinator.capture.environment import torch_as_traced
 from coordinator.capture.graphs import StateSource, graph_of
 from coordinator.capture.inline import while_inlining
 from coordinator.capture.sidebyside import SideBySide, resized
-from coordinator.capture.tracing import Target, torch_as_traced, trace
-from coordinator.capture.watch import run_watched
+from coordinator.capture.tracing import Target, Traced, trace
+from coordinator.capture.watch import BeneathAutograd, run_watched
 from coordinator.errors import DimPinned, PlanBuildError, SourceLine
 from edge_agent.plan.checker import CheckedGraph, check_graph, check_plan
 from edge_agent.plan.errors import PlanError
@@ -47,9 +50,10 @@ def capture(target: Target, arguments: Arguments, *, name: str) -> Captured:
     it is, with a note.
     """
     first: Exception | None = None
+    tracer = _Tracer()
     for attempt, last in _attempts(arguments):
         try:
-            return _capture(target, arguments, attempt, name)
+            return _capture(target, arguments, tracer(target, attempt), attempt, name)
         except DimPinned as error:
             first = first or error
         except Exception as error:
@@ -61,8 +65,22 @@ def capture(target: Target, arguments: Arguments, *, name: str) -> Captured:
     raise first
 
 
-def _capture(target: Target, arguments: Arguments, traced_with: Arguments, name: str) -> Captured:
-    traced = trace(target, traced_with)
+class _Tracer:
+    """Traces by torch.export; beneath autograd, once that has been found to be the way."""
+
+    def __init__(self) -> None:
+        self.beneath = False
+
+    def __call__(self, target: Target, arguments: Arguments) -> Traced:
+        if not self.beneath:
+            try:
+                return trace(target, arguments)
+            except BeneathAutograd:
+                self.beneath = True
+        return trace_beneath(target, arguments)
+
+
+def _capture(target: Target, arguments: Arguments, traced: Traced, traced_with: Arguments, name: str) -> Captured:
     graph, state, lines, bounds = graph_of(traced, traced_with, name=name)
     try:
         checked = check_graph(graph)
@@ -80,7 +98,7 @@ def _capture(target: Target, arguments: Arguments, traced_with: Arguments, name:
         state=[digest_of(frame) for frame in frames],
     )
     plan = check_plan(manifest, graph, [inspect(frame) for frame in frames])
-    both = SideBySide(arguments, _Eager(target))
+    both = SideBySide(arguments, _Eager(target, gradients=traced.beneath))
     wider = both.check(plan, TorchRuntime().load(plan, tensors), bounds)
     final = msgspec.structs.replace(graph, symbols=list(wider.symbols), conditions=list(wider.conditions))
     return Captured(replace(checked, graph=final), tuple(state), tuple(lines))
@@ -106,17 +124,26 @@ def named_tensor(modules: Mapping[str, torch.nn.Module], name: str) -> torch.Ten
 
 
 class _Eager:
-    """Calls the user's code with concrete arguments; the first time under watch for what a plan would freeze."""
+    """Calls the user's code with concrete arguments; the first time under watch for what a plan would freeze. With
+    ``gradients``, on copies of the modules' tensors, so that nothing is left behind on the user's.
+    """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, gradients: bool) -> None:
         self._target = target
+        self._gradients = gradients
         self._watched = False
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def call() -> Any:
-            return self._target.call(self._target.state, args, kwargs)
+            if not self._gradients:
+                return self._target.call(self._target.state, args, kwargs)
+            with contextlib.ExitStack() as stack:
+                for module in self._target.modules.values():
+                    stack.enter_context(with_tensors(module, copies_of(module)))
+                state = [tensor.detach().clone() for tensor in self._target.state]
+                return self._target.call(state, args, kwargs)
 
-        with torch_as_traced(), while_inlining():
+        with torch_as_traced(), while_inlining(), torch.set_grad_enabled(self._gradients):
             if self._watched:
                 return call()
             self._watched = True

@@ -251,7 +251,7 @@ class _Translation:
         if node.target in _VALUE_TO_NUMBER or _has_unknown_size(value):
             raise DataDependentSize(name, where=where)
         if is_random(node):
-            raise RandomOpNotSupported(self.traced.random_ops.get(where, name), where=where)
+            raise RandomOpNotSupported(name, where=where)
         if name not in self.known:
             raise OpNotSupported(name, where=where)
         outputs = len(value) if isinstance(value, list | tuple) else 1

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from edge_agent.plan.registry import registered
 
-__all__ = ["is_random", "lowered"]
+__all__ = ["decompositions", "further_decompositions", "is_random", "lowered"]
 
 aten = torch.ops.aten
 
@@ -21,22 +21,22 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
     """Without in-place ops, and in ops of the registry, as far as torch has decompositions. What it has none for
     stays.
     """
-    result: ExportedProgram = program.run_decompositions(dict(_decompositions()))
-    further = _further_decompositions()
+    result: ExportedProgram = program.run_decompositions(dict(decompositions()))
+    further = further_decompositions()
     unknown = {node.target for node in result.graph.nodes if node.op == "call_function" and node.target in further}
     if unknown:
-        result = result.run_decompositions({**_decompositions(), **{op: further[op] for op in unknown}})
+        result = result.run_decompositions({**decompositions(), **{op: further[op] for op in unknown}})
     return result
 
 
 @functools.cache
-def _decompositions() -> Mapping[Any, Any]:
+def decompositions() -> Mapping[Any, Any]:
     table: Any = torch.export.default_decompositions()
     return _without_registered(dict(table.items()) | _UNINITIALISED)
 
 
 @functools.cache
-def _further_decompositions() -> Mapping[Any, Any]:
+def further_decompositions() -> Mapping[Any, Any]:
     """Those that torch would not use on its own: for training, or for backends that lack the op."""
     from torch._decomp import decomposition_table
 

@@ -15,8 +15,9 @@ import torch
 from msgspec.structs import replace
 
 from coordinator.capture.arguments import Arguments, draw
+from coordinator.capture.environment import ALONE
 from coordinator.capture.symbols import Bounds
-from coordinator.capture.tracing import ALONE, results_of
+from coordinator.capture.tracing import results_of
 from coordinator.errors import DimPinned, ResultDiffers
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import ConditionFailed, OpFailed
@@ -39,6 +40,9 @@ _TOLERANCE: dict[torch.dtype, float] = {
     torch.complex128: 1e-8,
 }
 """How far two results may lie apart, beside the largest of them: decompositions add up in another order."""
+
+_NOISE = 32
+"""How many times the dtype's precision, beside the largest of all results."""
 
 
 class SideBySide:
@@ -173,9 +177,10 @@ class SideBySide:
             raise ResultDiffers(
                 "output", f"the function's results nest as {tree}, the plan's as {self._graph.tree}", sizes
             )
+        largest = max(map(_scale, leaves), default=0.0)
         for k, path in enumerate(paths):
             declared = self._plan.manifest.outputs[k]
-            difference = _difference(leaves[k], got[k]) or _undeclared(got[k], declared, sizes)
+            difference = _difference(leaves[k], got[k], largest) or _undeclared(got[k], declared, sizes)
             if difference:
                 raise ResultDiffers(path, difference, sizes)
         return True
@@ -214,8 +219,10 @@ def resized(tensor: torch.Tensor, shape: Sequence[int], generator: torch.Generat
     return tensor.contiguous()
 
 
-def _difference(wanted: Any, got: torch.Tensor) -> str:
-    """What tells a result from the one wanted; empty if nothing does."""
+def _difference(wanted: Any, got: torch.Tensor, largest: float) -> str:
+    """What tells a result from the one wanted; empty if nothing does. ``largest``: of all results, the largest number.
+    What should be 0, such as the gradient of a bias before a batch norm, is the noise of what it was computed of.
+    """
     if not isinstance(wanted, torch.Tensor):
         wanted = torch.tensor(wanted, dtype=torch.float64 if isinstance(wanted, float) else None)
     wanted = wanted.detach().cpu()
@@ -224,15 +231,22 @@ def _difference(wanted: Any, got: torch.Tensor) -> str:
     if wanted.shape != got.shape:
         return f"shape {tuple(wanted.shape)} became {tuple(got.shape)}"
     tolerance = _TOLERANCE.get(wanted.dtype, 0.0)
-    finite = wanted[torch.isfinite(wanted)] if tolerance else wanted
-    scale = float(finite.abs().max()) if tolerance and finite.numel() else 0.0
+    noise = _NOISE * torch.finfo(wanted.dtype).eps * max(largest, 1.0) if tolerance else 0.0
     if (
-        torch.allclose(wanted, got, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+        torch.allclose(wanted, got, rtol=tolerance, atol=tolerance * _scale(wanted) + noise, equal_nan=True)
         if tolerance
         else torch.equal(wanted, got)
     ):
         return ""
     return f"its values differ by up to {_largest_gap(wanted, got)}"
+
+
+def _scale(result: Any) -> float:
+    """The largest finite number in a result of floats."""
+    if not isinstance(result, torch.Tensor) or result.dtype not in _TOLERANCE:
+        return 0.0
+    finite = result.detach()[torch.isfinite(result)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _largest_gap(wanted: torch.Tensor, got: torch.Tensor) -> str:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch._C._functorch as functorch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
@@ -19,7 +20,14 @@ from coordinator.capture import places
 from coordinator.capture.python_numbers import Numbers
 from coordinator.errors import DataDependentBranch, DataDependentSize, NumpyInPlan, PythonRandomness, SourceLine
 
-__all__ = ["TraceWatch", "run_watched"]
+__all__ = ["BeneathAutograd", "TraceWatch", "is_fake", "run_watched"]
+
+
+class BeneathAutograd(Exception):  # noqa: N818 -- not an error, but which way to go
+    """This function is to be traced by `coordinator.capture.beneath`: it computes gradients, or draws random
+    numbers.
+    """
+
 
 _BRANCHES = {torch.Tensor.__bool__}
 _VALUES = {
@@ -30,6 +38,7 @@ _VALUES = {
     torch.Tensor.__complex__,
     torch.Tensor.__index__,
 }
+_GRADIENTS = {torch.Tensor.backward, torch.autograd.grad, torch.autograd.backward}
 _NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
@@ -38,15 +47,24 @@ class TraceWatch(TorchFunctionMode):
     and lets Python numbers behave as such.
     """
 
-    def __init__(self, numbers: Numbers) -> None:
+    def __init__(self, numbers: Numbers, *, gradients: bool = False) -> None:
         super().__init__()
         self.numbers = numbers
+        self.gradients = gradients
+        self.beneath = False
+
+    def leave(self) -> None:
+        """Go on beneath autograd."""
+        self.beneath = True
+        raise BeneathAutograd
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """torch calls this in place of ``func``."""
         kwargs = kwargs or {}
+        if func in _GRADIENTS and not self.gradients:
+            self.leave()
         if args and _is_unknown(args[0]):
             where = places.here()
             if where is not None:
@@ -62,8 +80,20 @@ class TraceWatch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _innermost(value: object) -> object:
+    while isinstance(value, torch.Tensor) and functorch.is_functorch_wrapped_tensor(value):
+        value = functorch.get_unwrapped(value)
+    return value
+
+
+def is_fake(value: object) -> bool:
+    """Whether a tensor is one of tracing, be it inside `torch.func`'s own."""
+    return isinstance(_innermost(value), FakeTensor)
+
+
 def _is_unknown(value: object) -> bool:
-    return isinstance(value, FakeTensor) and value.constant is None
+    inner = _innermost(value)
+    return isinstance(inner, FakeTensor) and inner.constant is None
 
 
 # ------------------------------------------------------------------------------------------------- eager code
