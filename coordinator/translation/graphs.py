@@ -12,7 +12,7 @@ from coordinator.translation.table import TRANSLATIONS
 from coordinator.translation.writer import Symbolic, Value, Writer
 from edge_agent.plan.checker import CheckedGraph
 from edge_agent.plan.expressions import check_expression
-from edge_agent.plan.format import Argument, Op, Special
+from edge_agent.plan.format import Argument, Op, Special, TensorType
 from edge_agent.plan.spec import Number, OpSpec, Parameter
 
 __all__ = ["translate", "translated_ops"]
@@ -23,27 +23,31 @@ def translated_ops() -> tuple[str, ...]:
     return tuple(sorted(TRANSLATIONS))
 
 
-def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = ()) -> bytes:
+def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), precision: str = "") -> bytes:
     """The ONNX model of a checked graph: inputs ``x0``, ``x1``, ... in the graph's order, state among them, so that
     new weights need no new model; outputs ``y0``, ``y1``, ... Equal graphs give equal bytes.
+
+    ``precision`` ``float16``: what is float32 in the plan is rounded to float16 after every op; inputs and outputs stay
+    as they are.
 
     Raises `TranslationUnsupported`, with the op and its line (``lines[index]``).
     """
     graph = checked.graph
     writer = Writer(checked.sizes, [symbol.name for symbol in graph.symbols])
     inputs = [(f"x{k}", checked.types[k]) for k in range(len(graph.inputs))]
+    types = checked.types if precision != "float16" else [_halved(kind) for kind in checked.types]
     values: list[Value] = []
     op: Op | None = None
     index = 0
     try:
-        for name, kind in inputs:
-            values.append(writer.input(name, kind))
+        for k, (name, kind) in enumerate(inputs):
+            values.append(writer.cast(writer.input(name, kind), types[k].dtype))
         for index, op in enumerate(graph.ops):
             writer.index = index
-            values += _written(writer, checked, values, op, checked.specs[index])
+            values += _written(writer, checked, types, values, op, checked.specs[index])
         op = None
         for k, value in enumerate(graph.outputs):
-            writer.give(values[value], f"y{k}")
+            writer.give(writer.cast(values[value], checked.types[value].dtype), f"y{k}")
         outputs = [(f"y{k}", checked.types[value]) for k, value in enumerate(graph.outputs)]
         model = writer.model(graph.name, inputs, outputs)
     except TranslationUnsupported as error:
@@ -55,11 +59,22 @@ def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = ()) ->
     return data
 
 
-def _written(writer: Writer, checked: CheckedGraph, values: list[Value], op: Op, spec: OpSpec) -> list[Value]:
+def _halved(kind: TensorType) -> TensorType:
+    return TensorType(dtype="float16", shape=kind.shape) if kind.dtype == "float32" else kind
+
+
+def _written(
+    writer: Writer,
+    checked: CheckedGraph,
+    kinds: Sequence[TensorType],
+    values: list[Value],
+    op: Op,
+    spec: OpSpec,
+) -> list[Value]:
     translation = TRANSLATIONS.get(op.name)
     if translation is None:
         raise TranslationUnsupported("onnx has no translation of it yet")
-    types = checked.types[len(values) : len(values) + op.outputs]
+    types = list(kinds[len(values) : len(values) + op.outputs])
     writer.out = types
     result = translation(writer, *_bound(spec, op, values, checked))
     results = [result] if isinstance(result, Value) else list(result)

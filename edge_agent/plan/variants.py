@@ -43,7 +43,6 @@ VARIANT_VERSION = 1
 TOLERANCES: Mapping[str, Mapping[str, float]] = {
     "": {"float64": 1e-8, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2},
     "float16": {"float64": 2e-2, "float32": 2e-2, "float16": 2e-2, "bfloat16": 5e-2},
-    "int8": {"float64": 1e-1, "float32": 1e-1, "float16": 1e-1, "bfloat16": 1e-1},
 }
 """By precision and dtype: how far a result may lie from torch's, as a part of the largest of its elements. All other
 dtypes must be equal."""
