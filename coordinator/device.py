@@ -87,17 +87,20 @@ class Device:
         ``tags`` and ``description`` are added to those that `tagged` gave it. Raises `TensorRefused` for what can't
         travel.
         """
+        from coordinator.scopes import note
         from coordinator.sending import put
         from coordinator.tagging import checked_tags, description_of, tags_of
 
         all_tags = (*tags_of(tensor), *((tags,) if isinstance(tags, str) else tags))
-        return put(
+        made = put(
             self.fleet,
             [self.id],
             tensor,
             tags=checked_tags(all_tags),
             description=description or description_of(tensor),
-        )[0]
+        )
+        note(made)
+        return made[0]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} of {self.fleet.endpoint}>"

@@ -47,6 +47,7 @@ from coordinator.errors import ForeignPointer, ResultTimeout, error_from_failure
 from coordinator.log_stream import LogStream
 from coordinator.notifications import AsCompleted, Notifications
 from coordinator.pointers import PointerTensor
+from coordinator.scopes import Scope
 from coordinator.session_errors import BrokerUnreachable, LedgerLost, session_error
 from coordinator.subscriptions import Subscription
 from coordinator.transfers import Blobs, endpoint_beside
@@ -373,6 +374,10 @@ class Fleet:
 
     def _all_ended(self, pointers: Iterable[PointerTensor]) -> bool:
         return all(pointer.ready for pointer in pointers)
+
+    def scope(self) -> Scope:
+        """For a ``with`` statement: what is made inside is released when it is left. See `Scope`."""
+        return Scope(self)
 
     def as_completed(self, pointers: Any, timeout: float | None = None) -> AsCompleted:
         """The pointers in the order in which their results end, with a value or without: for ``for`` and ``async for``.

@@ -17,6 +17,7 @@ from coordinator.device import Device
 from coordinator.errors import ForeignPointer, error_from_failure
 from coordinator.fleet import Fleet
 from coordinator.pointers import PointerTensor
+from coordinator.scopes import note
 from coordinator.sending import check_tensor, nbytes_of, put
 from coordinator.tagging import checked_tags
 from edge_agent.plan.errors import ArgumentMismatch
@@ -189,11 +190,13 @@ class PointerPlan:
                 k,
                 dtype=kind.dtype,
                 shape=shape,
+                rank=None if shape is not None else len(kind.shape),
                 tags=options.tags,
                 description=options.description,
             )
             for k, (kind, shape) in enumerate(zip(self._types, shapes, strict=True))
         ]
+        note(pointers)
         return pointers[0] if type(self._tree) is int else unflatten(self._tree, pointers)
 
     def _check(self, leaves: Sequence[Any]) -> _Shapes:

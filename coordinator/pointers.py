@@ -31,7 +31,7 @@ class PointerTensor:
     takes a tensor. Dropping the object does nothing to the tensor: see `release`.
     """
 
-    __slots__ = ("__weakref__", "_description", "_dtype", "_fleet", "_index", "_result", "_shape", "_tags")
+    __slots__ = ("__weakref__", "_description", "_dtype", "_fleet", "_index", "_rank", "_result", "_shape", "_tags")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class PointerTensor:
         *,
         dtype: str | None = None,
         shape: tuple[int, ...] | None = None,
+        rank: int | None = None,
         tags: tuple[str, ...] = (),
         description: str = "",
     ) -> None:
@@ -49,6 +50,7 @@ class PointerTensor:
         self._index = index
         self._dtype = dtype
         self._shape = shape
+        self._rank = rank
         self._tags = tags
         self._description = description
 
@@ -105,6 +107,15 @@ class PointerTensor:
         """Dtype name and shape, if both are known yet."""
         self._learn()
         return None if self._dtype is None or self._shape is None else (self._dtype, self._shape)
+
+    @property
+    def known_rank(self) -> tuple[str, int] | None:
+        """Dtype name and number of dims, if both are known yet."""
+        self._learn()
+        if self._dtype is None:
+            return None
+        rank = self._rank if self._shape is None else len(self._shape)
+        return None if rank is None else (self._dtype, rank)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -191,14 +202,35 @@ class PointerTensor:
         if not result.ended:
             self._fleet.submit(SubmitCommand(devices=(result.device,), command=Cancel(id=result.first)))
 
+    @property
+    def released(self) -> bool:
+        """Whether it was released, moved away, or left by its scope, here."""
+        released = self._result.released
+        return released is not None and self._index in released
+
     def release(self) -> None:
         """Let the device drop the tensor, after all that was asked for before. Idempotent; returns at once.
 
         A device's own tensor stays: nothing but its owner deletes it.
         """
+        if self.released:
+            self._fleet.driver.check()
+            return
         command = Release(ids=[self.result_id])
         released = ((self._result, self._index),)
         self._fleet.submit(SubmitCommand(devices=(self._result.device,), command=command, released=released))
+
+    def move(self, device: Device) -> PointerTensor:
+        """Move the tensor to another device, through the broker; its pointer there, at once, also if it is not ready.
+
+        It is copied when it is there, with its tags, and released where it was once the copy has been made: if the
+        copy fails, it stays. A device's own tensor is copied, and stays. On the device that has it already, it is the
+        pointer itself. Of a pointer that was taken up by its id before it was ready neither dtype nor dims are known:
+        then this waits until it is. Raises `ForeignPointer` for a device of another fleet.
+        """
+        from coordinator.moving import move
+
+        return move(self, device)
 
     # --------------------------------------------------------------------------------------------- Python's protocols
 

@@ -1,0 +1,108 @@
+"""Moving a tensor from one device to another, through the broker: a plan without ops runs where it is wanted, on a
+pointer to where it is.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from broker.protocol.messages import Invoke, Release
+from coordinator.core_events import PlanParts, SubmitCommand
+from coordinator.errors import ForeignPointer
+from coordinator.pointers import PointerTensor
+from coordinator.scopes import note
+from coordinator.waiting import Deadline, wait_for
+from edge_agent.plan.bundle import PlanBundle
+from edge_agent.plan.format import (
+    FORMAT_VERSION,
+    Dim,
+    Graph,
+    Input,
+    Manifest,
+    Symbol,
+    TensorType,
+    digest_of,
+    encode_graph,
+)
+
+if TYPE_CHECKING:
+    from coordinator.device import Device
+
+__all__ = ["identity", "move"]
+
+
+@lru_cache(maxsize=256)
+def identity(dtype: str, rank: int) -> PlanBundle:
+    """The plan that gives back the one tensor it takes: of that dtype, with ``rank`` dims of any size."""
+    symbols = [Symbol(name=f"s{k}") for k in range(rank)]
+    shape: list[Dim] = [symbol.name for symbol in symbols]
+    graph = encode_graph(
+        Graph(
+            inputs=[Input(name="x", dtype=dtype, shape=shape)],
+            ops=[],
+            outputs=[0],
+            signature=["t", ["t", 0], ["d"]],
+            tree=0,
+            symbols=symbols,
+            name="identity",
+        )
+    )
+    manifest = Manifest(version=FORMAT_VERSION, graph=digest_of(graph), outputs=[TensorType(dtype=dtype, shape=shape)])
+    return PlanBundle(manifest, graph)
+
+
+def move(pointer: PointerTensor, device: Device) -> PointerTensor:
+    """See `PointerTensor.move`."""
+    fleet, result = pointer.fleet, pointer.result
+    if device.fleet is not fleet:
+        raise ForeignPointer(f"the device {device.id}")
+    if device.id == result.device:
+        return pointer
+    dtype, rank = _type_of(pointer)
+    bundle = identity(dtype, rank)
+    parts = PlanParts(plan=bundle.plan_id, blobs=bundle.parts)
+    ours = result.id.startswith(fleet.driver.core.incarnation)
+    release = SubmitCommand(
+        devices=(result.device,),
+        command=Release(ids=[pointer.result_id]),  # its device keeps what is its owner's
+        released=((result, pointer.index),) if ours else (),
+    )
+    driver = fleet.driver
+    driver.check()
+    with driver.lock:
+        command = Invoke(
+            id=driver.core.take_ids(1),
+            plan=parts.plan,
+            args=[pointer.result_id],
+            tags=list(pointer.tags),
+            description=pointer.description,
+        )
+        [moved] = driver.submit(SubmitCommand(devices=(device.id,), command=command, plan=parts, then=release))
+    driver.flush()
+    known = pointer.known_type
+    made = PointerTensor(
+        fleet,
+        moved,
+        dtype=dtype,
+        shape=None if known is None else known[1],
+        rank=rank,
+        tags=pointer.tags,
+        description=pointer.description,
+    )
+    note((made,))
+    return made
+
+
+def _type_of(pointer: PointerTensor) -> tuple[str, int]:
+    """Its dtype and its number of dims: at once for all that a plan or a search has told; else when it has ended."""
+    kind = pointer.known_rank
+    if kind is None:
+        fleet, result = pointer.fleet, pointer.result
+        fleet.driver.check()
+        wait_for(fleet.driver, [result], Deadline(None))
+        kind = pointer.known_rank
+        if kind is None:
+            assert result.failure is not None
+            raise fleet.error(result.failure, result, pointer.index)
+    return kind
