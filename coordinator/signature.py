@@ -44,6 +44,11 @@ class Signature:
         """The arguments that can be given by name, in the order in which they are taken by position."""
         return list(self._named)
 
+    @property
+    def trees(self) -> list[Tree]:
+        """How each argument nests, in the order in which they are taken by position; leaves are numbered through."""
+        return [*self._positional, *self._named.values()]
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The leaves of a call, one for each of `inputs`, in their order.
 

@@ -266,7 +266,9 @@ class Runs:
         command.move(Step.RUNNING)
         command.job = n = self.worker.number(command)
         self.worker.order(
-            RunJob(n=n, plan=plan.id, id=command.id, args=operands, outputs=command.outputs, seed=body.seed)
+            RunJob(
+                n=n, plan=plan.id, id=command.id, args=operands, outputs=command.outputs, seed=body.seed, fold=body.fold
+            )
         )
         if self._desk.log_level <= DEBUG:
             attempt = command.deaths + 1

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from broker.protocol.messages import Failure
+from broker.protocol.messages import Failure, Fold
 
 __all__ = [
     "Answer",
@@ -72,7 +72,9 @@ class UnloadPlan(_Spoken, frozen=True, kw_only=True, tag=2):
 
 
 class RunJob(_Spoken, frozen=True, kw_only=True, tag=3):
-    """Run a loaded plan; its results will be known as ``id`` and on, and are ``outputs`` in number."""
+    """Run a loaded plan; its results will be known as ``id`` and on, and are ``outputs`` in number. With ``fold`` it
+    runs once a batch.
+    """
 
     n: int
     plan: bytes
@@ -80,6 +82,7 @@ class RunJob(_Spoken, frozen=True, kw_only=True, tag=3):
     args: list[Operand]
     outputs: int = 1
     seed: int | None = None
+    fold: Fold | None = None
 
 
 class CancelJob(_Spoken, frozen=True, kw_only=True, tag=4):

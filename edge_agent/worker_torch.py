@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -61,6 +62,14 @@ class TorchTensors:
     def elements(self, tensor: torch.Tensor) -> memoryview:
         """A tensor's elements."""
         return _plain(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+    def rows(self, tensor: torch.Tensor, where: Any) -> torch.Tensor:
+        """Rows of a tensor: a view for a slice, a copy for numbers."""
+        return tensor[where] if isinstance(where, slice) else tensor.index_select(0, torch.from_numpy(where))
+
+    def stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tensors along a new first dim."""
+        return torch.stack(list(tensors))
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

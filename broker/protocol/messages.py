@@ -64,6 +64,7 @@ __all__ = [
     "Expired",
     "Failure",
     "Fetch",
+    "Fold",
     "Found",
     "Frame",
     "Goodbye",
@@ -281,13 +282,30 @@ class _Tagged(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
 # ---------------------------------------------------------------------------------------------- commands
 
 
+class Fold(_Part, frozen=True, kw_only=True):
+    """Run the invoked plan once for each batch of data, on the device: ``(carry, *batch) -> (carry, out)``.
+
+    The first ``carry`` of the invocation's arguments and of its outputs are the carry, which goes from step to step;
+    the other arguments are the data, tensors with one first dim, which is cut into batches of ``batch_size`` rows, the
+    last of each epoch perhaps smaller. The other outputs are stacked: one entry a step.
+    ``shuffle``: the seed of the order of the rows, another one in each epoch; None: as they are. ``order``: which
+    output becomes which argument of the carry; empty: each the one at its own place.
+    """
+
+    carry: Natural
+    batch_size: Natural
+    epochs: Natural = 1
+    shuffle: int | None = None
+    order: list[Natural] = []
+
+
 class Invoke(_Tagged, frozen=True, kw_only=True, tag=1):
     """Run plan ``plan`` and keep its outputs under the ids ``id``, ``id + 1``, ...
 
     ``args`` has one `Argument` for each leaf of the plan's input, in the plan's order. ``each`` maps the position of an
     argument to the ids that stand there device by device, concatenated, where they differ between the devices of one
     `Submit`; the broker puts them in place. ``deadline_ms`` is the time left; 0 means the broker's default.
-    ``inline`` False keeps even a small result out of its notification.
+    ``inline`` False keeps even a small result out of its notification. With ``fold`` the plan runs once a batch.
     """
 
     id: ResultId
@@ -300,6 +318,7 @@ class Invoke(_Tagged, frozen=True, kw_only=True, tag=1):
     tags: list[Tag] = []
     description: str = ""
     each: dict[int, bytes] = {}
+    fold: Fold | None = None
 
 
 class Put(_Tagged, frozen=True, kw_only=True, tag=2):
