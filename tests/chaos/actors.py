@@ -8,6 +8,7 @@ them waits in one place.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -24,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.acceptance.kernel import children
+from tests.chaos.nursery import Nursery, Nursling
 
 __all__ = ["Actor", "Heard", "Stage", "free_ports"]
 
@@ -57,6 +59,8 @@ class Actor:
         self.starts = 0
         self.ready = False
         """Whether the program that runs now has said so."""
+        self.ready_at = 0.0
+        """... and when (`time.monotonic`)."""
         self.working = False
         """Of an agent: whether it has a worker that can run plans."""
         self.asleep = False
@@ -66,7 +70,7 @@ class Actor:
         self._arguments = arguments
         self._env = {} if env is None else dict(env)
         self._stage = stage
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | Nursling | None = None
         self._reader: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -94,24 +98,25 @@ class Actor:
         self.starts += 1
         self.ready = self.working = self.asleep = False
         self.ours = False
-        command = [sys.executable, "-m", "tests.chaos.leash", str(os.getpid()), *self._arguments]
-        paths = [path for path in (self._env.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH")) if path]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            process_group=0,
-            env={**os.environ, **self._env, "PYTHONPATH": os.pathsep.join(paths)},
-        )
+        if self.kind == "coordinator":
+            self._process = Nursling(self._stage.nursery, self._arguments)
+        else:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.leash", str(os.getpid()), *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                process_group=0,
+                env=_environment(self._env),
+            )
         self._reader = threading.Thread(
             target=self._read, args=(self._process, self.starts), name=f"{self.name} log", daemon=True
         )
         self._reader.start()
 
-    def _read(self, process: subprocess.Popen[str], start: int) -> None:
+    def _read(self, process: subprocess.Popen[str] | Nursling, start: int) -> None:
         assert process.stderr is not None
         with process.stderr, (self._stage.folder / f"{self.name}.log").open("a") as file:
             for line in process.stderr:
@@ -217,7 +222,7 @@ class Stage:
     def coordinator(self, name: str, *arguments: str) -> Actor:
         """A coordinator: `tests.chaos.load`, with a journal and a session of this name."""
         journal = str(self.folder / f"{name}.journal")
-        made = ("tests.chaos.load", "--broker", self.endpoint, "--session", name, "--journal", journal, *arguments)
+        made = ("--broker", self.endpoint, "--session", name, "--journal", journal, *arguments)
         return self._add(Actor(self, "coordinator", name, *made))
 
     def _add(self, actor: Actor) -> Actor:
@@ -232,7 +237,8 @@ class Stage:
             return None
         actor = heard.actor
         if heard.start == actor.starts:
-            actor.ready |= heard.event == READY[actor.kind]
+            if heard.event == READY[actor.kind]:
+                actor.ready, actor.ready_at = True, heard.at
             if heard.event in {"worker_started", "worker_ended"}:
                 actor.working = heard.event == "worker_started"
         return heard
@@ -265,6 +271,18 @@ class Stage:
             if error is not None and actor.running:
                 actor.kill()
             actor.end()
+        if "nursery" in self.__dict__:
+            self.nursery.close()
+
+    @functools.cached_property
+    def nursery(self) -> Nursery:
+        """What starts coordinators."""
+        return Nursery(_environment({}))
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    paths = [path for path in (more.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH")) if path]
+    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def free_ports(count: int) -> list[int]:

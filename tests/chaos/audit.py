@@ -39,7 +39,11 @@ GET_WITHIN = 60.0
 CLOCK_SLACK = 0.3
 """Seconds by which a deadline may seem to be early: the journal is written before the command leaves."""
 DELIVERIES = 5
+"""A command that was delivered to so many starts of an agent, and did not end, is failed."""
 DEATHS = 2
+"""A command at which so many workers died is failed."""
+COMMIT_WITHIN = 10.0
+"""Seconds that a commit may take on a machine as busy as this one. Until then an end that was seen is provisional."""
 
 _ENDED = frozenset(
     {
@@ -73,6 +77,7 @@ class Part:
     status: ResultStatus = ResultStatus.UNKNOWN
     code: str = ""
     argument: str = ""
+    message: str = ""
 
     @property
     def device(self) -> str:
@@ -151,7 +156,9 @@ class _Auditor:
         elif isinstance(entry, UnknownEntry):
             part.unknown = True
         elif isinstance(entry, EndedEntry):
-            part.ends.setdefault(entry.code, entry.at)
+            # Who asks for a result that its session has released meanwhile has not seen it end with that.
+            if entry.code != "ResultReleased" or not part.released:
+                part.ends.setdefault(entry.code, entry.at)
             part.argument = part.argument or entry.argument
             if entry.values:
                 part.values.append(entry.values)
@@ -170,7 +177,7 @@ class _Auditor:
                 part.status = status.status
                 part.code = _CODES.get(status.status, "")
                 if status.failure is not None and status.status is not ResultStatus.RELEASED:
-                    part.code = status.failure.code
+                    part.code, part.message = status.failure.code, status.failure.message
                     part.argument = str(status.failure.details.get("argument", "")) or part.argument
 
     # --------------------------------------------------------------------------------------------- one by one
@@ -202,7 +209,7 @@ class _Auditor:
         ]
 
     def _judge_unended(self, part: Part, what: str) -> None:
-        if part.accepted or part.ends:
+        if part.accepted or not self._provisional(part):
             self.done.lost.append(f"{what} was {'accepted' if part.accepted else 'seen to end'}, and is {part.status}")
         elif part.status is not ResultStatus.UNKNOWN:
             self.done.lost.append(f"{what} does not end: it is {part.status}")
@@ -210,6 +217,13 @@ class _Auditor:
             self.done.lost.append(f"{what} was sent by a coordinator that was not killed since, and is unknown")
         else:
             self.done.never_arrived += 1
+
+    def _provisional(self, part: Part) -> bool:
+        """Whether nobody saw it end, or the broker was killed before it can have written that down: then it was never
+        accepted, and its coordinator, which would have sent it again, was killed as well.
+        """
+        kills = [kill.at for kill in self._toll.kills if kill.kind == "broker"]
+        return all(any(at < killed < at + COMMIT_WITHIN for killed in kills) for at in part.ends.values())
 
     def _unexplained(self, part: Part, code: str) -> str:
         """Why a part should not have ended with that code; empty, if it may."""
@@ -219,14 +233,11 @@ class _Auditor:
         if code == "DeadlineExpired" and part.sent.deadline and until - from_ >= part.sent.deadline - CLOCK_SLACK:
             return ""
         if code == "WorkerDied":
-            deaths = [
-                kill
-                for kill in self._toll.kills
-                if kill.name == part.device and kill.kind in {"worker", "agent"} and from_ <= kill.at <= until
-            ]
-            if len(deaths) >= DEATHS:
-                return ""
-            return f"failed with WorkerDied after {len(deaths)} deaths of its worker"
+            worn_out = part.message.startswith("delivered ")
+            kinds, enough = ({"agent"}, DELIVERIES) if worn_out else ({"worker", "agent"}, DEATHS)
+            kills = [kill for kill in self._toll.kills if kill.name == part.device and from_ <= kill.at <= until]
+            deaths = sum(kill.kind in kinds for kill in kills)
+            return "" if deaths >= enough else f"failed with WorkerDied after {deaths} deaths: {part.message}"
         if code == "ArgumentFailed":
             argument = self._parts.get(part.argument) or self._parts.get(_nth(part.argument, -1))
             if argument is None or not any(_refers(each, part.argument) for each in part.sent.arguments):

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ class Load:
         until = time.monotonic() + CONNECT_WITHIN
         while True:
             try:
-                return connect(self.options.broker, insecure=True, timeout=10, **_named(self.options.session))
+                return connect(self.options.broker, insecure=True, session=self.options.session, timeout=10)
             except BrokerUnreachable:
                 if time.monotonic() > until or self.stopping.is_set():
                     raise
@@ -388,17 +388,11 @@ def _large(op: str) -> bool:
     return op == "grow"
 
 
-def _named(session: str) -> dict[str, Any]:
-    import inspect
-
-    return {"session": session} if "session" in inspect.signature(connect).parameters else {}
-
-
 def _say(event: str, **fields: object) -> None:
     print(json.dumps({"event": event, **fields}), file=sys.stderr, flush=True)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The program."""
     parser = argparse.ArgumentParser(prog="tests.chaos.load", description=__doc__)
     parser.add_argument("--broker", required=True)
@@ -411,7 +405,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0.0, help="commands a second; 0: as many as go")
     parser.add_argument("--cancels", type=float, default=0.05, help="how many commands are followed by a cancel")
     parser.add_argument("--fetches", type=float, default=0.2, help="how many values on devices are fetched at once")
-    load = Load(parser.parse_args())
+    load = Load(parser.parse_args(arguments))
     signal.signal(signal.SIGTERM, lambda *_: load.stopping.set())
     return load.run()
 

@@ -18,10 +18,10 @@ from tests.chaos.actors import Actor, Stage
 __all__ = ["Kill", "Monkey", "Pace", "Toll"]
 
 _WEIGHTS = {
-    ("kill", "broker"): 0,
+    ("kill", "broker"): 24,
     ("kill", "agent"): 16,
     ("kill", "worker"): 20,
-    ("kill", "coordinator"): 0,
+    ("kill", "coordinator"): 8,
     ("stop", "broker"): 5,
     ("stop", "agent"): 8,
     ("stop", "coordinator"): 3,
@@ -68,11 +68,15 @@ class Toll:
 
 
 class Monkey:
-    """See the module. ``load_flows``: whether work is being done."""
+    """See the module. ``last_end``: when a result has ended last (`time.monotonic`): so what is killed is at work."""
 
-    def __init__(self, stage: Stage, *, seed: int, pace: Pace | None = None) -> None:
+    def __init__(self, stage: Stage, *, seed: int, last_end: Callable[[], float], pace: Pace | None = None) -> None:
         self.toll = Toll()
+        self._owed = [kind for deed, kind in _WEIGHTS if deed == "kill"]
+        """Kinds of which none was killed yet: they come first, so that the shortest run has some of each."""
+        self._rng.shuffle(self._owed)
         self._raging = False
+        self._last_end = last_end
         self._stage = stage
         self._rng = random.Random(seed)
         self._pace = pace or Pace()
@@ -122,6 +126,9 @@ class Monkey:
         if not self._raging:
             return
         deed, kind = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+        if self._owed:
+            deed, kind = "kill", self._owed[-1]
+            self._owed.insert(0, self._owed.pop())
         for actor in self._stage.actors:
             self._look_after(actor)
         early = self._rng.random() < self._pace.early
@@ -129,7 +136,7 @@ class Monkey:
         targets = [
             actor
             for actor in self._stage.actors
-            if actor.kind == of_kind and actor.running and not actor.asleep and (early or _recovered(actor))
+            if actor.kind == of_kind and actor.running and not actor.asleep and (early or self._recovered(actor))
         ]
         if targets:
             target = self._rng.choice(targets)
@@ -146,6 +153,7 @@ class Monkey:
 
     def _note(self, kind: str, target: Actor) -> None:
         now = time.monotonic()
+        self._owed = [owed for owed in self._owed if owed != kind]
         self.toll.kills.append(Kill(kind, target.name, now))
         self._killed_at[kind, target.name] = now
 
@@ -169,6 +177,8 @@ class Monkey:
             )
             actor.start()
 
-
-def _recovered(actor: Actor) -> bool:
-    return actor.ready and (actor.working or actor.kind != "agent")
+    def _recovered(self, actor: Actor) -> bool:
+        """Whether it works again: the broker, once a result has ended since."""
+        if actor.kind == "agent":
+            return actor.working
+        return actor.ready and (actor.kind != "broker" or self._last_end() > actor.ready_at)

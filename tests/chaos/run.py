@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class Outcome:
     """What a run came to."""
 
     seed: int
-    seconds: float
+    moments: Sequence[float]
+    """When it began, chaos set in and ended, all were up again, all had come to its end, all was compared."""
     toll: Toll
     audit: Audit
 
@@ -47,7 +49,7 @@ def run_chaos(
     load: tuple[str, ...] = (),
 ) -> Outcome:
     """Kill so many under load, within so many seconds; then let everything come to its end, and compare."""
-    began = time.monotonic()
+    moments = [time.monotonic()]
     save_plans(folder / "plans")
     names = [f"device_{k}" for k in range(devices)]
     with Stage(folder) as stage, Observer(stage.logs) as observer:
@@ -59,22 +61,27 @@ def run_chaos(
         loads = [stage.coordinator(f"coordinator_{k}", *given) for k in range(coordinators)]
         for actor in loads:
             actor.start()
-        monkey = Monkey(stage, seed=seed, pace=pace)
+        monkey = Monkey(stage, seed=seed, pace=pace, last_end=lambda: observer.last)
         if not monkey.rest(READY_WITHIN):
             raise AssertionError(f"not ready within {READY_WITHIN:g} s: {_unready(stage)}")
         _wait_for_load(stage, observer)
+        moments.append(time.monotonic())
         monkey.rage(kills, within)
+        moments.append(time.monotonic())
         if not monkey.rest(READY_WITHIN):
             raise AssertionError(f"not ready again within {READY_WITHIN:g} s: {_unready(stage)}")
+        moments.append(time.monotonic())
         for actor in loads:
             code = actor.end(END_WITHIN + 30)
             if code != 0:
                 monkey.toll.deaths.append(
                     f"{actor} did not come to its end, exit code {code}: {_last(actor.last_words)}"
                 )
+        moments.append(time.monotonic())
         with connect(stage.endpoint, insecure=True) as fleet:
             found = audit(fleet, [folder / f"{actor.name}.journal" for actor in loads], observer, monkey.toll)
-    return Outcome(seed, time.monotonic() - began, monkey.toll, found)
+            moments.append(time.monotonic())
+    return Outcome(seed, moments, monkey.toll, found)
 
 
 def _wait_for_load(stage: Stage, observer: Observer) -> None:
@@ -97,7 +104,11 @@ def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
     """The table."""
     toll, found = outcome.toll, outcome.audit
     console = console or Console(width=110)
-    title = f"chaos: {len(toll.kills)} kills under load, seed {outcome.seed}, {outcome.seconds:.0f} s in all"
+    start, chaos, rest, drain, compare = (b - a for a, b in itertools.pairwise(outcome.moments))
+    title = (
+        f"chaos, seed {outcome.seed}: {len(toll.kills)} kills under load. {start:.0f} s to start, {chaos:.0f} s of "
+        f"chaos, {rest + drain:.0f} s until all had ended, {compare:.0f} s to compare"
+    )
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(justify="right")
