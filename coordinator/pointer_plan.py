@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from broker.protocol.errors import TensorRefused
-from broker.protocol.messages import INLINE_TENSORS_BYTES, Argument, Failure, Invoke, Release
+from broker.protocol.messages import INLINE_TENSORS_BYTES, Argument, Failure, Fold, Invoke, Release
 from coordinator.core_events import PlanParts, SendPlan, SubmitCommand
 from coordinator.core_results import Result
 from coordinator.device import Device
 from coordinator.errors import ForeignPointer, error_from_failure
 from coordinator.fleet import Fleet
+from coordinator.folding import Folding
 from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
 from coordinator.sending import check_tensor, nbytes_of, put
@@ -181,6 +182,36 @@ class PointerPlan:
             return self._pointers(results[0], shapes)
         return {result.device: self._pointers(result, shapes) for result in results}
 
+    def fold(
+        self,
+        carry: Any,
+        *,
+        over: Any,
+        batch_size: int,
+        epochs: int = 1,
+        shuffle: int | None = None,
+    ) -> Any:
+        """Run a plan ``(carry, *batch) -> (carry, out)`` over data on the device, batch by batch, by one command.
+
+        ``over`` has what the plan takes as its batch, whole: pointers, tags, or local tensors with one first dim. Gives
+        pointers, nested as the plan nests them: to the carry after the last step, and to the other outputs, stacked,
+        one entry a step. The last batch of an epoch may be smaller. ``shuffle``: a seed for the order of the rows,
+        another one in each epoch. It goes on from a checkpoint when the device was restarted; `PointerTensor.cancel`
+        ends it between two steps.
+
+        Raises what a call raises, and `ArgumentMismatch` for a plan that does not fold.
+        """
+        folding = Folding.of(self._signature, self._types, self._tree, batch_size, epochs, shuffle)
+        batch = tuple(over) if isinstance(over, tuple) else (over,)
+        leaves = self._signature.bind((carry, *batch), {})
+        outs = folding.check([self._type(leaf, k) for k, leaf in enumerate(leaves)])
+        results = _Call(self.fleet, self._device_ids, leaves).submit(
+            self._parts, len(self._types), self._options, folding.fold
+        )
+        if self._single:
+            return self._pointers(results[0], outs)
+        return {result.device: self._pointers(result, outs) for result in results}
+
     def _pointers(self, result: Result, shapes: _Shapes) -> Any:
         fleet, options = self.fleet, self._options
         pointers = [
@@ -309,7 +340,7 @@ class _Call:
         if len(pointers) > 1:
             self._each[k] = b"".join(pointer.result_id for pointer in pointers)
 
-    def submit(self, parts: PlanParts, outputs: int, options: _Options) -> list[Result]:
+    def submit(self, parts: PlanParts, outputs: int, options: _Options, fold: Fold | None = None) -> list[Result]:
         driver = self._fleet.driver
         driver.check()
         with driver.lock:
@@ -324,6 +355,7 @@ class _Call:
                 tags=list(options.tags),
                 description=options.description,
                 each=self._each,
+                fold=fold,
             )
             results = driver.submit(
                 SubmitCommand(devices=self._devices, command=command, frames=tuple(self._frames), plan=parts)
