@@ -280,7 +280,7 @@ class Load:
         outputs, op = (2, "pair") if self.rng.random() < 0.3 else (1, "step")
         argument = self._some(large=False)
         fitting = [id for id in self._pool if not self._kept[id].large and self._kept[id].good]
-        if fitting and self.rng.random() < 0.5:
+        if fitting and len(self.devices) > 1 and self.rng.random() < 0.5:
             argument = Argument(each=[self._kept[self.rng.choice(fitting)].pointers[0].id for _ in self.devices])
         id = self._take(outputs * len(self.devices))
         self.journal.write(SentEntry(id=id.hex(), op=op, devices=self.devices, outputs=outputs, arguments=[argument]))

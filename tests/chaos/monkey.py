@@ -72,13 +72,13 @@ class Monkey:
 
     def __init__(self, stage: Stage, *, seed: int, last_end: Callable[[], float], pace: Pace | None = None) -> None:
         self.toll = Toll()
+        self._rng = random.Random(seed)
         self._owed = [kind for deed, kind in _WEIGHTS if deed == "kill"]
         """Kinds of which none was killed yet: they come first, so that the shortest run has some of each."""
         self._rng.shuffle(self._owed)
         self._raging = False
         self._last_end = last_end
         self._stage = stage
-        self._rng = random.Random(seed)
         self._pace = pace or Pace()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
