@@ -20,18 +20,18 @@ from tests.simulation.fleet import Outcome, run
 __all__ = ["main"]
 
 
-def attempt(seed: int, *, broker_restarts: bool = False) -> Outcome | str:
+def attempt(seed: int, *, everything: bool = False) -> Outcome | str:
     """The outcome of a seed, or what went wrong."""
     try:
-        return run(seed, broker_restarts=broker_restarts)
+        return run(seed, everything=everything)
     except Exception as error:  # noqa: BLE001 - whatever a core raises is a finding, and is printed
         return "\n".join([f"seed {seed}: {type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
-def outcomes(first: int, count: int, processes: int, *, broker_restarts: bool) -> Iterator[Outcome | str]:
+def outcomes(first: int, count: int, processes: int, *, everything: bool) -> Iterator[Outcome | str]:
     """The outcomes of ``count`` seeds, in any order that keeps the processes busy."""
     with ProcessPoolExecutor(processes) as pool:
-        todo = functools.partial(attempt, broker_restarts=broker_restarts)
+        todo = functools.partial(attempt, everything=everything)
         yield from pool.map(todo, range(first, first + count), chunksize=10)
 
 
@@ -42,16 +42,17 @@ def main() -> int:
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--count", type=int, default=1000, help="how many seeds (default: 1000)")
     parser.add_argument("--processes", type=int, default=2, help="how many processes (default: 2)")
-    parser.add_argument("--broker-restarts", action="store_true", help="kill brokers, too: see Scenario.draw")
+    parser.add_argument("--everything", action="store_true", help="let brokers die, too: see Scenario.draw")
     options = parser.parse_args()
     console = Console()
     if options.seed is not None:
-        outcome = attempt(options.seed, broker_restarts=options.broker_restarts)
+        outcome = attempt(options.seed, everything=options.everything)
         console.print(outcome, markup=False, highlight=False, soft_wrap=True)
         return int(isinstance(outcome, str))
     total: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     failed: list[str] = []
-    found = outcomes(options.first, options.count, options.processes, broker_restarts=options.broker_restarts)
+    found = outcomes(options.first, options.count, options.processes, everything=options.everything)
     for outcome in track(found, "simulating", total=options.count, console=console):
         if isinstance(outcome, str):
             failed.append(outcome)
@@ -59,15 +60,19 @@ def main() -> int:
             continue
         total.update(
             commands=outcome.commands,
+            accepted=outcome.accepted,
             values=outcome.values,
             failures=outcome.failures,
             messages=outcome.messages,
             lost=outcome.lost,
+            crashes=outcome.crashes,
         )
+        kinds[outcome.scenario.kind] += 1
     console.print(
         f"{options.count} seeds, {len(failed)} with a broken promise; "
         + ", ".join(f"{n:,} {k}" for k, n in total.items())
     )
+    console.print("; ".join(f"{n:,} {kind}" for kind, n in kinds.most_common()))
     if failed:
         console.print(failed[0], markup=False, highlight=False, soft_wrap=True)
     return int(bool(failed))

@@ -1,17 +1,15 @@
-"""A simulated broker: the real broker core over a ledger in memory, which outlives it."""
+"""A simulated broker: the real broker core over a disk that outlives it, and may lose what was not synced."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 from broker import effects as b
 from broker.config import BrokerConfig
 from broker.core import BrokerCore
-from broker.ledger.interface import RecordTerminal, Write
-from broker.ledger.memory import MemoryLedger
-from broker.protocol.effects import Received, Send
-from broker.protocol.messages import Blobs, Frame
+from broker.protocol.effects import Log, Received, Send
+from broker.protocol.messages import Accepted, Blobs, Frame, Message, SessionOpened
+from tests.simulation.disks import LedgerDisk
 from tests.simulation.network import Connection
 from tests.simulation.nodes import Node
 from tests.simulation.promises import Promises
@@ -19,53 +17,108 @@ from tests.simulation.world import World
 
 __all__ = ["BrokerNode"]
 
-CONFIG = BrokerConfig(log_level=10, heartbeat_ms=3000, restart_grace=20.0, commit_within=0.01)
+MOST_OUTPUTS = 16
+CONFIG = BrokerConfig(
+    log_level=10, heartbeat_ms=3000, restart_grace=20.0, commit_within=0.01, outputs=MOST_OUTPUTS, blob_linger=4.0
+)
+TIGHT = BrokerConfig(
+    log_level=10,
+    heartbeat_ms=3000,
+    restart_grace=20.0,
+    commit_within=0.0,
+    outputs=MOST_OUTPUTS,
+    mailbox_commands=4,
+    device_commands=2,
+    window=3,
+)
+"""A broker that is soon full."""
+
+WALL = 1.7e9
+"""The true time at which every simulation begins, in seconds since the Unix epoch."""
 
 
 class BrokerNode(Node):
-    """The broker. `restart` kills it and starts another over the same ledger and the same blobs."""
+    """The broker. ``crash_points``: how many times it dies between two steps of a commit of its own accord."""
 
-    def __init__(self, world: World, promises: Promises) -> None:
+    def __init__(self, world: World, promises: Promises, *, crash_points: int = 0, tight: bool = False) -> None:
         super().__init__(world, "broker")
         self._promises = promises
-        self._ledger = MemoryLedger(world.random_bytes(16))
-        self._blobs: dict[bytes, bytes] = {}
+        self._config = TIGHT if tight else CONFIG
+        self.disk = LedgerDisk(world, promises)
+        self.crash_points = crash_points
         self._connections: dict[bytes, Connection] = {}
-        self._commits: list[b.Persist] = []
+        self._asked: list[b.Persist] = []
+        self._committing = False
         self.reachable = False
         self.broker: BrokerCore
-        nothing = (b.PinBlobs, b.UnpinBlobs, b.PublishNotification, b.PublishLogs, b.DropBlobs)
+        nothing = (b.PinBlobs, b.UnpinBlobs, b.PublishNotification, b.PublishLogs)
         self._execute |= dict.fromkeys(nothing, lambda _: None)
         self._execute |= {
             Send: self._send,
             b.Persist: self._persist,
             b.StoreBlobs: self._store_blobs,
             b.SendBlobs: self._send_blobs,
+            b.DropBlobs: self._drop_blobs,
         }
 
     def begin(self) -> None:
-        """The broker starts, over what the ledger has."""
-        self._commits.clear()
+        """The broker starts, over what the disk has."""
+        self._asked.clear()
+        self._committing = False
         self.broker = BrokerCore(
-            CONFIG,
-            self._ledger.open(),
+            self._config,
+            self.disk.open(),
             blobs=self,
             random_bytes=self.world.random_bytes,
-            wall_offset=1.7e9,
-            now=self.world.now,
+            wall_offset=WALL + self._clock_zero,
+            now=self.clock(),
         )
         self.start(self.broker)
         self.reachable = True
 
-    def restart(self) -> None:
+    # ------------------------------------------------------------------------------------------- its end
+
+    def kill(self) -> None:
         """The broker is killed, and another one starts."""
-        self.world.tell(self.name, "   killed")
+        if self.core is not None:
+            self.world.tell(self.name, "   killed")
+            self._end(0.2)
+
+    def lose_power(self) -> None:
+        """The broker's machine loses power, and comes back."""
+        if self.core is not None:
+            self.world.tell(self.name, "   power lost")
+            self.disk.lose_power()
+            self._end(1.0)
+            self.boot()
+
+    def lose_ledger(self) -> None:
+        """The broker's machine dies with its disk, and another one takes its place."""
+        if self.core is not None:
+            self.world.tell(self.name, "   ledger lost")
+            self._promises.ledger_lost()
+            self.disk.erase()
+            self._end(1.0)
+            self.boot()
+
+    def _end(self, at_least: float) -> None:
+        self._promises.broker_ended()
         self.reachable = False
         self.crash()
         for connection in self._connections.values():
             connection.cut()
         self._connections.clear()
-        self.world.after(0.2 + self.world.random.random(), self.begin)
+        random = self.world.random
+        self.world.after(at_least + random.choice((1.0, 1.0, 20.0)) * random.random(), self.begin)
+
+    def _dies_here(self) -> bool:
+        """Whether this is where the broker dies, between two steps of a commit."""
+        random = self.world.random
+        if not self.crash_points or random.random() > 0.04:
+            return False
+        self.crash_points -= 1
+        random.choice((self.kill, self.lose_power))()
+        return True
 
     # ------------------------------------------------------------------------------------------- network
 
@@ -80,48 +133,89 @@ class BrokerNode(Node):
 
     def _send(self, send: Send) -> None:
         connection = self._connections.get(send.peer)
-        if connection is not None and connection.alive:
-            connection.send(send.message, send.frames, up=False)
-            return
+        if connection is not None:
+            kind = type(send.message)
+            if kind is Accepted or kind is SessionOpened:
+                self._check(connection, send.message)
+            if connection.alive:
+                connection.send(send.message, send.frames, up=False)
+                return
         # A dead connection is noticed when something is sent over it; a half-open one is not noticed at all.
         if connection is None or self.world.random.random() < 0.7:
             self._connections.pop(send.peer, None)
             self.later(0, lambda: self.feed(b.PeerUnreachable(peer=send.peer)))
 
+    def _check(self, connection: Connection, message: Message) -> None:
+        if isinstance(message, SessionOpened):
+            self._promises.opened(connection.incarnation, message.accepted, self.disk)
+        elif isinstance(message, Accepted):
+            self._promises.accepted(connection.incarnation, message.n, self.disk)
+
+    def _log(self, log: Log) -> None:
+        super()._log(log)
+        if log.event == "command_rejected":
+            self._promises.rejected(bytes.fromhex(str(log.fields["session"])), int(str(log.fields["n"])))
+
     # ------------------------------------------------------------------------------------------- ledger and blobs
 
     def _persist(self, persist: b.Persist) -> None:
-        self._commits.append(persist)
-        if len(self._commits) == 1:
-            self.later(0.01 * self.world.random.random(), self._commit)
+        if self._dies_here():
+            return
+        self._asked.append(persist)
+        if not self._committing:
+            self._committing = True
+            self.later(0.01 * self.world.random.random(), self._write)
 
-    def _commit(self) -> None:
-        """A group commit: all that has been asked for by now."""
-        commits, self._commits = self._commits, []
-        writes: Sequence[Write] = [write for persist in commits for write in persist.writes]
-        for write in writes:
-            if isinstance(write, RecordTerminal):
-                self._promises.record(write.id, write.status.value)
-        self._ledger.commit(writes)
-        for persist in commits:
+    def _write(self) -> None:
+        """A group commit: all that has been asked for by now. First the blobs that it may name, then the ledger."""
+        asked, self._asked = self._asked, []
+        self.disk.sync_blobs()
+        for persist in asked:
+            if self._dies_here():
+                return
+            self.disk.write(persist.writes)
+        self.later(0.005 * self.world.random.random(), lambda: self._sync(asked))
+
+    def _sync(self, asked: list[b.Persist]) -> None:
+        if self._dies_here():
+            return
+        self.disk.sync()
+        if self._dies_here():
+            return
+        self._committing = False
+        life = self._life
+        for persist in asked:
             self.feed(b.Persisted(ticket=persist.ticket))
+            if self._life != life:
+                return
+        if self._asked and not self._committing:
+            self._committing = True
+            self._write()
 
     def size(self, digest: bytes) -> int | None:
         """As `broker.context.Blobs.size`."""
-        content = self._blobs.get(digest)
+        content = self.disk.blobs.get(digest)
         return None if content is None else len(content)
 
-    def keep_blob(self, digest: bytes, content: bytes) -> None:
-        """A blob has come by the blob channel, which is not simulated here."""
+    def keep_blob(self, digest: bytes, content: bytes) -> bool:
+        """A blob has come by the blob channel, which is not simulated here. False: nobody was there to take it."""
+        if not self.reachable:
+            return False
         assert hashlib.sha256(content).digest() == digest
-        self._blobs[digest] = content
+        self.disk.write_blob(digest, content)
+        self.disk.sync_blobs()
         self.feed(b.BlobStored(digest=digest))
+        return True
 
     def _store_blobs(self, store: b.StoreBlobs) -> None:
         for digest, frame in zip(store.digests, store.frames, strict=True):
-            self._blobs[digest] = bytes(frame)
+            self.disk.write_blob(digest, bytes(frame))
+
+    def _drop_blobs(self, drop: b.DropBlobs) -> None:
+        for digest in drop.digests:
+            self.disk.drop_blob(digest)
 
     def _send_blobs(self, send: b.SendBlobs) -> None:
-        frames: tuple[Frame, ...] = tuple(self._blobs[digest] for digest in send.attached)
+        frames: tuple[Frame, ...] = tuple(self.disk.blobs[digest] for digest in send.attached)
         message = Blobs(attached=send.attached, pull=send.pull, none=send.none)
         self._send(Send(message=message, frames=frames, peer=send.peer))

@@ -1,10 +1,9 @@
-"""A simulated device: the real agent core over a store in memory, and a worker that runs fake plans."""
+"""A simulated device: the real agent core over a store that outlives it, and a worker that runs fake plans."""
 
 from __future__ import annotations
 
 from broker.protocol.messages import Failure
 from edge_agent import effects as e
-from edge_agent.catalog import MemoryShelf
 from edge_agent.core import AgentConfig, AgentCore
 from edge_agent.jobs import (
     CancelJob,
@@ -18,6 +17,7 @@ from edge_agent.jobs import (
     WorkerReady,
 )
 from tests.simulation.broker_node import BrokerNode
+from tests.simulation.disks import ShelfDisk
 from tests.simulation.fakes import FakePlan, answer_outputs
 from tests.simulation.network import Network
 from tests.simulation.nodes import Client, seeded
@@ -28,7 +28,7 @@ __all__ = ["DeviceNode"]
 
 
 class DeviceNode(Client):
-    """A device. Its store outlives the agent, which may end and start again."""
+    """A device. ``crash_points``: how many times it dies between two steps of a commit, besides when it is told to."""
 
     def __init__(
         self,
@@ -38,89 +38,177 @@ class DeviceNode(Client):
         broker: BrokerNode,
         promises: Promises,
         plans: dict[bytes, FakePlan],
+        *,
+        crash_points: int = 0,
     ) -> None:
         super().__init__(world, name, network, broker)
+        self._broker_node = broker
         self._promises = promises
         self._plans = plans
-        self.shelf = MemoryShelf()
-        self._store_id = world.random_bytes(16)
-        self._registration = (b"", b"")
-        self._boots = 0
+        self.crash_points = crash_points
+        self.shelf = ShelfDisk(world, name)
+        self.refused = ""
+        self._backup: ShelfDisk | None = None
         self._alive = False
         self._worker = 0  # counts up when the worker ends: what it was doing does not happen
         self._orders: list[Order] = []
         self._doing = 0
         self._kept: list[bytes] = []
+        self._write_at = float("inf")
         self._execute |= {
             e.StartWorker: self._start_worker,
             e.StopWorker: lambda _: self._end_worker("told to"),
             e.Assign: self._assign,
             e.KeepResult: self._keep,
-            e.MarkRecorded: lambda event: self.shelf.mark_recorded(event.ids),
+            e.MarkRecorded: self._mark_recorded,
             e.LedgerChanged: lambda _: self.shelf.mark_unrecorded(),
-            e.DropValues: lambda event: self.shelf.drop(event.ids),
+            e.DropValues: self._drop_values,
             e.DropFiles: lambda _: None,
             e.KeepBlob: lambda event: self.shelf.keep_blob(event.digest, event.source, manifest=event.manifest),
             e.DropBlobs: lambda event: self.shelf.drop_blobs(event.digests),
             e.OpenBlobs: lambda _: None,
-            e.SaveRegistration: self._save_registration,
+            e.SaveRegistration: lambda event: self.shelf.save_registration(event.token, event.ledger),
             e.Reconnect: lambda _: self.disconnect(),
-            e.GiveUp: lambda event: promises.broken("a device is let in", f"{name} was refused: {event}"),
+            e.GiveUp: self._give_up,
         }
 
     def begin(self) -> None:
         """The agent starts."""
-        self._boots += 1
+        if self.core is not None or self.refused:
+            return
         self._worker += 1
         self._alive = False
         self._doing = 0
         self._orders.clear()
         self._kept.clear()
-        token, ledger = self._registration
+        self._write_at = float("inf")
+        token, ledger = self.shelf.registration
         core = AgentCore(
             AgentConfig(runtimes=("torch",), idle_seconds=3.0),
             self.shelf,
             device=self.name,
-            store_id=self._store_id,
+            store_id=self.shelf.id,
             boot=self.world.random_bytes(8),
             token=token,
             ledger=ledger,
             rng=seeded(self.world),
             log_level=10,
-            now=self.world.now,
+            now=self.clock(),
         )
         self.start(core)
         self.connect()
 
-    def restart(self) -> None:
-        """The agent is killed, and starts again."""
-        self.world.tell(self.name, "   killed")
-        self.crash()
-        self.world.after(0.5 + self.world.random.random(), self.begin)
+    # ------------------------------------------------------------------------------------------- its end
 
-    def kill_worker(self) -> None:
-        """The worker dies of something."""
-        if self._alive:
-            self.world.tell(self.name, "   worker killed")
-            self._end_worker("killed by signal 9")
+    def kill(self) -> None:
+        """The agent is killed, and starts again."""
+        if self.core is not None:
+            self.world.tell(self.name, "   killed")
+            self._end(0.5)
+            self.shelf.kill()
+            self._promises.device_ended(self.name, self.shelf.lost)
+
+    def lose_power(self) -> None:
+        """The device loses power, and comes back."""
+        if self.core is not None:
+            self.world.tell(self.name, "   power lost")
+            self._end(1.0)
+            self.shelf.lose_power()
+            self.boot()
+            self._promises.device_ended(self.name, self.shelf.lost)
+
+    def lose_store(self) -> None:
+        """The device's card dies. It comes back with an empty one."""
+        self.world.tell(self.name, "   store lost")
+        if self.core is not None:
+            self._end(1.0)
+        lost = list(self.shelf.commands)
+        self.shelf = ShelfDisk(self.world, self.name)
+        self.boot()
+        self._promises.device_ended(self.name, lost)
+
+    def back_up(self) -> None:
+        """Its owner makes an image of the card."""
+        self._backup = self.shelf.clone()
+
+    def restore_backup(self) -> None:
+        """Its owner writes an old image to the card."""
+        if self._backup is not None and self.core is not None:
+            self.world.tell(self.name, "   backup restored")
+            self._end(1.0)
+            lost = list(self.shelf.commands)
+            self.shelf = self._backup.clone()
+            self.boot()
+            self._promises.device_ended(self.name, lost)
+
+    def _end(self, at_least: float) -> None:
+        self._alive = False
+        self.crash()
+        random = self.world.random
+        self.world.after(at_least + random.choice((1.0, 1.0, 30.0)) * random.random(), self.begin)
+
+    def _dies_here(self) -> bool:
+        """Whether this is where the device dies, between two steps of a commit."""
+        random = self.world.random
+        if not self.crash_points or random.random() > 0.04:
+            return False
+        self.crash_points -= 1
+        random.choice((self.kill, self.lose_power))()
+        return True
+
+    def _give_up(self, event: e.GiveUp) -> None:
+        self.refused = event.code
+        self.world.tell(self.name, "   gives up ", event)
+        self.crash()
+        self._promises.device_refused(self.name, event.code)
 
     # ------------------------------------------------------------------------------------------- store
 
     def _keep(self, keep: e.KeepResult) -> None:
         self.shelf.keep(keep.ended, keep.values, durable=keep.durable)
         if keep.durable:
-            if not self._kept:
-                self.later(0.01 * self.world.random.random(), self._commit)
             self._kept.append(keep.ended.id)
+        self._write_within(0.01 if keep.durable else 0.5)
 
-    def _commit(self) -> None:
+    def _mark_recorded(self, mark: e.MarkRecorded) -> None:
+        self._promises.told_recorded(mark.ids, self._broker_node.disk)
+        self.shelf.mark_recorded(mark.ids)
+        self._write_within(0.5)
+
+    def _drop_values(self, drop: e.DropValues) -> None:
+        self.shelf.drop(drop.ids)
+        self._write_within(0.5)
+
+    def _write_within(self, seconds: float) -> None:
+        at = self.world.now + seconds * self.world.random.random()
+        if at < self._write_at:
+            self._write_at = at
+            self.later(at - self.world.now, self._write)
+
+    def _write(self) -> None:
+        """Commit all that has gathered; sync it, if anything of it is to be announced only then."""
+        self._write_at = float("inf")
+        if self._dies_here():
+            return
+        self.shelf.write()
         kept, self._kept = tuple(self._kept), []
-        self.feed(e.Kept(ids=kept))
+        if kept:
+            self.later(0.005 * self.world.random.random(), lambda: self._sync(kept))
 
-    def _save_registration(self, save: e.SaveRegistration) -> None:
-        self._registration = (save.token, save.ledger)
+    def _sync(self, kept: tuple[bytes, ...]) -> None:
+        if self._dies_here():
+            return
+        self.shelf.sync()
+        if not self._dies_here():
+            self.feed(e.Kept(ids=kept))
 
     # ------------------------------------------------------------------------------------------- worker
+
+    def kill_worker(self) -> None:
+        """The worker dies of something."""
+        if self._alive:
+            self.world.tell(self.name, "   worker killed")
+            self._end_worker("killed by signal 9")
 
     def _start_worker(self, _start: e.StartWorker) -> None:
         self._worker += 1
@@ -139,6 +227,7 @@ class DeviceNode(Client):
         self._worker += 1
         self._orders.clear()
         doing, self._doing = self._doing, 0
+        self._promises.worker_ended(self.name)
 
         def died() -> None:
             self.feed(e.WorkerDied(doing=doing, reason=reason))
@@ -146,6 +235,8 @@ class DeviceNode(Client):
         self.later(0.01, died)
 
     def _assign(self, assign: e.Assign) -> None:
+        if not self._alive:
+            return  # it has died, and that is on its way to the core
         idle = not self._orders
         self._orders += assign.orders
         if idle:
@@ -157,11 +248,18 @@ class DeviceNode(Client):
             return
         order = self._orders[0]
         self._doing = 0 if isinstance(order, UnloadPlan | CancelJob) else order.n
-        if isinstance(order, RunJob):
-            self._promises.start(order.id, self.name, self._boots)
         worker = self._worker
         slow = 2.0 if self.world.random.random() < 0.02 else 0.004
+        if isinstance(order, RunJob):
+            self._promises.start(order.id, self.name, self.shelf.ended(order.id))
+            if self._plans[order.plan].poison:
+                self.later(slow * self.world.random.random(), lambda: self._poisoned(worker))
+                return
         self.later(slow * self.world.random.random(), lambda: self._done(worker, order))
+
+    def _poisoned(self, worker: int) -> None:
+        if worker == self._worker:
+            self._end_worker("killed by signal 11")
 
     def _done(self, worker: int, order: Order) -> None:
         if worker != self._worker:

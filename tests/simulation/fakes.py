@@ -15,7 +15,7 @@ from coordinator.core_events import PlanParts
 from edge_agent.jobs import Operand, Output, RunJob
 from edge_agent.plan.format import Manifest, TensorType, digest_of, encode_manifest
 
-__all__ = ["FakePlan", "answer_frames", "answer_outputs", "tensor_frame"]
+__all__ = ["FakePlan", "answer_frames", "answer_outputs", "fake_plans", "tensor_frame"]
 
 _encode = msgspec.msgpack.encode
 
@@ -27,11 +27,12 @@ def tensor_frame(number: int) -> bytes:
 
 
 class FakePlan:
-    """A plan of ``outputs`` numbers. With ``fails``, running it is an `ExecutionFailed`."""
+    """A plan of ``outputs`` numbers. With ``fails``, running it is an `ExecutionFailed`; ``poison`` kills workers."""
 
-    def __init__(self, number: int, *, outputs: int, fails: bool = False) -> None:
+    def __init__(self, number: int, *, outputs: int, fails: bool = False, poison: bool = False) -> None:
         self.outputs = outputs
         self.fails = fails
+        self.poison = poison
         graph = f"the graph of fake plan {number}".encode()
         signature = [TensorType(dtype="int64", shape=[])] * outputs
         manifest = encode_manifest(Manifest(version=1, graph=digest_of(graph), outputs=signature))
@@ -58,10 +59,11 @@ def answer_outputs(job: RunJob, plans: dict[bytes, FakePlan]) -> list[Output] | 
 
 @functools.cache
 def fake_plans() -> tuple[FakePlan, ...]:
-    """The plans of all simulations; the last one fails."""
+    """The plans of all simulations; the last two never give a value."""
     return (
         FakePlan(1, outputs=1),
         FakePlan(2, outputs=1),
         FakePlan(3, outputs=3),
         FakePlan(4, outputs=1, fails=True),
+        FakePlan(5, outputs=1, poison=True),
     )

@@ -60,6 +60,7 @@ class Connection:
         self.network = network
         self.name = name
         self.peer = network.world.random_bytes(5)
+        self.incarnation = b""  # of the session whose connection it is
         self.alive = True
         self.deaf = {True: False, False: False}  # by direction (upwards or not): nothing arrives
         self._deliver = {True: to_broker, False: to_client}
@@ -77,7 +78,7 @@ class Connection:
         arrow = "->" if up else "<-"
         if not self.alive or self.deaf[up] or world.random.random() < faults.drop:
             self.network.lost += 1
-            world.tell(self.name, f"{arrow} lost {message!r}"[:300])
+            world.tell(self.name, f"{arrow} lost ", message)
             return
         for _ in range(2 if world.random.random() < faults.repeat else 1):
             time = world.now + faults.delay * (0.5 + world.random.random()) + world.random.random() * faults.jitter
@@ -91,6 +92,6 @@ class Connection:
             return
         message = decode(header)
         if not isinstance(message, Heartbeat | HeartbeatSeen):
-            self.network.world.tell(self.name, f"{arrow} {message!r}"[:300])
+            self.network.world.tell(self.name, f"{arrow} ", message)
         size = len(header) + sum(map(len, frames))
         self._deliver[up](Received(message=message, frames=frames, peer=self.peer if up else b"", size=size))

@@ -14,6 +14,9 @@ from tests.simulation.world import World
 
 __all__ = ["Client", "Core", "Node", "seeded"]
 
+LONGEST_UPTIME = 1e8
+"""No machine's monotonic clock says more than this when it comes into the world: some three years, in seconds."""
+
 
 class Core(Protocol):
     """What all three cores are."""
@@ -28,7 +31,11 @@ class Core(Protocol):
 
 
 class Node:
-    """A core with its driver: batches what arrives together, ticks when it is time, executes instructions in order."""
+    """A core with its driver: batches what arrives together, ticks when it is time, executes instructions in order.
+
+    Each machine has a clock of its own, which says what it likes when the machine boots and goes at the same pace as
+    all others.
+    """
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -38,6 +45,23 @@ class Node:
         self._batch = False
         self._tick_at = float("inf")
         self._execute: dict[type, Callable[[Any], None]] = {Log: self._log}
+        self._clock_zero = 0.0
+        self._clock_last = float("-inf")
+        self.boot()
+
+    def boot(self) -> None:
+        """The machine starts: its clock has forgotten what it said before."""
+        self._clock_zero = self.world.now - self.world.random.choice((0.0, 100.0, LONGEST_UPTIME)) * (
+            self.world.random.random()
+        )
+        self._clock_last = float("-inf")
+
+    def clock(self) -> float:
+        """What this machine's monotonic clock says."""
+        now = self.world.now - self._clock_zero
+        if now > self._clock_last:
+            self._clock_last = now
+        return self._clock_last
 
     def start(self, core: Core) -> None:
         """The program starts."""
@@ -58,45 +82,41 @@ class Node:
 
     def feed(self, event: object) -> None:
         """Hand an event to the core, and do what it says."""
-        if self.core is None:
+        core = self.core
+        if core is None:
             return
         life = self._life
-        for instruction in self.core.handle(event, self.world.now):
-            self._do(instruction)
+        execute = self._execute
+        for instruction in core.handle(event, self.clock()):
+            execute[type(instruction)](instruction)
             if self._life != life:
                 return
         if not self._batch and type(event) is not BatchEnded:
             self._batch = True
             self.later(self.world.random.choice((0.0, 0.0, 0.0005)), self._end_batch)
-        self._set_timer()
+        timer = core.next_timer()
+        if timer is not None and timer < self._tick_at:
+            self._tick_at = timer
+            self.later(timer + self._clock_zero - self.world.now, lambda: self._tick(timer))
 
     def _end_batch(self) -> None:
         self._batch = False
         self.feed(BatchEnded())
 
-    def _set_timer(self) -> None:
-        assert self.core is not None
-        timer = self.core.next_timer()
-        if timer is None or timer >= self._tick_at:
-            return
-        self._tick_at = timer
-        self.later(timer - self.world.now, lambda: self._tick(timer))
-
     def _tick(self, timer: float) -> None:
         if timer == self._tick_at:
+            self._clock_last = max(self._clock_last, timer)  # the two clocks' difference is rounded
             self._batch = (
                 True  # a tick is a batch of its own: what falls due must be flushed before the next one is set
             )
+            life = self._life
             self.feed(Tick())
-            self._tick_at = float("inf")
-            self._end_batch()
-
-    def _do(self, instruction: object) -> None:
-        self._execute[type(instruction)](instruction)
+            if self._life == life:
+                self._tick_at = float("inf")
+                self._end_batch()
 
     def _log(self, log: Log) -> None:
-        fields = " ".join(f"{key}={value}" for key, value in log.fields.items())
-        self.world.tell(self.name, f"   {log.event} {fields}")
+        self.world.tell(self.name, "   ", log)
 
 
 class Client(Node):
@@ -124,9 +144,13 @@ class Client(Node):
                 self.feed(received)
 
         connection = Connection(self.network, self.name, to_client=to_client, to_broker=self._broker.receive)
+        self._present(connection)
         self.connection = connection
         self._broker.accept(connection)
         self.feed(LinkUp())
+
+    def _present(self, connection: Connection) -> None:
+        """Write upon a new connection what the checker needs to know of it."""
 
     def disconnect(self) -> None:
         """The connection breaks, and this end sees it."""
@@ -136,6 +160,12 @@ class Client(Node):
             self.world.tell(self.name, "   connection lost")
             self.feed(LinkDown())
             self.connect()
+
+    def half_open(self) -> None:
+        """The connection breaks, and this end does not see it."""
+        if self.connection is not None:
+            self.connection.cut()
+            self.world.tell(self.name, "   connection half-open")
 
     def crash(self) -> None:
         """As `Node.crash`; the connection breaks, too."""

@@ -1,27 +1,80 @@
 """What is promised, as far as it is built: who submitted what, what came of it, and whether that is as promised.
 
-The checker knows the right value of every id, and for which ids an end without a value can be explained. It is told of
-everything by the nodes while the simulation runs (`Promises.broken` raises at once), and judges the rest when all is
-calm again (`Promises.judge`).
+The checker knows the right value of every id, and for which ids an end without a value can be explained. The nodes
+tell it everything while the simulation runs, and what is wrong at once raises at once (`Promises.broken`); the rest
+is judged when all is calm again (`Promises.judge`).
+
+Not everything is promised in every world: see `Kind`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from broker.ledger.interface import RecordCommand, RecordTerminal
 from broker.protocol.ids import counter_of, incarnation_of, nth
-from broker.protocol.messages import Failure, Frame, ResultStatus, StatusEntry
+from broker.protocol.messages import (
+    Cancelled,
+    Expired,
+    Failure,
+    Frame,
+    Invoke,
+    Put,
+    Release,
+    ResultFailed,
+    ResultReady,
+    ResultStatus,
+    StatusEntry,
+    Submit,
+)
+from edge_agent.catalog import Ended
 from tests.simulation.world import World
 
-__all__ = ["BrokenPromise", "Promises", "Submitted"]
+__all__ = ["BrokenPromise", "Kind", "Promises", "Submitted"]
+
+SHORT_DEADLINE_MS = 3_000
 
 
 class BrokenPromise(AssertionError):
     """A promise was broken; the message has the seed, the promise, and the story."""
 
 
-@dataclass(slots=True, kw_only=True)
+class Kind(enum.StrEnum):
+    """What befalls a fleet beyond crashes, which every fleet must bear. What design.md leaves of the promises then is
+    what is checked.
+    """
+
+    USUAL = "usual"
+    LOST_LEDGER = "lost ledger"
+    LOST_STORE = "lost store"
+    CLONED_STORE = "cloned store"
+    RESTORED_BACKUP = "restored backup"
+
+
+_EXCUSES = {
+    Kind.USUAL: frozenset[str](),
+    # A device that has not come back to the new broker yet is not known there; a plan that a device has not fetched yet
+    # may be gone.
+    Kind.LOST_LEDGER: frozenset({"LedgerLost", "UnknownResult", "UnknownDevice", "PlanNotFound", "ArgumentFailed"}),
+    Kind.LOST_STORE: frozenset({"ResultLost", "ArgumentFailed"}),
+    Kind.CLONED_STORE: frozenset({"ResultLost", "UnknownResult", "ArgumentFailed"}),
+    Kind.RESTORED_BACKUP: frozenset({"ResultLost", "UnknownResult", "ArgumentFailed"}),
+}
+"""What a command may end with for reasons of that kind."""
+
+
+class DurableTables(Protocol):
+    """What the checker asks of the broker's disk: what is on it for good."""
+
+    commands: dict[bytes, RecordCommand]
+    terminals: dict[bytes, RecordTerminal]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Submitted:
     """A command on one device. ``frames``: the right values.
 
@@ -34,20 +87,47 @@ class Submitted:
     outputs: int
     frames: Sequence[bytes]
     number: int
+    at: float
     arguments: Sequence[Submitted] = ()
     excuses: set[str] = field(default_factory=set)
+    worthless: bool = False
+    """It can't have a value."""
     ended: str = ""
+    """How it ended, as its owner was told: ``value``, or a failure code."""
+    word: str = ""
+    """The first that anybody was told of its end."""
     failure: Failure | None = None
+    accepted_at: float = math.inf
+    """When the broker first said that it has it."""
     released_at: int = 0
+    released_by: bytes = b""
+    release_accepted: bool = False
     starts: int = 0
+    broker_forgot: bool = False
+    device_forgot: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the broker has said that it has it."""
+        return self.accepted_at < math.inf
+
+    @property
+    def incarnation(self) -> bytes:
+        """Of the session that submitted it."""
+        return incarnation_of(self.id)
+
+    @property
+    def ids(self) -> list[bytes]:
+        """Of all outputs."""
+        return [nth(self.id, k) for k in range(self.outputs)]
 
     def argument_may_fail(self) -> bool:
         """Whether an argument ended without a value, or was released in a way that this command need not precede."""
-        mine = incarnation_of(self.id)
+        mine = self.incarnation
         return any(
             argument.ended != "value"
-            or (argument.released_at and (incarnation_of(argument.id) != mine or argument.released_at < self.number))
-            or (incarnation_of(argument.id) != mine and self._not_known_yet(argument))
+            or (argument.released_at and (argument.released_by != mine or argument.released_at < self.number))
+            or (argument.incarnation != mine and self._not_known_yet(argument))
             for argument in self.arguments
         )
 
@@ -57,110 +137,321 @@ class Submitted:
             return False
         details = self.failure.details
         unknown = details.get("code") == "UnknownResult"
-        return unknown and any(details.get("argument") == nth(argument.id, k).hex() for k in range(argument.outputs))
+        return unknown and any(details.get("argument") == id.hex() for id in argument.ids)
 
     def __str__(self) -> str:
         return f"{self.id.hex()} on {self.device}"
 
 
+@dataclass(slots=True, eq=False)
+class _Numbered:
+    """What a numbered command of a session is about."""
+
+    commands: Sequence[Submitted] = ()
+    released: Sequence[Submitted] = ()
+
+
+_NOTHING = _Numbered()
+
 _STATUS = {
-    "value": ResultStatus.DONE,
-    "InvocationCancelled": ResultStatus.CANCELLED,
-    "DeadlineExpired": ResultStatus.EXPIRED,
+    ResultStatus.DONE: "value",
+    ResultStatus.RELEASED: "value",
+    ResultStatus.LOST: "value",
+    ResultStatus.CANCELLED: "InvocationCancelled",
+    ResultStatus.EXPIRED: "DeadlineExpired",
 }
 
 
 class Promises:
     """The checker of one simulation."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, kind: Kind = Kind.USUAL) -> None:
         self.world = world
+        self.kind = kind
         self.submitted: dict[bytes, Submitted] = {}
-        self.records: dict[bytes, str] = {}
-        self._started: dict[tuple[bytes, str, int], int] = {}
+        self.records: dict[bytes, RecordTerminal] = {}
+        self.refused: dict[str, str] = {}
+        self.accepted_commands = 0
+        self._started: dict[tuple[bytes, str], int] = {}
+        self._numbered: dict[bytes, dict[int, _Numbered]] = {}
+        self._accepted: dict[bytes, int] = {}
+        self._rejected: set[tuple[bytes, int]] = set()
+        self._sessions: dict[bytes, str] = {}
+        self._over: set[bytes] = set()
+        self._open: dict[str, list[bytes]] = {}
+        self._trouble: dict[str, int] = {}
 
     def broken(self, promise: str, about: str) -> None:
         """Raise `BrokenPromise`, with the story."""
-        lines = "\n".join(self.world.story)
-        raise BrokenPromise(f"seed {self.world.seed}: {promise}: {about}\n{lines}")
+        seed = self.world.seed
+        story = "\n".join(self.world.story)
+        raise BrokenPromise(f"seed {seed}: {promise}: {about}\nto replay: python -m tests.simulation {seed}\n{story}")
 
-    # ------------------------------------------------------------------------------------------- as it happens
+    # ------------------------------------------------------------------------------------------- sessions
 
     def submit(self, command: Submitted) -> None:
         """A user submitted a command."""
         self.submitted[command.id] = command
 
-    def record(self, id: bytes, what: str) -> None:
-        """The ledger commits a terminal record."""
-        if id in self.records:
-            self.broken("at most one recorded result", f"{id.hex()} was {self.records[id]} and became {what}")
-        self.records[id] = what
+    def session(self, incarnation: bytes, name: str) -> None:
+        """There is a session."""
+        self._sessions[incarnation] = name
+        self._numbered[incarnation] = {}
 
-    def start(self, id: bytes, device: str, boot: int) -> None:
-        """A device's worker starts a job."""
+    def session_over(self, incarnation: bytes) -> None:
+        """Nobody speaks for that session any more: what was not accepted may be lost with it."""
+        self._over.add(incarnation)
+
+    def numbered(self, incarnation: bytes, message: Submit) -> None:
+        """A session sends its ``n``-th command."""
+        numbered, command = self._numbered[incarnation], message.command
+        what = numbered[message.n] = _Numbered()
+        if isinstance(command, Invoke | Put):
+            width = command.outputs if isinstance(command, Invoke) else 1
+            what.commands = [self.submitted[nth(command.id, k * width)] for k in range(len(message.devices))]
+        elif isinstance(command, Release):
+            what.released = [one for id in command.ids if (one := self.submitted.get(id)) is not None]
+
+    def rejected(self, incarnation: bytes, n: int) -> None:
+        """The broker takes that command, and does nothing."""
+        self._rejected.add((incarnation, n))
+
+    def opened(self, incarnation: bytes, n: int, disk: DurableTables) -> None:
+        """The broker tells a session that it knows it, and has its commands up to ``n``."""
+        name = self._sessions[incarnation]
+        if name:
+            known = self._open.setdefault(name, [])
+            if incarnation not in known:
+                known.append(incarnation)
+            elif known[-1] != incarnation:
+                self.broken("the newest incarnation fences the older", f"{incarnation.hex()} was let in again")
+        self.accepted(incarnation, n, disk)
+
+    def accepted(self, incarnation: bytes, n: int, disk: DurableTables) -> None:
+        """The broker tells a session that it has its commands up to ``n``: they must be on its disk."""
+        name, numbered = self._sessions[incarnation], self._numbered[incarnation]
+        first = self._accepted.get(incarnation, 0) + 1
+        if name and n >= first and self._open[name][-1] != incarnation:
+            self.broken("the newest incarnation fences the older", f"{incarnation.hex()} was accepted up to {n}")
+        for number in range(first, n + 1):
+            if (incarnation, number) in self._rejected:
+                continue
+            what = numbered.get(number, _NOTHING)
+            for command in what.released:
+                command.release_accepted = True
+            for command in what.commands:
+                command.accepted_at = min(command.accepted_at, self.world.now)
+                self.accepted_commands += 1
+                if command.id not in disk.commands:
+                    self.broken("accepted means on disk", f"{command} was accepted, and is not in the ledger")
+        self._accepted[incarnation] = max(n, first - 1)
+
+    # ------------------------------------------------------------------------------------------- crashes
+
+    def broker_ended(self) -> None:
+        """What the broker told and did not get to its disk it may have forgotten."""
+        for command in self.submitted.values():
+            if command.word and command.id not in self.records:
+                command.broker_forgot = True
+
+    def ledger_lost(self) -> None:
+        """Another ledger takes the place of the one that was."""
+        self.records.clear()
+        self._accepted.clear()
+        self._open.clear()
+        self._rejected.clear()
+        for numbered in self._numbered.values():
+            numbered.clear()
+        for command in self.submitted.values():
+            command.accepted_at, command.release_accepted = math.inf, False
+
+    def device_ended(self, device: str, lost: Iterable[bytes]) -> None:
+        """The agent died, and has forgotten how these commands ended."""
+        self._trouble[device] = self._trouble.get(device, 0) + 1
+        for id in lost:
+            self.submitted[id].device_forgot = True
+
+    def worker_ended(self, device: str) -> None:
+        """The worker of a device died, or idled."""
+        self._trouble[device] = self._trouble.get(device, 0) + 1
+
+    def device_refused(self, device: str, code: str) -> None:
+        """The broker does not take a device, for good."""
+        if self.kind not in (Kind.CLONED_STORE, Kind.RESTORED_BACKUP):
+            self.broken("a device is let in", f"{device} was refused: {code}")
+        self.refused[device] = code
+
+    # ------------------------------------------------------------------------------------------- ledger and devices
+
+    def recorded(self, write: RecordTerminal) -> None:
+        """The disk has a terminal record."""
+        before = self.records.get(write.id)
+        if before is not None:
+            self.broken("at most one recorded result", f"{write.id.hex()} was {before} and became {write}")
+        self.records[write.id] = write
+        if write.id in self.submitted:
+            self._said(self.submitted[write.id], _word_of(write))
+
+    def dropped(self, ids: Iterable[bytes]) -> None:
+        """The ledger forgets records, whose retention is over: not within the time that a simulation takes."""
+        self.broken("a record is kept until its retention is over", ", ".join(id.hex() for id in ids))
+
+    def told_recorded(self, ids: Iterable[bytes], disk: DurableTables) -> None:
+        """The broker told a device that these ends are on its record."""
+        for id in ids:
+            if id not in disk.terminals:
+                self.broken("recorded means on disk", f"{id.hex()} is recorded, and is not in the ledger")
+
+    def start(self, id: bytes, device: str, before: Ended | None) -> None:
+        """A device's worker starts a job. ``before``: how the device's store says that it ended."""
         command = self.submitted.get(id)
         if command is None:
             self.broken("a device runs what was submitted", f"{id.hex()} started on {device}")
             return
+        if before is not None and isinstance(before.event, ResultReady):
+            self.broken("what has a value is not run again", f"{command} started again")
         command.starts += 1
-        if command.arguments:
-            return  # it may have waited for them, and been overtaken
-        key = (incarnation_of(id), device, boot)
-        before = self._started.get(key, 0)
-        if command.starts == 1:
-            if counter_of(id) < before:
-                self.broken("in order", f"{id.hex()} started on {device} after counter {before}")
-            self._started[key] = counter_of(id)
+        if self.kind is Kind.CLONED_STORE:
+            return
+        if command.starts > 1 + self._trouble.get(device, 0):
+            self.broken("execution repeats only after a crash", f"{command} started {command.starts} times")
+        if command.arguments or command.starts > 1 or self.kind is not Kind.USUAL:
+            return  # it may have waited for arguments, and been overtaken
+        key = (command.incarnation, device)
+        before_it = self._started.get(key, 0)
+        if counter_of(id) < before_it:
+            self.broken("in order", f"{id.hex()} started on {device} after counter {before_it}")
+        self._started[key] = counter_of(id)
 
-    def end(self, id: bytes, *, frames: Sequence[Frame | None] = (), failure: Failure | None = None) -> None:
+    # ------------------------------------------------------------------------------------------- what anybody is told
+
+    def _said(self, command: Submitted, word: str) -> None:
+        """Somebody was told how a command ended, or the disk says so: there is but one end."""
+        if not command.word:
+            command.word = word
+        elif command.word != word:
+            both = command.broker_forgot and command.device_forgot  # two machines at once: not promised
+            if not both and self.kind is Kind.USUAL:
+                self.broken("one end", f"{command} ended as {command.word}, and then as {word}")
+            command.word = word
+        if word == "DeadlineExpired" and self.world.now < command.at + SHORT_DEADLINE_MS / 1000:
+            self.broken("a deadline is no shorter than it says", f"{command} has expired")
+        if word == "value" and command.worthless:
+            self.broken("the value is that of the plan on its arguments", f"{command} can't have one")
+
+    def ended(self, id: bytes, *, frames: Sequence[Frame | None] = (), failure: Failure | None = None) -> None:
         """A session learned how a command ended; no frames and no failure: the value is on the device."""
-        command = self.submitted[id]
-        if command.ended:
-            self.broken("one end", f"{id.hex()} ended as {command.ended} and again")
-        command.ended = "value" if failure is None else failure.code
+        command = self._command_of(id)
+        word = "value" if failure is None else failure.code
+        if command.ended and command.incarnation not in self._over:
+            self.broken("one end", f"{command} ended as {command.ended} and again")
+        if word in ("UnknownResult", "LedgerLost"):
+            if self.kind is Kind.USUAL and (command.accepted or command.incarnation not in self._over):
+                self.broken("no accepted command is lost", f"{command} is not known")
+        elif word not in ("ResultReleased", "NotAllowed"):
+            self._said(command, word)
+        command.ended = "value" if word == "ResultReleased" else word
         command.failure = failure
         if failure is None and frames:
-            self.value(id, frames)
+            for right, frame in zip(command.frames, frames, strict=False):
+                if frame is not None and bytes(frame) != right:
+                    self.broken("the value is that of the plan on its arguments", f"{command} gave {bytes(frame)!r}")
 
-    def value(self, id: bytes, frames: Sequence[Frame | None]) -> None:
-        """The values of a command came to a session."""
-        command = self.submitted[id]
-        for right, frame in zip(command.frames, frames, strict=True):
-            if frame is not None and bytes(frame) != right:
-                self.broken("the value is that of the plan on its arguments", f"{command} gave {bytes(frame).hex()}")
+    def status(self, entries: Sequence[StatusEntry], *, asked_at: float) -> None:
+        """The broker's word on some ids, at any time."""
+        for entry in entries:
+            command = self._command_of(entry.id)
+            word = _STATUS.get(entry.status, "")
+            if entry.status is ResultStatus.FAILED and entry.failure is not None:
+                word = entry.failure.code
+            if word:
+                self._said(command, word)
+            if entry.status is ResultStatus.LOST and self.kind is Kind.USUAL:
+                self.broken("no result is lost", f"{command} is {entry.status}")
+            if entry.status is ResultStatus.RELEASED and not command.released_at:
+                self.broken("a value is kept until it is released", f"{command} is {entry.status}")
+            gone = entry.status in (ResultStatus.UNKNOWN, ResultStatus.FORGOTTEN)
+            if gone and command.accepted_at < asked_at and self.kind is Kind.USUAL:
+                self.broken("no accepted command is lost", f"{command} is {entry.status}")
+
+    def output(self, id: bytes, frame: Frame) -> None:
+        """A session fetched the value of one output."""
+        command = self._command_of(id)
+        if bytes(frame) != command.frames[counter_of(id) - counter_of(command.id)]:
+            self.broken("the value is that of the plan on its arguments", f"{id.hex()} gave {bytes(frame)!r}")
+
+    def no_output(self, id: bytes, failure: Failure | None) -> None:
+        """A session fetched an output that has ended with a value, and got none."""
+        command = self._command_of(id)
+        provisional = failure is not None and failure.code == "NotReady" and command.broker_forgot
+        if not (command.released_at or provisional or self.kind is not Kind.USUAL):
+            self.broken("a value is kept until it is released", f"{id.hex()} gave {failure}")
 
     # ------------------------------------------------------------------------------------------- when all is calm
+
+    def waiting(self) -> bool:
+        """Whether anything that was submitted has not ended yet, and must."""
+        return any(not command.ended and command.id not in self.records for command in self.submitted.values())
 
     def judge(self) -> None:
         """Everything that was submitted has ended, and the ledger says the same as the sessions."""
         for command in self.submitted.values():
+            self._adopt_record(command)
             if not command.ended:
                 self.broken("every pointer ends", f"{command} has not ended")
-            excused = command.excuses | ({"ArgumentFailed"} if command.argument_may_fail() else set())
-            if command.ended != "value" and command.ended not in excused:
-                self.broken("an error says why", f"{command} ended with {command.failure}")
-            if command.id not in self.records and command.ended not in {"IdConflict", "UnknownDevice"}:
-                self.broken("an end is recorded", f"{command} ended as {command.ended} without a record")
+        for command in self.submitted.values():
+            self._judge(command)
 
-    def status(self, entries: Sequence[StatusEntry]) -> None:
-        """The broker's word on ids whose ends the sessions know."""
+    def _adopt_record(self, command: Submitted) -> None:
+        """What nobody waits for any more has ended as the ledger says; it may be unknown if it was not accepted."""
+        if command.ended or command.incarnation not in self._over:
+            return
+        record = self.records.get(command.id)
+        if record is not None:
+            command.ended = _word_of(record)
+            command.failure = record.event.failure if isinstance(record.event, ResultFailed) else None
+        elif not command.accepted or self.kind is Kind.LOST_LEDGER:
+            command.ended = "UnknownResult"
+        elif not self.refused:
+            self.broken("no accepted command is lost", f"{command} has no record")
+        else:
+            command.ended = "refused"
+
+    def _judge(self, command: Submitted) -> None:
+        ended = command.ended
+        excused = set(command.excuses) | _EXCUSES[self.kind]
+        if command.argument_may_fail():
+            excused.add("ArgumentFailed")
+        if self._trouble.get(command.device, 0) >= 2:
+            excused.add("WorkerDied")
+        if command.incarnation in self._over and not command.accepted:
+            excused |= {"UnknownResult", "LedgerLost"}
+        if ended not in excused and ended not in ("value", "refused"):
+            self.broken("an error says why", f"{command} ended with {command.failure or ended}")
+        if self.kind is not Kind.USUAL:
+            return
+        record = self.records.get(command.id)
+        if record is None:
+            if ended not in ("NotAllowed", "UnknownResult", "LedgerLost"):
+                self.broken("an end is recorded", f"{command} ended as {ended} without a record")
+        elif _word_of(record) != ended:
+            self.broken("one end", f"{command} ended as {ended}, and the ledger says {record}")
+
+    def final_status(self, entries: Sequence[StatusEntry]) -> None:
+        """The broker's word on everything, when all is calm."""
+        if self.kind is not Kind.USUAL:
+            return
         for entry in entries:
-            command = self.submitted[entry.id]
-            right = _STATUS.get(command.ended, ResultStatus.FAILED)
-            if command.released_at and right is ResultStatus.DONE:
-                right = ResultStatus.RELEASED
-            if entry.status is not right:
+            command = self._command_of(entry.id)
+            record = self.records.get(command.id)
+            # What a session that is over never brought into the ledger may pass for forgotten.
+            right = {ResultStatus.UNKNOWN, ResultStatus.FORGOTTEN} if record is None else {record.status}
+            if right == {ResultStatus.DONE} and command.released_at:
+                right = {ResultStatus.RELEASED}
+                if not command.release_accepted:
+                    right.add(ResultStatus.DONE)
+            if entry.status not in right:
                 self.broken("ask at any time", f"{command} is {entry.status}, not {right}")
-
-    def output(self, id: bytes, frame: Frame) -> None:
-        """A session fetched the value of one output."""
-        if bytes(frame) != self._right(id):
-            self.broken("the value is that of the plan on its arguments", f"{id.hex()} gave {bytes(frame).hex()}")
-
-    def no_output(self, id: bytes, failure: Failure | None) -> None:
-        """A session fetched an output that has ended with a value, and got none."""
-        if not self._command_of(id).released_at:
-            self.broken("a value is kept until it is released", f"{id.hex()} gave {failure}")
 
     def _command_of(self, id: bytes) -> Submitted:
         for k in range(8):
@@ -169,6 +460,11 @@ class Promises:
                 return command
         raise KeyError(id.hex())
 
-    def _right(self, id: bytes) -> bytes:
-        command = self._command_of(id)
-        return command.frames[counter_of(id) - counter_of(command.id)]
+
+def _word_of(record: RecordTerminal) -> str:
+    event = record.event
+    if isinstance(event, ResultFailed):
+        return event.failure.code
+    if isinstance(event, Cancelled):
+        return "InvocationCancelled"
+    return "DeadlineExpired" if isinstance(event, Expired) else "value"

@@ -1,10 +1,14 @@
-"""A simulated coordinator: the real session core, and a driver that uploads by magic."""
+"""A simulated coordinator: the real session core, and a driver that uploads by magic.
+
+A `SessionNode` is one incarnation. Of a named session another one may take its place.
+"""
 
 from __future__ import annotations
 
 import hashlib
 
-from broker.protocol.messages import Fetch, Frame, StatusReport, Values
+from broker.protocol.effects import Send
+from broker.protocol.messages import AskStatus, Fetch, Frame, StatusReport, Submit, Values
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
     Answered,
@@ -20,10 +24,11 @@ from coordinator.core_events import (
     Upload,
     Uploaded,
     UploadEnded,
+    Watch,
 )
 from coordinator.core_results import Result
 from tests.simulation.broker_node import BrokerNode
-from tests.simulation.network import Network
+from tests.simulation.network import Connection, Network
 from tests.simulation.nodes import Client
 from tests.simulation.promises import Promises
 from tests.simulation.world import World
@@ -32,15 +37,21 @@ __all__ = ["SessionNode"]
 
 
 class SessionNode(Client):
-    """A coordinator. ``results`` are all that its user has pointers to."""
+    """A coordinator. ``session``: its name, perhaps empty. ``results`` are all that its user has pointers to."""
 
-    def __init__(self, world: World, name: str, network: Network, broker: BrokerNode, promises: Promises) -> None:
+    def __init__(
+        self, world: World, name: str, network: Network, broker: BrokerNode, promises: Promises, *, session: str = ""
+    ) -> None:
         super().__init__(world, name, network, broker)
         self._broker_node = broker
         self._promises = promises
-        self.session = SessionCore(SessionConfig(), incarnation=world.random_bytes(8))
+        self.session_name = session
+        self.opened = False
+        self.fenced = False  # whether another incarnation may have taken its place
+        self.session = SessionCore(SessionConfig(session=session), incarnation=world.random_bytes(8))
         self.results: dict[bytes, Result] = {}
         self.answers: dict[int, Answered] = {}
+        self._asked_at: dict[int, float] = {}
         self._execute |= {
             Submitted: self._submitted,
             ResultEnded: self._ended,
@@ -48,26 +59,52 @@ class SessionNode(Client):
             Upload: self._upload,
             UploadEnded: lambda _: None,
             Reconnect: lambda _: self.disconnect(),
-            SessionReady: lambda _: None,
+            SessionReady: self._ready,
             StreamLevel: lambda _: None,
             SessionEnded: self._session_ended,
         }
         self.session.log_level = 10
+        promises.session(self.session.incarnation, session)
 
     def begin(self) -> None:
         """The coordinator starts."""
         self.start(self.session)
         self.connect()
 
+    @property
+    def living(self) -> bool:
+        """Whether its process runs, and its session is its own."""
+        return self.core is not None and self.session.failure is None
+
+    def kill(self) -> None:
+        """The coordinator is killed."""
+        if self.living:
+            self.world.tell(self.name, "   killed")
+            self.crash()
+            self._promises.session_over(self.session.incarnation)
+
+    def _present(self, connection: Connection) -> None:
+        connection.incarnation = self.session.incarnation
+
+    def _send(self, send: Send) -> None:
+        if type(send.message) is Submit:
+            self._promises.numbered(self.session.incarnation, send.message)
+        super()._send(send)
+
+    # ------------------------------------------------------------------------------------------ what its user does
+
     def submit(self, event: SubmitCommand | SendPlan) -> None:
         """Its user does something."""
         if isinstance(event, SubmitCommand):
-            self.world.tell(self.name, f"   user: {event.command!r} on {event.devices}"[:300])
+            self.world.tell(self.name, f"   user, on {event.devices}: ", event.command)
         self.feed(event)
 
-    def _submitted(self, submitted: Submitted) -> None:
-        for result in submitted.results:
-            self.results[result.id] = result
+    def take_up(self, id: bytes, device: str, first: bytes) -> None:
+        """Learn what becomes of an output of an earlier incarnation's, or of another session's, command."""
+        self.feed(Watch(id=id, device=device, command=first))
+        result = self.session.result(id)
+        assert result is not None
+        self.results[id] = result
 
     def fetch(self, ids: list[bytes]) -> int:
         """Ask for the values of ``ids``, all on one device; the number of the request."""
@@ -75,16 +112,33 @@ class SessionNode(Client):
         self.feed(Ask(request=Fetch(r=r, ids=ids)))
         return r
 
+    def ask(self, ids: list[bytes]) -> int:
+        """Ask for the status of ``ids``; the number of the request."""
+        r = self.session.take_request()
+        self._asked_at[r] = self.world.now
+        self.feed(Ask(request=AskStatus(r=r, ids=ids)))
+        return r
+
+    # ------------------------------------------------------------------------------------------ what it learns
+
+    def _ready(self, _ready: SessionReady) -> None:
+        self.opened = True
+
+    def _submitted(self, submitted: Submitted) -> None:
+        for result in submitted.results:
+            self.results[result.id] = result
+
     def _ended(self, ended: ResultEnded) -> None:
         result = self.results.get(ended.id)
-        if result is not None:
-            self._promises.end(ended.id, frames=result.frames, failure=result.failure)
+        if result is None or (self.session.failure is not None and result.failure == self.session.failure):
+            return  # its session is over: whoever took it up learns what became of the rest
+        self._promises.ended(ended.id, frames=result.frames, failure=result.failure)
 
     def _answered(self, answered: Answered) -> None:
         self.answers[answered.r] = answered
         message = answered.message
         if isinstance(message, StatusReport):
-            self._promises.status(message.entries)
+            self._promises.status(message.entries, asked_at=self._asked_at[answered.r])
         elif isinstance(message, Values):
             self._values(message, answered.frames)
 
@@ -99,13 +153,19 @@ class SessionNode(Client):
     def _upload(self, upload: Upload) -> None:
         content = upload.content
         assert content is not None, "no user of a simulation sends a tensor by blob"
+        digest = hashlib.sha256(content).digest()
 
         def done() -> None:
-            digest = hashlib.sha256(content).digest()
-            self._broker_node.keep_blob(digest, bytes(content))
-            self.feed(Uploaded(key=upload.key, digest=digest, ledger=upload.ledger))
+            if self._broker_node.keep_blob(digest, bytes(content)):
+                self.feed(Uploaded(key=upload.key, digest=digest, ledger=upload.ledger))
+            else:
+                self.later(0.5, done)
 
         self.later(0.05 * self.world.random.random(), done)
 
     def _session_ended(self, ended: SessionEnded) -> None:
-        self._promises.broken("a session lives", f"{self.name} ended with {ended.failure}")
+        if not self.fenced or ended.failure.code != "ConnectionRefused":
+            self._promises.broken("a session lives", f"{self.name} ended with {ended.failure}")
+        self.world.tell(self.name, "   fenced")
+        self.crash()
+        self._promises.session_over(self.session.incarnation)

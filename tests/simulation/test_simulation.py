@@ -14,11 +14,26 @@ from broker.protocol.streams import Inbox, Outbox, Verdict
 from coordinator.core_results import Result
 from edge_agent.core_runs import Runs
 from tests.simulation.fleet import Scenario, run
-from tests.simulation.promises import BrokenPromise
+from tests.simulation.promises import BrokenPromise, Kind
 from tests.simulation.world import World
 
-SEEDS = 1000
+SEEDS = 2000
 CHUNK = 50
+MISHAPS = (
+    "tight",
+    "disconnections",
+    "half_open",
+    "partitions",
+    "worker_deaths",
+    "device_kills",
+    "device_power_losses",
+    "broker_kills",
+    "broker_power_losses",
+    "session_kills",
+    "usurpations",
+    "broker_crash_points",
+    "device_crash_points",
+)
 MUTANT_SEEDS = 120
 
 
@@ -31,15 +46,13 @@ def test_promises_hold_under_many_seeds(first: int) -> None:
 
 def test_the_scenarios_have_every_kind_of_trouble() -> None:
     """Among the seeds of the suite, each fault and each mishap occurs, and so does a calm network."""
-    drawn = [Scenario.draw(World(seed)) for seed in range(SEEDS)]
-    assert any(one.faults.drop for one in drawn)
-    assert any(one.faults.repeat for one in drawn)
-    assert any(one.faults.reorder for one in drawn)
-    assert any(one.disconnections for one in drawn)
-    assert any(one.partitions for one in drawn)
-    assert any(one.worker_deaths for one in drawn)
-    assert any(one.device_restarts for one in drawn)
+    drawn = [Scenario.draw(World(seed), everything=True) for seed in range(SEEDS)]
+    assert {one.kind for one in drawn} == set(Kind)
     assert any(not one.faults.drop and not one.partitions for one in drawn)
+    for fault in ("drop", "repeat", "reorder"):
+        assert any(getattr(one.faults, fault) for one in drawn), fault
+    for mishap in MISHAPS:
+        assert any(getattr(one, mishap) for one in drawn), mishap
 
 
 def test_a_seed_replays_exactly() -> None:

@@ -1,27 +1,26 @@
-"""A user of a session: invokes, sends, cancels and releases at random, and never waits for anything."""
+"""A user of a session: invokes, sends, cancels, releases, reads and asks at random, and never waits for anything."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
 
 from broker.protocol.ids import nth
 from broker.protocol.messages import Argument, Cancel, Invoke, Put, Release
 from coordinator.core_events import SendPlan, SubmitCommand
-from coordinator.core_results import Result
+from tests.simulation.broker_node import MOST_OUTPUTS
 from tests.simulation.fakes import FakePlan, answer_frames, fake_plans, tensor_frame
-from tests.simulation.promises import Promises, Submitted
+from tests.simulation.promises import SHORT_DEADLINE_MS, Promises, Submitted
+from tests.simulation.session_node import SessionNode
 from tests.simulation.world import World
 
 __all__ = ["User"]
 
 UNKNOWN_DEVICE = "nowhere"
-SHORT_DEADLINE_MS = 3_000
 PATIENT_MS = 7 * 24 * 3600 * 1000
 
 
 class User:
-    """Does things to a session at random. ``submit`` hands an event to the session's core; ``take_ids`` takes its ids.
+    """Does things to a session at random. ``node`` is its session's present incarnation.
 
     ``everything``: what all users have submitted, since a pointer of one session may be an argument in another.
     """
@@ -31,40 +30,57 @@ class User:
         world: World,
         promises: Promises,
         devices: tuple[str, ...],
+        node: SessionNode,
         *,
-        submit: Callable[[SubmitCommand | SendPlan], None],
-        take_ids: Callable[[int], bytes],
-        results: Mapping[bytes, Result],
         everything: list[Submitted],
         order: itertools.count[int],
+        rejects: bool,
     ) -> None:
         self._world = world
         self._promises = promises
         self._devices = devices
-        self._submit = submit
-        self._take_ids = take_ids
+        self.node = node
         self._mine: list[Submitted] = []
         self._everything = everything
         self._order = order
-        self._results = results
+        self._rejects = rejects
 
     def act(self, actions: int, seconds: float) -> None:
         """Plan ``actions`` things over about ``seconds``: alone, and in bursts."""
         random = self._world.random
-        time = 0.0
-        kinds = (self._invoke, self._invoke_many, self._put, self._cancel, self._release, self._send_plan)
+        time = self._world.now
+        kinds = (
+            (self._invoke, 10),
+            (self._invoke_many, 2),
+            (self._put, 3),
+            (self._cancel, 1),
+            (self._release, 2),
+            (self._send_plan, 1),
+            (self._read, 2),
+            (self._ask, 1),
+            (self._invoke_too_much, 0.1),
+        )
         for _ in range(actions):
             if random.random() < 0.5:
                 time += random.random() * 4 * seconds / actions
-            self._world.at(time, random.choices(kinds, (10, 2, 3, 1, 2, 1))[0])
+            self._world.at(time, random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0])
+
+    def go_on(self, node: SessionNode) -> None:
+        """The coordinator has started again: take up all pointers that it had."""
+        self.node = node
+        for command in self._mine:
+            if not command.ended:
+                node.take_up(command.id, command.device, command.id)
 
     # ------------------------------------------------------------------------------------------- what it does
 
     def _put(self) -> None:
+        if not self.node.living:
+            return
         number = self._world.random.randrange(1 << 40)
         frame = tensor_frame(number)
         device = self._device()
-        command = self._command(self._take_ids(1), device, [frame])
+        command = self._command(self.node.session.take_ids(1), device, [frame])
         put = Put(id=command.id, tags=["sent"] if number % 2 else [])
         self._send([command], SubmitCommand(devices=(device,), command=put, frames=(frame,)))
 
@@ -74,23 +90,35 @@ class User:
     def _invoke_many(self) -> None:
         self._invoke_on(tuple(self._world.random.sample(self._devices, k=min(2, len(self._devices)))))
 
-    def _invoke_on(self, devices: tuple[str, ...]) -> None:
+    def _invoke_too_much(self) -> None:
+        if self._rejects:
+            self._invoke_on((self._device(),), outputs=MOST_OUTPUTS + 1)
+
+    def _invoke_on(self, devices: tuple[str, ...], *, outputs: int = 0) -> None:
+        if not self.node.living:
+            return
         random = self._world.random
-        plan: FakePlan = random.choices(fake_plans(), (5, 5, 3, 1))[0]
+        plan: FakePlan = random.choices(fake_plans(), (50, 50, 30, 10, 2))[0]
         args, operands, frames, earlier = self._arguments()
-        excuses = {"ExecutionFailed"} if plan.fails else set()
+        excuses = {"ExecutionFailed"} if plan.fails else {"WorkerDied"} if plan.poison else set()
         deadline = PATIENT_MS
         if random.random() < 0.04:
             deadline = SHORT_DEADLINE_MS
             excuses.add("DeadlineExpired")
-        id = self._take_ids(plan.outputs * len(devices))
-        values = answer_frames(plan.id, tuple(operands), plan.outputs)
+        if outputs:
+            excuses.add("NotAllowed")
+        if len(devices) > 1:
+            excuses.add("QueueFull")  # for one of several devices, whose mailbox is full
+        outputs = outputs or plan.outputs
+        id = self.node.session.take_ids(outputs * len(devices))
+        values = answer_frames(plan.id, tuple(operands), outputs)
+        worthless = plan.fails or plan.poison
         commands = [
-            self._command(nth(id, k * plan.outputs), device, values, arguments=earlier, excuses=excuses)
+            self._command(nth(id, k * outputs), device, values, arguments=earlier, excuses=excuses, worthless=worthless)
             for k, device in enumerate(devices)
         ]
         inline = random.random() < 0.7
-        invoke = Invoke(id=id, plan=plan.id, args=args, outputs=plan.outputs, deadline_ms=deadline, inline=inline)
+        invoke = Invoke(id=id, plan=plan.id, args=args, outputs=outputs, deadline_ms=deadline, inline=inline)
         self._send(commands, SubmitCommand(devices=devices, command=invoke, frames=tuple(frames), plan=plan.parts))
 
     def _arguments(self) -> tuple[list[Argument], list[bytes | int], list[bytes], list[Submitted]]:
@@ -119,21 +147,33 @@ class User:
         return args, operands, frames, earlier
 
     def _cancel(self) -> None:
-        if self._mine:
+        if self._mine and self.node.living:
             command = self._world.random.choice(self._mine[-10:])
             command.excuses.add("InvocationCancelled")
             self._submit(SubmitCommand(devices=(command.device,), command=Cancel(id=command.id)))
 
     def _release(self) -> None:
-        if self._mine:
+        if self._mine and self.node.living:
             command = self._world.random.choice(self._mine[-20:])
-            command.released_at = command.released_at or next(self._order)
-            released = tuple((self._results[command.id], k) for k in range(command.outputs))
-            ids = [nth(command.id, k) for k in range(command.outputs)]
-            self._submit(SubmitCommand(devices=(command.device,), command=Release(ids=ids), released=released))
+            result = self.node.results.get(command.id)
+            if result is None:
+                return
+            if not command.released_at:
+                command.released_at, command.released_by = next(self._order), self.node.session.incarnation
+            released = tuple((result, k) for k in range(command.outputs))
+            self._submit(SubmitCommand(devices=(command.device,), command=Release(ids=command.ids), released=released))
 
     def _send_plan(self) -> None:
         self._submit(SendPlan(plan=self._world.random.choice(fake_plans()).parts))
+
+    def _read(self) -> None:
+        ready = [command for command in self._everything[-30:] if command.ended == "value"]
+        if ready and self.node.living:
+            self.node.fetch(self._world.random.choice(ready).ids)
+
+    def _ask(self) -> None:
+        if self._everything and self.node.living:
+            self.node.ask([command.id for command in self._everything[-10:]])
 
     # ------------------------------------------------------------------------------------------- how it keeps its books
 
@@ -148,6 +188,7 @@ class User:
         *,
         arguments: list[Submitted] | None = None,
         excuses: set[str] | None = None,
+        worthless: bool = False,
     ) -> Submitted:
         return Submitted(
             id=id,
@@ -155,8 +196,10 @@ class User:
             outputs=len(frames),
             frames=frames,
             number=next(self._order),
+            at=self._world.now,
             arguments=arguments or (),
             excuses=(excuses or set()) | ({"UnknownDevice"} if device == UNKNOWN_DEVICE else set()),
+            worthless=worthless,
         )
 
     def _send(self, commands: list[Submitted], event: SubmitCommand) -> None:
@@ -165,3 +208,7 @@ class User:
         self._mine += commands
         self._everything += commands
         self._submit(event)
+
+    def _submit(self, event: SubmitCommand | SendPlan) -> None:
+        if self.node.living:
+            self.node.submit(event)
