@@ -67,6 +67,12 @@ def cli() -> None:
     type=click.IntRange(min=100),
     help="How often peers say that they live.",
 )
+@setting(
+    "--ended-results",
+    default=_DEFAULTS.ended_results,
+    type=click.IntRange(min=1),
+    help="How many results that have ended are remembered at most.",
+)
 @insecure_option
 @log_options
 @config_option
@@ -77,6 +83,7 @@ def run(
     data: Path | None,
     max_message: int,
     heartbeat_ms: int,
+    ended_results: int,
     insecure: bool,
 ) -> None:
     r"""Run a broker until SIGTERM or ctrl-C.
@@ -99,7 +106,9 @@ def run(
             ledger = SqliteLedger(data / "ledger.sqlite")
     except OSError as error:
         raise ProgramFailed(ExitCode.STORAGE, f"cannot use the folder {data}: {error.strerror}") from None
-    config = BrokerConfig(max_message=max_message, heartbeat_ms=heartbeat_ms, commit_within=GROUP_COMMIT)
+    config = BrokerConfig(
+        max_message=max_message, heartbeat_ms=heartbeat_ms, ended_results=ended_results, commit_within=GROUP_COMMIT
+    )
     server = BrokerServer(listen, logs, blobs, ledger=ledger, store=store, config=config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

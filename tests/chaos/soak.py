@@ -32,6 +32,8 @@ WARM_UP = 0.3
 """The part of the time that does not count: until caches, pools and tables have the size that this load needs."""
 GROWTH = 0.03
 """By how much memory may seem to grow from the first third to the last: allocators and page caches are not exact."""
+REMEMBERED = 2_000
+"""Ended results that the broker remembers: few, so that it reaches their number in the warm-up."""
 SLACK_BYTES = 3 << 20
 """... and how much it may always, whatever the process' size."""
 SLACK_FILES = 2.0
@@ -80,7 +82,7 @@ def run_soak(folder: Path, *, seconds: float, rate: float, every: float = 1.0) -
     """So many commands a second for so long; a sample of each process ``every`` so many seconds."""
     save_plans(folder / "plans")
     with Stage(folder) as stage:
-        broker, agent = stage.broker(), stage.agent("device_0")
+        broker, agent = stage.broker("--ended-results", str(REMEMBERED)), stage.agent("device_0")
         for actor in (broker, agent):
             actor.start()
         given = ("--device", "device_0", "--plans", str(folder / "plans"), "--rate", str(rate), "--cancels", "0.01")
