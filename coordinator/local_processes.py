@@ -40,11 +40,14 @@ class ProcessFailed(EdgePlanError):
 
 
 class LocalProcess:
-    """A program of this project as a process that logs JSON lines. Leave its ``with`` block, or call `stop`."""
+    """A program of this project as a process that logs JSON lines. Leave its ``with`` block, or call `stop`.
 
-    def __init__(self, name: str, *arguments: str) -> None:
+    ``before``: a command that runs it, with its arguments, such as a tracer.
+    """
+
+    def __init__(self, name: str, *arguments: str, before: Iterable[str] = ()) -> None:
         self.name = name
-        command = [sys.executable, "-m", *arguments, "--log-format", "json"]
+        command = [*before, sys.executable, "-m", *arguments, "--log-format", "json"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ from broker import logs
 from broker.config import BrokerConfig
 from broker.ledger.blobs import MemoryBlobs
 from broker.ledger.memory import MemoryLedger
-from broker.protocol.framing import command_digest, decode, encode
+from broker.protocol.framing import command_digest, decode
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
@@ -27,13 +27,11 @@ from broker.protocol.messages import (
     Blobs,
     Deliver,
     Failure,
-    Frame,
     Heartbeat,
     HeartbeatSeen,
     Invoke,
     ListDevices,
     LogRecords,
-    Message,
     NeedBlobs,
     Notify,
     OpenBlobChannel,
@@ -56,44 +54,13 @@ from broker.protocol.messages import (
 )
 from broker.protocol.messages import DeviceList as DeviceListMessage
 from broker.server import BrokerServer, CannotListen, neighbours
+from tests.broker.raw_peer import WITHIN_MS, RawPeer
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
-M = TypeVar("M")
-
-WITHIN_MS = 20_000
 CONFIG = BrokerConfig(heartbeat_ms=500, max_message=1 << 20)
 MANIFEST = b"a manifest"
 PLAN = hashlib.sha256(MANIFEST).digest()
-
-
-class RawPeer:
-    """A DEALER that says what a test wants."""
-
-    def __init__(self, context: Context, endpoint: str) -> None:
-        self.socket: Socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
-        self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-        self.socket.connect(endpoint)
-
-    def say(self, message: Message, *frames: Frame) -> None:
-        """Send a message."""
-        self.socket.send_multipart([encode(message), *frames])
-
-    def hear(self, kind: type[M]) -> M:
-        """The next message of a kind; others are dropped. Its frames are in `frames`."""
-        end = time.monotonic() + WITHIN_MS / 1000
-        while time.monotonic() < end:
-            header, *self.frames = self.socket.recv_multipart()
-            message = decode(header)
-            if isinstance(message, kind):
-                return message
-        raise AssertionError(f"heard no {kind.__name__}")
-
-    def close(self) -> None:
-        """Vanish, without a word."""
-        self.socket.close()
 
 
 class Served:
