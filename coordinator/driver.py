@@ -44,6 +44,7 @@ from coordinator.core_events import (
 )
 from coordinator.core_results import Result
 from coordinator.core_tables import Link
+from coordinator.guard import Guard
 from coordinator.session_errors import FleetClosed, NotAccepted, OutboxFull, session_error
 from coordinator.waiting import Deadline, Signal
 from coordinator.wakeup import Wakeup
@@ -83,7 +84,7 @@ class SessionDriver:
     def __init__(self, endpoint: str, *, config: SessionConfig, context: Context) -> None:
         self.endpoint = endpoint
         self.context = context
-        self.lock = threading.Lock()
+        self.lock = Guard()
         """Held while `core` is used."""
         self.core = SessionCore(config, incarnation=os.urandom(8))
         self.opened: SessionOpened | None = None
@@ -104,7 +105,7 @@ class SessionDriver:
         self._sink = logs.StreamSink(self._records.append)
         self._log = logs.get_logger("session", sink=self._sink, session=self.core.incarnation.hex())
         self._wakeup = Wakeup()
-        self._io = threading.Lock()  # held while the sockets are used
+        self._io = Guard()  # held while the sockets are used
         self._reopen = False
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -196,7 +197,7 @@ class SessionDriver:
 
     def flush(self) -> None:
         """Send what is waiting, or see that the thread does. Never waits."""
-        if not self._io.acquire(blocking=False):
+        if not self._io.enter(blocking=False):
             self.wake()
             return
         dealer = self._dealer
@@ -204,13 +205,13 @@ class SessionDriver:
             self._send_all()
             more = dealer is not None and readable(dealer)
         except BaseException:
-            # Ctrl-C, perhaps between two frames of one message: nobody can say what the broker will make of this
-            # connection.
+            # A signal's handler, perhaps between two frames of one message: nobody can say what the broker will make
+            # of this connection.
             self._reopen = True
             self.wake()
             raise
         finally:
-            self._io.release()
+            self._io.leave()
         if more:
             self.wake()
 
@@ -328,20 +329,20 @@ class SessionDriver:
 
     def _run(self) -> None:
         try:
-            with self._io:
+            with self._io.raw:
                 self._open()
             while not self._closed:
                 wait = self._round()
                 for descriptor, _ in self._poll.poll(wait):
                     if descriptor == self._wakeup.fileno():
                         self._wakeup.take()
-            with self._io:
+            with self._io.raw:
                 self._send_all()
         finally:
-            with self._io:
+            with self._io.raw:
                 self._disconnect(linger=LINGER_MS)
             self._idle.set()
-            with self.lock:
+            with self.lock.raw:
                 self._closed = True
                 if self.core.link is not Link.CLOSED:  # a bug of ours ended the thread: nobody may wait for ever
                     self._feed(Close())
@@ -350,6 +351,7 @@ class SessionDriver:
     def _open(self) -> None:
         dealer = self.context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IPV6, 1)  # and IPv4, whichever the host's name gives
         dealer.setsockopt(zmq.SNDHWM, 0)  # bounded by the core's windows
         dealer.setsockopt(zmq.RCVHWM, 0)
         dealer.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
@@ -362,7 +364,7 @@ class SessionDriver:
         self._poll.register(dealer.fileno(), select.POLLIN)
         if self.endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
             dealer.connect(self.endpoint)
-            with self.lock:
+            with self.lock.raw:
                 self._feed(LinkUp())
         else:
             self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
@@ -381,7 +383,7 @@ class SessionDriver:
 
     def _round(self) -> int:
         """Take in and send all that can be; how long to wait for more, in milliseconds."""
-        with self._io:
+        with self._io.raw:
             if self._reopen:
                 self._replace_connection()
             dealer = self._dealer
@@ -389,7 +391,7 @@ class SessionDriver:
             if self._monitor is not None:
                 self._watch(self._monitor)
             self._receive(dealer)
-            with self.lock:
+            with self.lock.raw:
                 self.core.log_level = self._log.level
                 timer = self.core.next_timer()
                 if timer is not None and time.monotonic() >= timer:
@@ -408,12 +410,12 @@ class SessionDriver:
         self._reopen = False
         self._disconnect(linger=0)
         self._outgoing.clear()  # the core says again whatever matters
-        with self.lock:
+        with self.lock.raw:
             self._feed(LinkDown())
         self._open()
 
     def _receive(self, dealer: zmq.Socket[bytes]) -> None:
-        handle, execute, lock = self.core.handle, self._execute, self.lock
+        handle, execute, lock = self.core.handle, self._execute, self.lock.raw
         now = time.monotonic()
         some = False
         for _ in range(MESSAGES_A_ROUND):
@@ -438,7 +440,7 @@ class SessionDriver:
     def _watch(self, monitor: zmq.Socket[bytes]) -> None:
         while readable(monitor):
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            with self.lock:
+            with self.lock.raw:
                 self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())
 
     def _send_all(self) -> None:

@@ -41,6 +41,7 @@ class Subscription(ABC, Generic[T]):
         self._closed = False
         self._socket = context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPV6, 1)  # and IPv4, whichever the host's name gives
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
         self._socket.connect(endpoint)
         for topic in topics:

@@ -28,8 +28,13 @@ class Wakeup:
         """Wake the thread. Any thread may call; after `close` it does nothing."""
         if not self._under_way:
             self._under_way = True
-            with contextlib.suppress(OSError):
+            try:
                 self._in.send(b"!")
+            except OSError:
+                pass  # closed, or full of such bytes
+            except BaseException:  # ctrl-C, before the byte was there, or after: one too many does no harm
+                self._under_way = False
+                raise
 
     def take(self) -> None:
         """Be awake. What was left before a `wake` that finds another under way is there when this returns."""
