@@ -79,8 +79,9 @@ class Plans:
         self._plans.move_to_end(digest)
         plan.uses += 1
         if plan.step is PlanStep.REFUSED and not plan.final:
-            plan.move(PlanStep.ASKED)
-        if plan.step is PlanStep.ASKED and plan.uses == 1:
+            plan.move(PlanStep.ASKED)  # those that it was refused to may not have ended yet, and still count as uses
+            self._ask(plan)
+        elif plan.step is PlanStep.ASKED and plan.uses == 1:
             self._ask(plan)
         return plan
 
