@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from broker.protocol.messages import Failure
+from broker.protocol.effects import Send
+from broker.protocol.messages import Announce, Failure
 from edge_agent import effects as e
 from edge_agent.core import AgentConfig, AgentCore
 from edge_agent.jobs import (
@@ -162,6 +163,11 @@ class DeviceNode(Client):
         self.crash()
         self._promises.device_refused(self.name, event.code)
 
+    def _send(self, send: Send) -> None:
+        if type(send.message) is Announce:
+            self._promises.announced(send.message.event, self.shelf)
+        super()._send(send)
+
     # ------------------------------------------------------------------------------------------- store
 
     def _keep(self, keep: e.KeepResult) -> None:
@@ -252,14 +258,17 @@ class DeviceNode(Client):
         slow = 2.0 if self.world.random.random() < 0.02 else 0.004
         if isinstance(order, RunJob):
             self._promises.start(order.id, self.name, self.shelf.ended(order.id))
-            if self._plans[order.plan].poison:
-                self.later(slow * self.world.random.random(), lambda: self._poisoned(worker))
+            plan = self._plans[order.plan]
+            if plan.poison or plan.deadly:
+                kill = self.kill if plan.deadly else self._die_of_poison
+                # Not before the broker knows that the command was taken: else it can't count how often it was.
+                after = 2.0 + self.world.random.random() if plan.deadly else slow * self.world.random.random()
+                self.later(after, lambda: kill() if worker == self._worker else None)
                 return
         self.later(slow * self.world.random.random(), lambda: self._done(worker, order))
 
-    def _poisoned(self, worker: int) -> None:
-        if worker == self._worker:
-            self._end_worker("killed by signal 11")
+    def _die_of_poison(self) -> None:
+        self._end_worker("killed by signal 11")
 
     def _done(self, worker: int, order: Order) -> None:
         if worker != self._worker:

@@ -119,9 +119,9 @@ class ShelfDisk(MemoryShelf):
         _take_over(copy, self._disk)
         return copy
 
-    def on_disk(self, id: bytes) -> Ended | None:
-        """The ended command that would survive a loss of power."""
-        return self._disk.ended(id)
+    def safe(self, id: bytes) -> bool:
+        """Whether how this command ended would survive a loss of power."""
+        return self._disk.ended(id) is not None
 
     # ------------------------------------------------------------------------------------------ what is lost
 

@@ -27,12 +27,17 @@ def tensor_frame(number: int) -> bytes:
 
 
 class FakePlan:
-    """A plan of ``outputs`` numbers. With ``fails``, running it is an `ExecutionFailed`; ``poison`` kills workers."""
+    """A plan of ``outputs`` numbers. With ``fails``, running it is an `ExecutionFailed`; ``poison`` kills the worker,
+    and ``deadly`` the whole agent.
+    """
 
-    def __init__(self, number: int, *, outputs: int, fails: bool = False, poison: bool = False) -> None:
+    def __init__(
+        self, number: int, *, outputs: int, fails: bool = False, poison: bool = False, deadly: bool = False
+    ) -> None:
         self.outputs = outputs
         self.fails = fails
         self.poison = poison
+        self.deadly = deadly
         graph = f"the graph of fake plan {number}".encode()
         signature = [TensorType(dtype="int64", shape=[])] * outputs
         manifest = encode_manifest(Manifest(version=1, graph=digest_of(graph), outputs=signature))
@@ -59,11 +64,12 @@ def answer_outputs(job: RunJob, plans: dict[bytes, FakePlan]) -> list[Output] | 
 
 @functools.cache
 def fake_plans() -> tuple[FakePlan, ...]:
-    """The plans of all simulations; the last two never give a value."""
+    """The plans of all simulations; the last three never give a value."""
     return (
         FakePlan(1, outputs=1),
         FakePlan(2, outputs=1),
         FakePlan(3, outputs=3),
         FakePlan(4, outputs=1, fails=True),
         FakePlan(5, outputs=1, poison=True),
+        FakePlan(6, outputs=1, deadly=True),
     )

@@ -19,6 +19,7 @@ from broker.ledger.interface import RecordCommand, RecordTerminal
 from broker.protocol.ids import counter_of, incarnation_of, nth
 from broker.protocol.messages import (
     Cancelled,
+    Event,
     Expired,
     Failure,
     Frame,
@@ -37,6 +38,8 @@ from tests.simulation.world import World
 __all__ = ["BrokenPromise", "Kind", "Promises", "Submitted"]
 
 SHORT_DEADLINE_MS = 3_000
+MOST_STARTS = 12
+"""No command is started more often: after 5 deliveries, in each of which 2 workers may die of it, it has ended."""
 
 
 class BrokenPromise(AssertionError):
@@ -74,6 +77,13 @@ class DurableTables(Protocol):
     terminals: dict[bytes, RecordTerminal]
 
 
+class SafeStore(Protocol):
+    """What the checker asks of a device's disk."""
+
+    def safe(self, id: bytes) -> bool:
+        """Whether how this command ended would survive a loss of power."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Submitted:
     """A command on one device. ``frames``: the right values.
@@ -103,6 +113,8 @@ class Submitted:
     released_by: bytes = b""
     release_accepted: bool = False
     starts: int = 0
+    used_again: int = 0
+    """How many other commands were submitted under its id."""
     broker_forgot: bool = False
     device_forgot: bool = False
 
@@ -192,6 +204,10 @@ class Promises:
     def submit(self, command: Submitted) -> None:
         """A user submitted a command."""
         self.submitted[command.id] = command
+
+    def used_again(self, command: Submitted) -> None:
+        """A user submits another command under an id that is taken."""
+        command.used_again += 1
 
     def session(self, incarnation: bytes, name: str) -> None:
         """There is a session."""
@@ -302,6 +318,11 @@ class Promises:
             if id not in disk.terminals:
                 self.broken("recorded means on disk", f"{id.hex()} is recorded, and is not in the ledger")
 
+    def announced(self, event: Event, store: SafeStore) -> None:
+        """A device announces something: a value that does not ride in the announcement must be on its disk."""
+        if isinstance(event, ResultReady) and not event.inline and not store.safe(event.id):
+            self.broken("announced means on disk", f"{event.id.hex()} would not survive a loss of power")
+
     def start(self, id: bytes, device: str, before: Ended | None) -> None:
         """A device's worker starts a job. ``before``: how the device's store says that it ended."""
         command = self.submitted.get(id)
@@ -311,6 +332,8 @@ class Promises:
         if before is not None and isinstance(before.event, ResultReady):
             self.broken("what has a value is not run again", f"{command} started again")
         command.starts += 1
+        if command.starts > MOST_STARTS:
+            self.broken("a poison command ends", f"{command} started {command.starts} times")
         if self.kind is Kind.CLONED_STORE:
             return
         if command.starts > 1 + self._trouble.get(device, 0):
@@ -343,6 +366,10 @@ class Promises:
         """A session learned how a command ended; no frames and no failure: the value is on the device."""
         command = self._command_of(id)
         word = "value" if failure is None else failure.code
+        if command.used_again and word == "IdConflict":
+            return
+        if command.used_again and command.ended:
+            self.broken("the same id with another digest is refused", f"{command} was used again, and ended as {word}")
         if command.ended and command.incarnation not in self._over:
             self.broken("one end", f"{command} ended as {command.ended} and again")
         if word in ("UnknownResult", "LedgerLost"):
@@ -384,7 +411,9 @@ class Promises:
         """A session fetched an output that has ended with a value, and got none."""
         command = self._command_of(id)
         provisional = failure is not None and failure.code == "NotReady" and command.broker_forgot
-        if not (command.released_at or provisional or self.kind is not Kind.USUAL):
+        lost = self.kind is Kind.LOST_STORE and failure is not None and failure.code == "ResultLost"
+        told = self.kind in (Kind.USUAL, Kind.LOST_STORE)
+        if told and not (command.released_at or provisional or lost):
             self.broken("a value is kept until it is released", f"{id.hex()} gave {failure}")
 
     # ------------------------------------------------------------------------------------------- when all is calm

@@ -50,6 +50,7 @@ class SessionNode(Client):
         self.fenced = False  # whether another incarnation may have taken its place
         self.session = SessionCore(SessionConfig(session=session), incarnation=world.random_bytes(8))
         self.results: dict[bytes, Result] = {}
+        self._again: dict[bytes, Result] = {}  # of commands whose ids were taken
         self.answers: dict[int, Answered] = {}
         self._asked_at: dict[int, float] = {}
         self._execute |= {
@@ -126,10 +127,11 @@ class SessionNode(Client):
 
     def _submitted(self, submitted: Submitted) -> None:
         for result in submitted.results:
-            self.results[result.id] = result
+            mine = self._again if result.id in self.results else self.results
+            mine[result.id] = result
 
     def _ended(self, ended: ResultEnded) -> None:
-        result = self.results.get(ended.id)
+        result = self._again.pop(ended.id, None) or self.results.get(ended.id)
         if result is None or (self.session.failure is not None and result.failure == self.session.failure):
             return  # its session is over: whoever took it up learns what became of the rest
         self._promises.ended(ended.id, frames=result.frames, failure=result.failure)

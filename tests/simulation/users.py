@@ -59,6 +59,7 @@ class User:
             (self._read, 2),
             (self._ask, 1),
             (self._invoke_too_much, 0.1),
+            (self._use_an_id_again, 0.3),
         )
         for _ in range(actions):
             if random.random() < 0.5:
@@ -94,13 +95,25 @@ class User:
         if self._rejects:
             self._invoke_on((self._device(),), outputs=MOST_OUTPUTS + 1)
 
+    def _use_an_id_again(self) -> None:
+        """What no coordinator should do: another command under an id that is taken."""
+        mine = self.node.session.incarnation
+        ended = [one for one in self._mine if one.ended and one.incarnation == mine and not one.used_again]
+        if self._rejects and ended and self.node.living:
+            command = self._world.random.choice(ended)
+            self._promises.used_again(command)
+            frame = tensor_frame(self._world.random.randrange(1 << 40))
+            put = Put(id=command.id)
+            self._submit(SubmitCommand(devices=(command.device,), command=put, frames=(frame,)))
+
     def _invoke_on(self, devices: tuple[str, ...], *, outputs: int = 0) -> None:
         if not self.node.living:
             return
         random = self._world.random
-        plan: FakePlan = random.choices(fake_plans(), (50, 50, 30, 10, 2))[0]
+        plan: FakePlan = random.choices(fake_plans(), (50, 50, 30, 10, 1, 0.5 * self._rejects))[0]
         args, operands, frames, earlier = self._arguments()
-        excuses = {"ExecutionFailed"} if plan.fails else {"WorkerDied"} if plan.poison else set()
+        worthless = plan.fails or plan.poison or plan.deadly
+        excuses = {"ExecutionFailed"} if plan.fails else {"WorkerDied"} if worthless else set()
         deadline = PATIENT_MS
         if random.random() < 0.04:
             deadline = SHORT_DEADLINE_MS
@@ -112,7 +125,6 @@ class User:
         outputs = outputs or plan.outputs
         id = self.node.session.take_ids(outputs * len(devices))
         values = answer_frames(plan.id, tuple(operands), outputs)
-        worthless = plan.fails or plan.poison
         commands = [
             self._command(nth(id, k * outputs), device, values, arguments=earlier, excuses=excuses, worthless=worthless)
             for k, device in enumerate(devices)
