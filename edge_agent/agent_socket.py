@@ -48,6 +48,7 @@ class BrokerSocket:
         self.open_at = math.inf
         dealer = self.dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IPV6, 1)  # and IPv4, whichever the host's name gives
         dealer.setsockopt(zmq.SNDHWM, 0)  # the streams' windows bound what is under way
         dealer.setsockopt(zmq.RCVHWM, 0)
         dealer.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT)

@@ -196,6 +196,7 @@ class BlobClient:
     def _connect(self) -> None:
         dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IPV6, 1)  # and IPv4, whichever the host's name gives
         dealer.setsockopt(zmq.SNDHWM, HIGH_WATER)
         dealer.setsockopt(zmq.RCVHWM, HIGH_WATER)
         dealer.setsockopt(zmq.HEARTBEAT_IVL, 15_000)
