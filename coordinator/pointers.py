@@ -12,6 +12,7 @@ from broker.protocol.tensors import inspect
 from coordinator.core_events import SubmitCommand
 from coordinator.core_results import Result
 from coordinator.errors import PointerError, ResultTimeout
+from coordinator.operators import RemoteOperators, remote_call, remote_method
 from coordinator.values import Gathering, value_at_hand
 from coordinator.waiting import AsyncSignal, Deadline, Signal, wait_async, wait_for
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PointerTensor"]
 
 
-class PointerTensor:
+class PointerTensor(RemoteOperators):
     """A tensor on a device: one that is there, or the result of a command that may not have run yet.
 
     Made by `Device.search`, `Device.send`, `Fleet.pointer`, and by calling a `PointerPlan`. It stands wherever a plan
@@ -279,11 +280,21 @@ class PointerTensor:
     def __contains__(self, _item: object) -> bool:
         raise self._refused("in")
 
-    def __getitem__(self, _key: object) -> Any:
-        raise self._refused("indexing")
-
     def __array__(self, *_args: object, **_kwargs: object) -> Any:
         raise self._refused("making an array")
+
+    # --------------------------------------------------------------------------------------------- torch's ops
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, _types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """``torch.abs(pointer)``: see `coordinator.operators`."""
+        return remote_call(str(getattr(function, "__name__", function)), function, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
+        """``pointer.sum()``: see `coordinator.operators`."""
+        return remote_method(self, name)
 
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
         raise self._refused("pickling or copying")

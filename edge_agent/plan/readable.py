@@ -19,7 +19,7 @@ from edge_agent.plan.format import Argument, Graph, Op, Special, TensorType
 from edge_agent.plan.registry import REGISTRY
 from edge_agent.plan.trees import unflatten
 
-__all__ = ["readable", "render_type", "step_text", "value_names"]
+__all__ = ["argument_text", "readable", "render_type", "step_text", "uses_of", "value_names"]
 
 _LONG = 100
 """From how many characters on a signature has a line for each input."""
@@ -67,7 +67,7 @@ def value_names(graph: Graph) -> list[str]:
     """
     names = [one.name for one in graph.inputs]
     taken = dict.fromkeys(names, 0)
-    used = {value for op in graph.ops for argument in (*op.args, *op.kwargs.values()) for value in _uses(argument)}
+    used = {value for op in graph.ops for argument in (*op.args, *op.kwargs.values()) for value in uses_of(argument)}
     used.update(graph.outputs)
     for op in graph.ops:
         parts = op.name.split(".")
@@ -79,13 +79,14 @@ def value_names(graph: Graph) -> list[str]:
     return names
 
 
-def _uses(argument: Argument) -> list[int]:
+def uses_of(argument: Argument) -> list[int]:
+    """The values that an argument names."""
     if not isinstance(argument, Special):
         return []
     if argument.v is not None:
         return [argument.v]
     elements = argument.l if argument.l is not None else argument.t
-    return [value for one in elements or () for value in _uses(one)]
+    return [value for one in elements or () for value in uses_of(one)]
 
 
 def _free(base: str, taken: dict[str, int]) -> str:
@@ -136,12 +137,13 @@ def _step(op: Op, first: int, names: Sequence[str]) -> str:
 
 
 def _call(op: Op, names: Sequence[str]) -> str:
-    arguments = [_argument(one, names) for one in op.args]
-    arguments += [f"{name}={_argument(one, names)}" for name, one in op.kwargs.items()]
+    arguments = [argument_text(one, names) for one in op.args]
+    arguments += [f"{name}={argument_text(one, names)}" for name, one in op.kwargs.items()]
     return f"{op.name}({', '.join(arguments)})"
 
 
-def _argument(argument: Argument, names: Sequence[str]) -> str:
+def argument_text(argument: Argument, names: Sequence[str]) -> str:
+    """An argument as `readable` writes it, with these names of values."""
     if not isinstance(argument, Special):
         return repr(argument)
     if argument.v is not None:
@@ -149,9 +151,9 @@ def _argument(argument: Argument, names: Sequence[str]) -> str:
     if argument.s is not None:
         return render(argument.s)
     if argument.l is not None:
-        return f"[{', '.join(_argument(one, names) for one in argument.l)}]"
+        return f"[{', '.join(argument_text(one, names) for one in argument.l)}]"
     if argument.t is not None:
-        return f"({', '.join(_argument(one, names) for one in argument.t)})"
+        return f"({', '.join(argument_text(one, names) for one in argument.t)})"
     if argument.c is not None:
         return repr(complex(*argument.c))
     return str(argument.d or argument.o)

@@ -422,7 +422,6 @@ USES: dict[str, Callable[[Any], object]] = {
     "len()": len,
     "iterating": list,
     "in": lambda p: 1 in p,
-    "indexing": lambda p: p[0],
     "using it as an index": lambda p: [1, 2][p],
     "pickling or copying": pickle.dumps,
     "copying": copy.copy,

@@ -1,0 +1,192 @@
+"""Remote code that reads like local code: ``p + q``, ``torch.abs(p)`` and ``p.sum()`` on pointers.
+
+Each is a plan of one op, built once for these types and sent, and one command; the result is a pointer, at once. A plan
+does the same for many ops in one message.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from coordinator.errors import ForeignPointer, PointerError
+
+if TYPE_CHECKING:
+    from coordinator.plan import FunctionPlan
+    from coordinator.pointers import PointerTensor
+
+__all__ = ["RemoteOperators", "remote_call", "remote_method"]
+
+_PLANS = 512
+"""How many one-op plans are kept built."""
+
+_LOCAL = frozenset({"item", "tolist", "numpy", "cpu", "cuda", "backward", "data_ptr", "storage", "untyped_storage"})
+"""Methods of a tensor that give, or need, its value here."""
+
+_plans: OrderedDict[Any, FunctionPlan] = OrderedDict()
+
+
+class _Slot:
+    """Where a pointer stood among the arguments."""
+
+    __slots__ = ("k",)
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+
+def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a torch function, named ``name`` for errors, where its pointers are: on the device of the first.
+
+    Raises `PointerError` for what cannot be done with pointers: a pointer whose type is not known yet, a function that
+    writes into its argument or gives no tensor; `ForeignPointer`; and what building a plan raises.
+    """
+    from coordinator.plan import FunctionPlan
+
+    pointers: list[PointerTensor] = []
+    slots = _slots((tuple(args), dict(kwargs)), pointers)
+    first = pointers[0]
+    if name.endswith("_") and not name.endswith("__"):
+        raise PointerError(f"{name}, which writes into its argument,", first.id)
+    types = []
+    for pointer in pointers:
+        if pointer.fleet is not first.fleet:
+            raise ForeignPointer(f"the pointer {pointer.id}", f"an argument of {name}")
+        known = pointer.known_type
+        if known is None:
+            raise PointerError(f"{name} before its dtype and shape are known (wait(), or use a plan)", pointer.id)
+        types.append(known)
+    key = (name, function, tuple(types), _key(slots))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _built(FunctionPlan, name, function, slots, types)
+        _plans[key] = plan
+        if len(_plans) > _PLANS:
+            _plans.popitem(last=False)
+    else:
+        _plans.move_to_end(key)
+    return plan.send(first.device)(*pointers)
+
+
+def remote_method(pointer: PointerTensor, name: str) -> Callable[..., Any]:
+    """The method ``name`` of the tensor that ``pointer`` points to. Raises AttributeError where tensors have none."""
+    import torch
+
+    method = getattr(torch.Tensor, name, None)
+    if method is None or name.startswith("_") or not callable(method):
+        raise AttributeError(f"a pointer has no {name!r}, and neither has a tensor that may be called there")
+    if name in _LOCAL:
+        raise PointerError(f"{name}()", pointer.id)
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return remote_call(name, method, (pointer, *args), kwargs)
+
+    return call
+
+
+def _built(
+    kind: type[FunctionPlan], name: str, function: Callable[..., Any], slots: Any, types: Sequence[Any]
+) -> FunctionPlan:
+    from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
+
+    def op(*tensors: Any) -> Any:
+        args, kwargs = _filled(slots, tensors)
+        return function(*args, **kwargs)
+
+    op.__name__ = op.__qualname__ = name.strip("_")
+    plan = kind(op)
+    plan.build(args_shape=[shape for _, shape in types], args_dtype=[TORCH_DTYPES[dtype] for dtype, _ in types])
+    return plan
+
+
+def _slots(nest: Any, pointers: list[PointerTensor]) -> Any:
+    from coordinator.pointers import PointerTensor
+
+    if isinstance(nest, PointerTensor):
+        pointers.append(nest)
+        return _Slot(len(pointers) - 1)
+    if isinstance(nest, tuple | list):
+        return type(nest)(_slots(one, pointers) for one in nest)
+    if isinstance(nest, dict):
+        return {key: _slots(one, pointers) for key, one in nest.items()}
+    return nest
+
+
+def _filled(nest: Any, tensors: Sequence[Any]) -> Any:
+    if isinstance(nest, _Slot):
+        return tensors[nest.k]
+    if isinstance(nest, tuple | list):
+        return type(nest)(_filled(one, tensors) for one in nest)
+    if isinstance(nest, dict):
+        return {key: _filled(one, tensors) for key, one in nest.items()}
+    return nest
+
+
+def _key(nest: Any) -> Any:
+    """Something hashable that is equal for equal arguments only: 1, 1.0 and True are three."""
+    import torch
+
+    from edge_agent.runtimes.torch_tensors import encode_tensor
+
+    if isinstance(nest, _Slot):
+        return ("slot", nest.k)
+    if isinstance(nest, tuple | list):
+        return (type(nest).__name__, tuple(_key(one) for one in nest))
+    if isinstance(nest, dict):
+        return ("dict", tuple((key, _key(one)) for key, one in nest.items()))
+    if isinstance(nest, torch.Tensor):
+        return ("tensor", nest.dtype, tuple(nest.shape), bytes(encode_tensor(nest)))
+    return (type(nest).__name__, nest if isinstance(nest, str | int | bool) or nest is None else repr(nest))
+
+
+def _forward(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def call(self: Any, other: Any) -> Any:
+        return remote_call(function.__name__.strip("_"), function, (self, other), {})
+
+    return call
+
+
+def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def call(self: Any, other: Any) -> Any:
+        return remote_call(function.__name__.strip("_"), function, (other, self), {})
+
+    return call
+
+
+def _unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def call(self: Any) -> Any:
+        return remote_call(function.__name__.strip("_"), function, (self,), {})
+
+    return call
+
+
+class RemoteOperators:
+    """The operators of a tensor, done where it is. ``==`` stays Python's: pointers are compared, not their values."""
+
+    __slots__ = ()
+
+    __neg__ = _unary(operator.neg)
+    __abs__ = _unary(abs)
+    __invert__ = _unary(operator.invert)
+    __getitem__ = _forward(operator.getitem)
+    __add__, __radd__ = _forward(operator.add), _reflected(operator.add)
+    __sub__, __rsub__ = _forward(operator.sub), _reflected(operator.sub)
+    __mul__, __rmul__ = _forward(operator.mul), _reflected(operator.mul)
+    __truediv__, __rtruediv__ = _forward(operator.truediv), _reflected(operator.truediv)
+    __floordiv__, __rfloordiv__ = _forward(operator.floordiv), _reflected(operator.floordiv)
+    __mod__, __rmod__ = _forward(operator.mod), _reflected(operator.mod)
+    __pow__, __rpow__ = _forward(operator.pow), _reflected(operator.pow)
+    __matmul__, __rmatmul__ = _forward(operator.matmul), _reflected(operator.matmul)
+    __and__, __rand__ = _forward(operator.and_), _reflected(operator.and_)
+    __or__, __ror__ = _forward(operator.or_), _reflected(operator.or_)
+    __xor__, __rxor__ = _forward(operator.xor), _reflected(operator.xor)
+    __lshift__, __rlshift__ = _forward(operator.lshift), _reflected(operator.lshift)
+    __rshift__, __rrshift__ = _forward(operator.rshift), _reflected(operator.rshift)
+    __lt__ = _forward(operator.lt)
+    __le__ = _forward(operator.le)
+    __gt__ = _forward(operator.gt)
+    __ge__ = _forward(operator.ge)

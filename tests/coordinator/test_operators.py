@@ -1,0 +1,146 @@
+"""Remote torch code on pointers: each op a plan of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from coordinator import VirtualWorker, connect, func2plan
+from coordinator.errors import ForeignPointer, PointerError
+from coordinator.fleet import Fleet
+from coordinator.pointers import PointerTensor
+from coordinator.tagging import tagged
+
+WITHIN = 60.0
+X = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]])
+Y = torch.tensor([[2.0, 3.0, -1.0], [0.5, 2.0, 2.0]])
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    """With one device."""
+    with connect() as fleet:
+        VirtualWorker(fleet, id="one")
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def pointers(fleet: Fleet) -> tuple[PointerTensor, PointerTensor]:
+    """To X and Y."""
+    device = fleet.device("one")
+    return device.send(X), device.send(Y)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x, y: x + y,
+        lambda x, _: x - 1.5,
+        lambda x, _: 1.5 - x,
+        lambda x, y: x * y / 2,
+        lambda x, y: x @ y.T if isinstance(x, torch.Tensor) else x @ y.t(),
+        lambda x, _: 2**x,
+        lambda x, y: x % y,
+        lambda x, y: x // y,
+        lambda x, _: -x,
+        lambda x, _: abs(x),
+        lambda x, y: x > y,
+        lambda x, y: (x > 0) & (y > 0),
+        lambda x, _: ~(x > 0),
+        lambda x, _: torch.abs(x),
+        torch.maximum,
+        lambda x, y: torch.cat([x, y], dim=1),
+        lambda x, y: torch.where(x > 0, x, y),
+        lambda x, _: torch.nn.functional.softmax(x, dim=1),
+        lambda x, _: x.sum(),
+        lambda x, _: x.sum(dim=1, keepdim=True),
+        lambda x, _: x.clamp(min=0.0),
+        lambda x, _: x[0],
+        lambda x, _: x[:, 1:],
+        lambda x, y: (x + y).mean(),
+    ],
+)
+def test_remote_code_gives_what_local_code_gives(
+    pointers: tuple[PointerTensor, PointerTensor], compute: Callable[[Any, Any], Any]
+) -> None:
+    """Operators, functions, methods and indexing."""
+    got = compute(*pointers)
+    assert isinstance(got, PointerTensor)
+    torch.testing.assert_close(got.get(WITHIN), compute(X, Y), rtol=0, atol=0)
+
+
+def test_several_results_are_several_pointers(pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """Nested as torch nests them."""
+    values, indices = pointers[0].sort(dim=1)
+    assert values.get(WITHIN).tolist() == X.sort(dim=1).values.tolist()
+    assert indices.get(WITHIN).tolist() == X.sort(dim=1).indices.tolist()
+
+
+def test_the_same_op_is_built_and_uploaded_once(fleet: Fleet, pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """Each further one is one command."""
+    x, y = pointers
+    (x * y * 0.25).get(WITHIN)
+    before = fleet.stats().total
+    (x * y * 0.25).get(WITHIN)
+    after = fleet.stats().total
+    assert after.commands - before.commands == 2
+    assert after.blob_bytes_in == before.blob_bytes_in
+
+
+def test_numbers_of_different_kinds_are_different_ops(pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """1, 1.0 and True are equal to Python, and not to torch."""
+    ints = pointers[0].to(torch.int64)
+    dtypes = [(ints + number).get(WITHIN).dtype for number in (1, 1.0, True)]
+    assert dtypes == [torch.int64, torch.float32, torch.int64]
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        (lambda p: p.item(), "item"),
+        (lambda p: p.tolist(), "tolist"),
+        (lambda p: p.add_(1), "add_"),
+        (lambda p: bool(p > 1), "bool"),
+        (lambda p: p.numpy(), "numpy"),
+    ],
+)
+def test_what_needs_the_value_here_is_refused(
+    pointers: tuple[PointerTensor, PointerTensor], operation: Callable[[Any], Any], said: str
+) -> None:
+    """With the way to get it."""
+    with pytest.raises(PointerError, match=said):
+        operation(pointers[0])
+
+
+def test_a_tensor_has_no_such_method(pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """As of any object."""
+    with pytest.raises(AttributeError, match="nonesuch"):
+        pointers[0].nonesuch()
+    assert not hasattr(pointers[0], "__array_interface__")
+
+
+def test_a_type_that_is_not_known_yet_is_said_so(fleet: Fleet) -> None:
+    """A result of a tagged tensor, whose size only the device knows, before it has run."""
+
+    @func2plan(args_shape=[(-1,)])
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    worker = VirtualWorker(fleet, id="asleep", data=(tagged(torch.ones(3), "data"),))
+    plan = twice.send(worker)
+    plan("data").wait(WITHIN)
+    worker.close()
+    with pytest.raises(PointerError, match="before its dtype and shape are known"):
+        plan("data") + 1
+
+
+def test_pointers_of_two_fleets_do_not_mix(pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """Named."""
+    with connect() as other:
+        VirtualWorker(other, id="two")
+        foreign = other.device("two").send(X)
+        with pytest.raises(ForeignPointer):
+            pointers[0] + foreign
