@@ -142,7 +142,7 @@ class BrokerCore:
             PeerUnreachable: self._on_peer_unreachable,
             PeerBusy: self._on_peer_busy,
             BlobStored: self._on_blob_stored,
-            BlobUnavailable: lambda event: self.values.blob_unavailable(event.digest),
+            BlobUnavailable: self._on_blob_unavailable,
             BlobMoved: self._on_blob_moved,
             Subscriptions: self._on_subscriptions,
         }
@@ -416,6 +416,10 @@ class BrokerCore:
     def _on_blob_stored(self, event: BlobStored) -> None:
         self.plans.came(event.digest)
         self.values.blob_came(event.digest)
+
+    def _on_blob_unavailable(self, event: BlobUnavailable) -> None:
+        self.plans.unavailable(event.digest)
+        self.values.blob_unavailable(event.digest)
 
     def _on_blob_moved(self, event: BlobMoved) -> None:
         device = self.devices.by_name.get(event.device)

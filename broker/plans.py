@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from broker.context import DEBUG, INFO, Blobs, Context, Tally
+from broker.context import DEBUG, INFO, WARNING, Blobs, Context, Tally
 from broker.effects import DropBlobs, PinBlobs, SendBlobs, StoreBlobs, UnpinBlobs
 from broker.ledger.interface import DropPlan, RecordPlan
 from broker.protocol.framing import size_of
@@ -131,6 +131,14 @@ class Plans:
         plan = self._plans.get(digest)
         if plan is not None:
             plan.uses -= 1
+
+    def unavailable(self, digest: bytes) -> None:
+        """A blob is not here after all, or no longer: a plan that is made of it is not whole, and has to come again."""
+        broken = [name for name, plan in self._plans.items() if digest in plan.blobs]
+        for name in broken:
+            self._remove(name, self._plans[name])
+            self._context.writes.append(DropPlan(plan=name))
+            self._context.log(WARNING, "plan_broken", plan=name.hex(), blob=digest.hex())
 
     def restore(self, write: RecordPlan) -> None:
         """Take up a plan from the ledger, if all its blobs are still there."""

@@ -141,6 +141,7 @@ class BrokerServer:
         self._context: zmq.Context[_Socket] = zmq.Context() if context is None else context
         self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
         self._store: BlobStore = MemoryBlobs() if store is None else store
+        self._store.on_altered = self._on_blob_altered
         self._sink = StreamSink(self._publish_record)
         self._local_log = get_logger("broker")
         self._log = get_logger("broker", sink=self._sink)
@@ -442,6 +443,11 @@ class BrokerServer:
             self._local_log.warning(
                 "blob_refused", device=device, reason=event.reason, blob=event.digest.hex(), unreported=event.unreported
             )
+
+    def _on_blob_altered(self, digest: bytes) -> None:
+        """On any thread: a file is not what was stored. It is dropped, and whoever needs it has to send it again."""
+        self._local_log.error("blob_altered", blob=digest.hex())
+        self._post(BlobUnavailable(digest=digest, reason="its bytes were altered on the broker's disk"))
 
     def _count_blobs(self, now: float) -> None:
         """Somebody asks for the counters: tell the core what has moved on the blob channel since last time."""

@@ -23,7 +23,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.messages import Frame
@@ -149,6 +149,8 @@ class BlobStore(abc.ABC):
         self._reserved: dict[bytes, int] = {}  # what is coming in
         self._parked: OrderedDict[bytes, int] = OrderedDict()  # what came of some, kept for another time; oldest first
         self._used = 0  # of _sizes
+        self.on_altered: Callable[[bytes], object] = lambda _: None
+        """Called with the digest of a blob whose bytes were found altered; it is here no longer. From any thread."""
 
     # ------------------------------------------------------------------------------------------ asking
 
@@ -180,7 +182,10 @@ class BlobStore(abc.ABC):
             return self._used
 
     def read(self, digest: bytes, offset: int = 0, length: int | None = None) -> bytes:
-        """``length`` bytes from ``offset`` on, by default to the end. Raises `BlobMissing`; ValueError out of range."""
+        """``length`` bytes from ``offset`` on, by default to the end. Raises `BlobMissing`; ValueError out of range.
+
+        A blob whose bytes are not those that were stored is missing, and can be stored anew.
+        """
         with self._lock:
             size = self._sizes.get(digest)
             if size is None:

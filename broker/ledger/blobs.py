@@ -6,6 +6,7 @@ Both are a `broker.ledger.blob_store.BlobStore`; its names can be had from here 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import re
@@ -45,21 +46,28 @@ SPILL_BYTES = 1 << 20
 PARTIAL_LIFE_SECONDS = 7 * 24 * 3600.0
 """What came of a blob and was not taken up again for so long is dropped at a start."""
 
+_PROVE_BYTES = 1 << 20
+
 _NAME = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
 
 class DirectoryBlobs(BlobStore):
     """Blobs as files in ``folder``, named by their digests in hex. What is coming in ends in ``.part`` until whole.
 
-    A start takes up what is there, oldest first in line for eviction, and drops what a crash left half written.
-    ``sync`` False leaves syncing to the system: for what need not survive.
+    A start takes up what is there, oldest first in line for eviction, and drops what a crash left half written. A file
+    is read whole before anything of it is given away, once and whenever it was changed: altered bytes are never served.
+    ``sync`` False leaves syncing to the system, and trusts it: for what need not survive.
     """
 
     def __init__(self, folder: Path | str, *, quota: int = QUOTA_BYTES, sync: bool = True) -> None:
         super().__init__(quota=quota)
         self.folder = Path(folder)
+        new = not self.folder.is_dir()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sync = sync
+        if new:
+            self._sync_names(self.folder.parent)
+        self._proven: dict[bytes, tuple[int, ...]] = {}  # the files that were read whole, as they were then
         self._count = itertools.count()
         self._scan()
 
@@ -88,8 +96,11 @@ class DirectoryBlobs(BlobStore):
 
     def sync_folder(self) -> None:
         """Make names durable that were given or taken in the folder."""
+        self._sync_names(self.folder)
+
+    def _sync_names(self, folder: Path) -> None:
         if self._sync:
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(descriptor)
             finally:
@@ -108,6 +119,8 @@ class DirectoryBlobs(BlobStore):
                 self._drop(digest)
             raise BlobMissing(digest) from None
         try:
+            if self._sync:
+                self._prove(digest, descriptor)
             data = os.pread(descriptor, length, offset)
             while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
                 data += more
@@ -118,6 +131,24 @@ class DirectoryBlobs(BlobStore):
                 self._drop(digest)
             raise BlobMissing(digest)
         return data
+
+    def _prove(self, digest: bytes, descriptor: int) -> None:
+        """Read all of a file, once and whenever it was written to: are these the bytes that it is named by?"""
+        stat = os.fstat(descriptor)
+        identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if self._proven.get(digest) == identity:
+            return
+        found = hashlib.sha256()
+        offset = 0
+        while data := os.pread(descriptor, _PROVE_BYTES, offset):
+            found.update(data)
+            offset += len(data)
+        if found.digest() != digest:
+            with self._lock:
+                self._drop(digest)
+            self.on_altered(digest)
+            raise BlobMissing(digest)
+        self._proven[digest] = identity
 
     def _write(self, blobs: dict[bytes, Frame]) -> None:
         written: list[tuple[Path, Path]] = []
@@ -140,6 +171,7 @@ class DirectoryBlobs(BlobStore):
         return _PartialFile(self, digest, size)
 
     def _remove(self, digest: bytes) -> None:
+        self._proven.pop(digest, None)
         self.path(digest).unlink(missing_ok=True)
 
     def part(self, digest: bytes) -> Path:

@@ -358,3 +358,27 @@ def test_spilled_blobs_leave_with_the_store() -> None:
     store.close()
     assert not folder.exists()
     assert store.count == 0
+
+
+@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+@pytest.mark.parametrize("length", [None, 3])
+def test_altered_bytes_are_never_served(tmp_path: Path, when: str, length: int | None) -> None:
+    """A file with a flipped bit is named, and no longer here, whichever part of it is asked for; it can come anew."""
+    store = DirectoryBlobs(tmp_path)
+    data = os.urandom(3 << 20)
+    digest = store.put_bytes(data)
+    assert store.read(digest, 0, length) == data[:length]
+    altered = bytearray(data)
+    altered[-1] ^= 4
+    store.path(digest).write_bytes(altered)
+    if when == "before the start":
+        store = DirectoryBlobs(tmp_path)
+    told: list[bytes] = []
+    store.on_altered = told.append
+    with pytest.raises(BlobMissing):
+        store.read(digest, 0, length)
+    assert told == [digest]
+    assert not store.has(digest)
+    assert not store.path(digest).exists()
+    store.put_bytes(data)
+    assert store.read(digest, 0, length) == data[:length]
