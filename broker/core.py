@@ -331,8 +331,13 @@ class BrokerCore:
         as_of = {name: self.devices.last_seen(known[name]) for name in entries if name in known}
         self._context.send(event.peer, Found(r=message.r, entries=entries, as_of=as_of))
 
-    def _on_ask_status(self, _session: Session, message: AskStatus, event: Received) -> None:
-        self._context.send(event.peer, StatusReport(r=message.r, entries=[self._status(each) for each in message.ids]))
+    def _on_ask_status(self, session: Session, message: AskStatus, event: Received) -> None:
+        self._context.send(event.peer, StatusReport(r=message.r, entries=self._entries(session, message)))
+
+    def _entries(self, session: Session, message: AskStatus) -> list[StatusEntry]:
+        if message.mine:
+            return self.results.of_session(session, message.after)
+        return [self._status(each) for each in message.ids]
 
     def _status(self, id: bytes) -> StatusEntry:
         entry = self.results.entry(id)

@@ -35,6 +35,9 @@ from broker.values import Values
 
 __all__ = ["Results"]
 
+_LISTED = 1000
+"""How many invocations of a session are told of in one message."""
+
 
 class Results:
     """See the module."""
@@ -283,6 +286,25 @@ class Results:
             return record.entry(wanted)
         past = self.forgotten(wanted) or 0 < counter_of(wanted) <= self._sessions.past.get(incarnation_of(wanted), 0)
         return StatusEntry(id=wanted, status=ResultStatus.FORGOTTEN if past else ResultStatus.UNKNOWN)
+
+    def of_session(self, session: Session, after: bytes | None) -> list[StatusEntry]:
+        """The session's invocations that were not released: some of them, in the order in which they came, behind the
+        one whose first id is ``after``; none, when there are no more.
+
+        Looks at every record: for a coordinator that has just started, and not for every command.
+        """
+        entries: list[StatusEntry] = []
+        found = after is None
+        for each, record in self.by_id.items():
+            if each != record.id:
+                continue  # another output of the same
+            if not found:
+                found = each == after
+            elif record.session is session and record.outputs and (record.wanted | record.released) != record.all_bits:
+                entries.append(self.entry(each))
+                if len(entries) == _LISTED:
+                    break
+        return entries
 
     # ------------------------------------------------------------------------------------------ after a restart
 

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 import zmq
@@ -37,16 +37,15 @@ from broker.protocol.messages import (
 )
 from broker.settings import check_insecure
 from coordinator.core import SEEN_EVERY, SessionConfig
-from coordinator.core_events import Answered, SubmitCommand, Watch
-from coordinator.core_requests import failure_of
+from coordinator.core_events import Answered, SubmitCommand
 from coordinator.core_results import Result
-from coordinator.core_tables import ResultInput
 from coordinator.device import Device
 from coordinator.driver import Context, SessionDriver
 from coordinator.errors import ForeignPointer, ResultTimeout, error_from_failure
 from coordinator.log_stream import LogStream
 from coordinator.notifications import AsCompleted, Notifications
 from coordinator.pointers import PointerTensor
+from coordinator.recovery import take_up, take_up_session
 from coordinator.scopes import Scope
 from coordinator.session_errors import BrokerUnreachable, LedgerLost, session_error
 from coordinator.subscriptions import Subscription
@@ -255,14 +254,14 @@ class Fleet:
 
     def device_infos(self) -> list[DeviceInfo]:
         """What the broker knows of all devices."""
-        return self._ask(DeviceList, lambda r: ListDevices(r=r)).devices
+        return self.ask(DeviceList, lambda r: ListDevices(r=r)).devices
 
     def search(self, *tags: str, devices: Sequence[str] = ()) -> dict[str, list[PointerTensor]]:
         """Pointers to the tensors that carry all of ``tags``, device by device; devices without any are left out.
 
         Without tags, everything that is tagged; ``devices``: on these only.
         """
-        found = self._ask(Found, lambda r: Search(r=r, tags=list(tags), devices=list(devices)))
+        found = self.ask(Found, lambda r: Search(r=r, tags=list(tags), devices=list(devices)))
         return {
             device: [self._pointer_to(device, entry) for entry in entries]
             for device, entries in found.entries.items()
@@ -283,7 +282,7 @@ class Fleet:
         """What the broker has counted since it started: ``total`` and ``devices`` by name (each `Counters`), and
         ``gauges``.
         """
-        return self._ask(Stats, lambda r: AskStats(r=r))
+        return self.ask(Stats, lambda r: AskStats(r=r))
 
     # --------------------------------------------------------------------------------------------- results
 
@@ -291,18 +290,21 @@ class Fleet:
         """What became of a result. Any coordinator may ask, at any time. Raises ValueError for what is no id."""
         raw = _raw_id(id)
         status = self.status_entry(raw).status
-        if status is ResultStatus.UNKNOWN and self._pending(raw) is not None:
+        if status is ResultStatus.UNKNOWN and self.pending(raw) is not None:
             return ResultStatus.QUEUED  # here: the broker has yet to hear of it
         return status
 
-    def _pending(self, raw: bytes) -> tuple[Result, int] | None:
+    def pending(self, raw: bytes) -> tuple[Result, int] | None:
+        """The result that has the id ``raw`` as its k-th output, and k, if its command is this session's and has not
+        ended.
+        """
         with self.driver.lock:
             return self.driver.core.output(raw)
 
     def status_entry(self, id: str | bytes | PointerTensor) -> StatusEntry:
         """All that the broker says of a result."""
         raw = _raw_id(id)
-        return self._ask(StatusReport, lambda r: AskStatus(r=r, ids=[raw])).entries[0]
+        return self.ask(StatusReport, lambda r: AskStatus(r=r, ids=[raw])).entries[0]
 
     def pointer(self, id: str | bytes) -> PointerTensor:
         """Take up what an id names: a result of another session or an earlier one, ended or not, or a tensor found by
@@ -311,40 +313,14 @@ class Fleet:
         Raises `UnknownResult`, if nobody knows it (any more).
         """
         raw = _raw_id(id)
-        pending = self._pending(raw)
-        if pending is not None:
-            return PointerTensor(self, *pending)
-        entry = self.status_entry(raw)
-        if entry.status in {ResultStatus.UNKNOWN, ResultStatus.FORGOTTEN}:
-            failure = failure_of(entry)
-            assert failure is not None
-            raise error_from_failure(failure, id=raw)
-        info = entry.info
-        return PointerTensor(
-            self,
-            self._take_up(raw, entry),
-            dtype=None if info is None else info.dtype,
-            shape=None if info is None else tuple(info.shape),
-            tags=tuple(entry.tags),
-            description=entry.description,
-        )
+        return take_up(self, raw, self.pending(raw))
 
-    def _take_up(self, raw: bytes, entry: StatusEntry) -> Result:
-        failure = failure_of(entry)
-        if failure is None and entry.status is not ResultStatus.DONE:
-            self.driver.feed(Watch(raw, entry.device, entry.command or raw))
-            with self.driver.lock:
-                result = self.driver.core.result(raw)
-            if result is not None:
-                return result
-            entry = self.status_entry(raw)  # it has ended meanwhile
-            failure = failure_of(entry)
-        result = Result(raw, device=entry.device, plan=entry.plan or b"", first=entry.command)
-        if failure is not None:
-            result.end(ResultInput.FAILED, failure=failure)
-        else:
-            result.end(ResultInput.READY_REMOTE, infos=[] if entry.info is None else [entry.info])
-        return result
+    def pointers(self) -> list[PointerTensor]:
+        """Pointers to all results of this session, of all its incarnations if it has a name: those that the broker
+        remembers and that were not released, ended or not, with a value or without, in the order in which they were
+        sent.
+        """
+        return take_up_session(self)
 
     def get(self, nest: Any, timeout: float | None = None, errors: Literal["raise", "return"] = "raise") -> Any:
         """The values of all pointers in ``nest`` (lists, tuples and dicts), in the same nesting; what is no pointer
@@ -466,7 +442,11 @@ class Fleet:
         table = self._sources.get(result.plan)
         return error_from_failure(failure, device=result.device, id=nth(result.id, k), source_table=table)
 
-    def _ask(self, kind: type[Answer], make: Any, timeout: float = REQUEST_TIMEOUT) -> Answer:
+    def ask(self, kind: type[Answer], make: Callable[[int], Message], timeout: float = REQUEST_TIMEOUT) -> Answer:
+        """The broker's answer, of that ``kind``, to the request that ``make`` makes with its number.
+
+        Raises `BrokerUnreachable`, if none comes within ``timeout`` seconds.
+        """
         signal = Signal()
         answers: list[Answered] = []
 

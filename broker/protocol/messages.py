@@ -633,10 +633,14 @@ class Found(_Tagged, frozen=True, kw_only=True, tag=81):
 
 
 class AskStatus(_Tagged, frozen=True, kw_only=True, tag=82):
-    """What became of these ids?"""
+    """What became of these ids? With ``mine``, of no ids but of the invocations of this session, of all its
+    incarnations: the next of them that were not released, behind the one whose first id is ``after``.
+    """
 
     r: Natural
     ids: list[ResultId]
+    mine: bool = False
+    after: ResultId | None = None
 
 
 class StatusReport(_Tagged, frozen=True, kw_only=True, tag=83):

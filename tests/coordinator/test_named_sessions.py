@@ -27,6 +27,12 @@ def double(x: torch.Tensor) -> torch.Tensor:
     return x + x
 
 
+@func2plan(args_shape=[(-1,)])
+def both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A plan with two results."""
+    return x + x, x
+
+
 @pytest.fixture
 def broker() -> Iterator[BrokerServer]:
     """A broker of this process, over TCP."""
@@ -55,6 +61,17 @@ def test_a_newer_incarnation_takes_over(broker: BrokerServer) -> None:
                 assert newer.status(remote.id) is other.status(remote.id) is ResultStatus.DONE
                 again = double.send(newer.device("d1"))(newer.pointer(remote.id))
                 assert torch.equal(again.get(WITHIN), torch.full((2,), 8.0))
+                newer.flush(WITHIN)
+                assert [each.id for each in newer.pointers()] == [inline.id, remote.id, again.id]
+                pair = both.send(newer.device("d1"))(again)
+                inline_again, *_ = newer.pointers()
+                inline_again.release()
+                newer.flush(WITHIN)
+                listed = newer.pointers()
+                assert [each.id for each in listed] == [each.id for each in (remote, again, *pair)]
+                values = newer.get(listed, timeout=WITHIN)
+                assert torch.equal(values[2] + values[3], torch.full((2,), 24.0))
+                assert other.pointers() == []
                 calls = (
                     older.devices,
                     older.flush,
