@@ -77,10 +77,13 @@ class Plans:
             return lacking
         plan = self._plans.get(command.plan)
         if plan is None or not set(blobs) <= set(plan.blobs):
+            # a variant that another session has put beside it stays: its commands name it
+            beside = command.beside if plan is None else {**plan.beside, **command.beside}
+            blobs = list(dict.fromkeys([*blobs, *beside.values()]))
             if plan is not None:
                 self._remove(command.plan, plan)
-            self._add(command.plan, _Plan(blobs, command.beside, 0 if plan is None else plan.uses))
-            context.writes.append(RecordPlan(plan=command.plan, parts=command.parts, beside=command.beside))
+            self._add(command.plan, _Plan(blobs, beside, 0 if plan is None else plan.uses))
+            context.writes.append(RecordPlan(plan=command.plan, parts=command.parts, beside=beside))
             context.log(INFO, "plan_stored", plan=command.plan.hex(), parts=len(blobs))
         return []
 

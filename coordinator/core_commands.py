@@ -188,7 +188,7 @@ class Commands:
 
     def send_plan(self, plan: PlanParts, out: list[object]) -> None:
         """See that this ledger has, or gets, the plan."""
-        if plan.plan not in self._stored:
+        if self._lacks(plan):
             self._store(plan, out)
 
     def await_accepted(self, event: AwaitAccepted, out: list[object]) -> None:
@@ -216,7 +216,7 @@ class Commands:
 
     def _admit(self, outgoing: Outgoing, out: list[object]) -> None:
         plan = outgoing.plan
-        if plan is not None and plan.plan not in self._stored:
+        if plan is not None and self._lacks(plan):
             self._store(plan, out)
         if outgoing.missing or (self._parked and outgoing.refers_to(self._parked_names)):
             self._parked.append(outgoing)
@@ -225,8 +225,14 @@ class Commands:
         else:
             self._outbox.push(outgoing)
 
+    def _lacks(self, plan: PlanParts) -> bool:
+        """Whether this ledger was not sent the plan yet, or not with this variant."""
+        return plan.plan not in self._stored or (bool(plan.variant) and plan.variant not in self._stored)
+
     def _store(self, plan: PlanParts, out: list[object]) -> None:
         self._stored.add(plan.plan)
+        if plan.variant:
+            self._stored.add(plan.variant)
         self._refused_plans.pop(plan.plan, None)
         absent = [digest for digest in plan.blobs if digest not in self._uploaded]
         attached: list[bytes] = []
@@ -352,7 +358,7 @@ class Commands:
             if isinstance(outgoing.command, StorePlan):
                 # Goes again before whatever runs the plan. One that nobody runs yet must go too: its owner may wait
                 # for nothing else.
-                if outgoing.plan is not None and outgoing.plan.plan not in self._stored:
+                if outgoing.plan is not None and self._lacks(outgoing.plan):
                     self._store(outgoing.plan, out)
             elif outgoing.open or not (outgoing.results or outgoing.accepted or outgoing.command is _NOTHING):
                 outgoing.accepted, outgoing.n = False, 0

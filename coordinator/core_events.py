@@ -38,12 +38,13 @@ __all__ = [
 
 class PlanParts(Struct, frozen=True, kw_only=True, eq=False):
     """All blobs of a plan by digest: the manifest (named ``plan``), the graph, the state; and what is kept beside it,
-    by name.
+    by name. ``variant`` is the one of these that devices without torch run; empty: none.
     """
 
     plan: bytes
     blobs: Mapping[bytes, Frame]
     beside: Mapping[str, bytes] = {}
+    variant: bytes = b""
 
 
 # ------------------------------------------------------------------------------------------------- events, from the fac

@@ -72,7 +72,14 @@ from coordinator.session_errors import (
     OutboxFull,
     SessionTakenOver,
 )
-from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, PlanMalformed, PlanTypeError, UnknownOp
+from edge_agent.plan.errors import (
+    ArgumentMismatch,
+    ConditionFailed,
+    PlanMalformed,
+    PlanTypeError,
+    UnknownOp,
+    VariantRefused,
+)
 
 __all__ = [
     "ArgumentFailed",
@@ -113,6 +120,7 @@ __all__ = [
     "RemotePlanTypeError",
     "RemoteTensorRefused",
     "RemoteUnknownOp",
+    "RemoteVariantRefused",
     "ResultDiffers",
     "ResultLost",
     "ResultReleased",
@@ -398,6 +406,23 @@ class RemotePlanMalformed(RemoteError, PlanMalformed):
     __str__ = RemoteError.__str__
 
 
+class RemoteVariantRefused(RemoteError, VariantRefused):
+    """A device does not run the plan's variant. ``error``: how far its results lie from what torch gave, None where it
+    did not come to that; ``tolerance``: how far they may.
+    """
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        RemoteError.__init__(self, failure, device=device, id=id, source=source)
+        self.reason = self._text("reason")
+        error, tolerance = self.details.get("error"), self.details.get("tolerance")
+        self.error = error if isinstance(error, float) else None
+        self.tolerance = tolerance if isinstance(tolerance, float) else None
+        output = self.details.get("output")
+        self.output = output if isinstance(output, int) else None
+
+    __str__ = RemoteError.__str__
+
+
 class RemoteTensorRefused(RemoteError, TensorRefused):
     """A device got a tensor that the codec does not take."""
 
@@ -435,6 +460,7 @@ _BY_CODE: dict[str, type[RemoteError]] = {
     "PlanTypeError": RemotePlanTypeError,
     "PlanMalformed": RemotePlanMalformed,
     "TensorRefused": RemoteTensorRefused,
+    "VariantRefused": RemoteVariantRefused,
 }
 
 

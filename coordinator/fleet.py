@@ -51,6 +51,7 @@ from coordinator.session_errors import BrokerUnreachable, LedgerLost, session_er
 from coordinator.subscriptions import Subscription
 from coordinator.transfers import Blobs, endpoint_beside
 from coordinator.values import Gathering
+from coordinator.variants import Runtimes
 from coordinator.waiting import Deadline, Signal, wait_for
 from edge_agent.plan.trees import spec_of, unflatten
 
@@ -172,6 +173,7 @@ class Fleet:
         self.blobs = Blobs(self.driver)
         self._owned: list[_Closable] = []
         self._streams: weakref.WeakSet[Subscription[Any]] = weakref.WeakSet()
+        self.runtimes = Runtimes()
         self._sources: OrderedDict[bytes, Sequence[tuple[str, int, str] | None]] = OrderedDict()
         self._finalizer = weakref.finalize(self, _close, self.driver, self.blobs, self._streams, self._owned)
         try:

@@ -23,6 +23,7 @@ from coordinator.capture.tracing import Target
 from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLine
 from coordinator.plan_state import PlanState, TracedState
 from coordinator.signature import Signature
+from coordinator.variants import variant_of
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.checker import check_plan
 from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, TensorType, Tree, digest_of, encode_graph
@@ -53,6 +54,7 @@ _PROTECTED = frozenset(
         "signature",
         "source_table",
         "state",
+        "variant",
     }
 )
 """Attributes that a plan needs for itself."""
@@ -86,6 +88,7 @@ class Plan(nn.Module):
         self._built: _Built | None = None
         self._frames: dict[str, tuple[bytes, bytes]] = {}
         self._loaded: tuple[bytes, LoadedPlan] | None = None
+        self._variants: dict[tuple[bytes, str], bytes] = {}
 
     def __init_subclass__(cls, *, ours: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -274,15 +277,23 @@ class Plan(nn.Module):
     def _tensor(self, source: StateSource) -> torch.Tensor:
         return named_tensor(self._carried(), source.name) if source.tensor is None else source.tensor
 
-    def send(self, *targets: Any) -> Any:
+    def send(self, *targets: Any, variant: str = "") -> Any:
         """Send the plan to devices, or to the devices that a fleet knows now; a `coordinator.pointer_plan.PointerPlan`.
 
-        Raises `PlanNotBuilt`, or `PlanStale` if the module has changed since it was built.
+        A device without torch gets an onnx variant of it, made once; ``variant`` ``float16`` makes that compute in
+        float16.
+
+        Raises `PlanNotBuilt`, or `PlanStale` if the module has changed since it was built;
+        `coordinator.translation.errors.TranslationUnsupported` for a device without torch, if there is no variant.
         """
         self._need("being sent to a worker")
         from coordinator.pointer_plan import send_plan
 
-        return send_plan(self, targets)
+        return send_plan(self, targets, variant)
+
+    def variant(self, bundle: PlanBundle, precision: str = "") -> bytes:
+        """The onnx variant of what `bundle` gave: see `coordinator.variants.variant_of`."""
+        return variant_of(bundle, self._need("being translated").lines, precision, self._variants)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan, with its weights as they are now, to a file. Raises `PlanNotBuilt` or `PlanStale`."""

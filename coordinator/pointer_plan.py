@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from broker.protocol.errors import TensorRefused
+from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Argument, Failure, Fold, Invoke, Release
 from coordinator.core_events import PlanParts, SendPlan, SubmitCommand
 from coordinator.core_results import Result
@@ -21,6 +21,8 @@ from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
 from coordinator.sending import check_tensor, nbytes_of, put
 from coordinator.tagging import checked_tags
+from coordinator.variants import variant_name
+from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.expressions import evaluate, symbols_of
 from edge_agent.plan.format import TensorType, digest_of
@@ -40,11 +42,12 @@ _CHECKED_CALLS = 256
 _MOST_DEADLINE_MS = 1 << 53
 
 
-def send_plan(plan: Plan, targets: Sequence[Device | Fleet]) -> PointerPlan:
+def send_plan(plan: Plan, targets: Sequence[Device | Fleet], precision: str = "") -> PointerPlan:
     """Send a built plan to devices, or to all that the fleets among ``targets`` know now. What the broker has already
-    is not sent again.
+    is not sent again. Where there are devices without torch, a variant goes with it, of this ``precision``.
 
-    Raises `PlanNotBuilt`, `PlanStale`, `ForeignPointer` for devices of two fleets, TypeError for no device at all.
+    Raises `PlanNotBuilt`, `PlanStale`, `ForeignPointer` for devices of two fleets, TypeError for no device at all;
+    what `coordinator.variants.variant_of` raises.
     """
     bundle = plan.bundle()
     devices: dict[str, Device] = {}
@@ -65,11 +68,33 @@ def send_plan(plan: Plan, targets: Sequence[Device | Fleet]) -> PointerPlan:
         raise error_from_failure(failure)
     beside = {name: digest_of(content) for name, content in bundle.beside.items()}
     blobs = bundle.parts | {digest: bundle.beside[name] for name, digest in beside.items()}
-    parts = PlanParts(plan=bundle.plan_id, blobs=blobs, beside=beside)
+    variant = _variant(plan, bundle, precision, fleet, devices)
+    if variant is not None:
+        beside[variant_name(precision)] = digest_of(variant)
+        blobs[digest_of(variant)] = variant
+    named = b"" if variant is None else digest_of(variant)
+    parts = PlanParts(plan=bundle.plan_id, blobs=blobs, beside=beside, variant=named)
     fleet.keep_source(parts.plan, plan.source_table)
     fleet.driver.feed(SendPlan(plan=parts))
     single = len(targets) == 1 and isinstance(targets[0], Device)
     return PointerPlan(fleet, tuple(devices), plan, parts, single=single)
+
+
+def _variant(
+    plan: Plan, bundle: PlanBundle, precision: str, fleet: Fleet, devices: Mapping[str, Device]
+) -> bytes | None:
+    """The variant that goes with the plan; None: all the devices run it as it is."""
+    light = fleet.runtimes.without_torch(devices.values(), fleet.device_infos)
+    if precision and len(light) < len(devices):
+        others = ", ".join(name for name in devices if name not in light)
+        raise ValueError(f"expected devices that run onnx for the variant {precision!r}, got {others}")
+    if not light:
+        return None
+    try:
+        return plan.variant(bundle, precision)
+    except EdgePlanError as error:
+        error.add_note(f"while sending {plan.name} to {', '.join(light)}: without torch, only a variant can be run")
+        raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,6 +381,7 @@ class _Call:
                 description=options.description,
                 each=self._each,
                 fold=fold,
+                variant=parts.variant or None,
             )
             results = driver.submit(
                 SubmitCommand(devices=self._devices, command=command, frames=tuple(self._frames), plan=parts)

@@ -25,7 +25,8 @@ class VirtualWorker(Device):
     """A device in this process: agent, store and runtime are the real ones, but plans run on a thread.
 
     ``data``: tensors that it owns from the start, with the tags that `tagged` gave them. ``store``: a folder for its
-    store, which survives it; without one, a temporary one. Returns when the broker knows the device and its tags. It
+    store, which survives it; without one, a temporary one. ``runtime``: ``torch``, or ``onnx`` as on devices without
+    it. Returns when the broker knows the device and its tags. It
     ends with its fleet, or by `close`.
 
     Raises `ConnectionRefused` when the broker does not take it (there is a device of that id), `BrokerUnreachable`
@@ -39,6 +40,7 @@ class VirtualWorker(Device):
         *,
         data: Iterable[torch.Tensor] = (),
         store: str | os.PathLike[str] | None = None,
+        runtime: str = "torch",
         timeout: float = 30.0,
     ) -> None:
         super().__init__(fleet, fleet.device(id).id)
@@ -47,9 +49,12 @@ class VirtualWorker(Device):
         try:
             kept = [(self._keep(tensor), tags_of(tensor)) for tensor in data]
             expected = {id_ for id_, tags in kept if tags}
-            self._agent = Agent(fleet.endpoint, id, self._store, context=fleet.context, worker="thread")
+            self._agent = Agent(
+                fleet.endpoint, id, self._store, context=fleet.context, worker="thread", runtime=runtime
+            )
             self._agent.start()
             fleet.own(self)
+            fleet.runtimes.note(id, (runtime,))
             self._wait_until_known(expected, timeout)
         except BaseException:
             self.close()

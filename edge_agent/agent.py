@@ -225,7 +225,7 @@ class Agent:
     def _load_runtime(self) -> Any:
         from edge_agent.worker import load_runtime  # on the worker's thread: it imports torch
 
-        return load_runtime(self._runtime)
+        return load_runtime(self._runtime, self._threads or 1)
 
     def _run_quietly(self) -> None:
         try:

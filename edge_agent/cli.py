@@ -38,6 +38,9 @@ _PUT_EXAMPLE = 'edgeplan-agent put reading.npy --store ~/edgeplan --tag input_da
 _SWITCH_SECONDS = 0.0005
 """How long one thread may keep the others from running. The threads beside the driver's (disk, blobs) have no hurry."""
 
+_RUNTIMES = {"torch": "torch", "onnx": "onnxruntime"}
+"""The runtimes, the one to prefer first, and the package that each needs."""
+
 store_option = setting(
     "--store",
     type=click.Path(path_type=Path, file_okay=False),
@@ -62,7 +65,7 @@ def cli() -> None:
     "--runtime",
     type=click.Choice(["torch", "onnx"]),
     default=None,
-    help="What runs the plans.  [default: torch where it is installed]",
+    help="What runs the plans.  [default: torch where it is installed, else onnx]",
 )
 @setting("--threads", type=click.IntRange(0), default=0, help="Threads that a plan may use; 0: half of the cores.")
 @setting("--idle", type=click.FloatRange(0), default=60.0, help="Seconds without work after which the worker ends.")
@@ -104,15 +107,14 @@ def run(
 
 def _runtime(chosen: str | None) -> str:
     """The runtime to use. It is found without being imported: the agent's own process never loads it."""
-    if chosen == "onnx":
-        raise ProgramFailed(
-            ExitCode.USAGE, "the onnx runtime comes with a later version of edgeplan; use --runtime torch"
-        )
-    if importlib.util.find_spec("torch") is None:
-        raise ProgramFailed(
-            ExitCode.USAGE, "torch is not installed here; install it with: pip install 'edgeplan[torch]'"
-        )
-    return "torch"
+    for name, module in _RUNTIMES.items():
+        if chosen in (None, name) and importlib.util.find_spec(module) is not None:
+            return name
+    what, extra = ("neither torch nor onnxruntime", "onnx") if chosen is None else (_RUNTIMES[chosen], chosen)
+    verb = "is" if chosen is None else "is not"
+    raise ProgramFailed(
+        ExitCode.USAGE, f"{what} {verb} installed here; install it with: pip install 'edgeplan[{extra}]'"
+    )
 
 
 def _labels(given: tuple[str, ...]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -23,10 +24,12 @@ class Plan:
     loading it.
     """
 
-    __slots__ = ("counted", "deaths", "failure", "final", "id", "lacking", "manifest", "manifest_bytes", "step", "uses")
+    __slots__ = ("counted", "deaths", "failure", "final", "id", "key", "lacking", "manifest", "manifest_bytes", "step", "uses", "variant")
 
-    def __init__(self, id: bytes) -> None:
+    def __init__(self, id: bytes, variant: bytes | None = None) -> None:
         self.id = id
+        self.variant = variant
+        self.key = key_of(id, variant)
         self.step = PlanStep.ASKED
         self.manifest: Manifest | None = None
         self.manifest_bytes = b""
@@ -39,12 +42,20 @@ class Plan:
 
     @property
     def parts(self) -> list[bytes]:
-        """The digests of all its parts but the manifest, each once."""
-        return [] if self.manifest is None else list(dict.fromkeys([self.manifest.graph, *self.manifest.state]))
+        """The digests of all its parts but the manifest, each once; the variant that is run among them."""
+        if self.manifest is None:
+            return []
+        variant = [] if self.variant is None else [self.variant]
+        return list(dict.fromkeys([self.manifest.graph, *self.manifest.state, *variant]))
 
     def move(self, step: PlanStep) -> None:
         """Take a step of the table. Raises `InvalidTransition`."""
         self.step = advance(PLAN, self.step, step, f"plan {self.id.hex()}")
+
+
+def key_of(id: bytes, variant: bytes | None) -> bytes:
+    """Under which name the worker has a plan: its id, or one that no other plan and variant share."""
+    return id if variant is None else hashlib.sha256(id + variant).digest()
 
 
 class Plans:
@@ -60,6 +71,7 @@ class Plans:
         self._catalog = catalog
         self._blobs = blobs
         self._config = config
+        self._by_graph = "onnx" not in config.runtimes
         self._changed = changed
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._sharers: dict[bytes, int] = {}  # digest of a part to how many plans here consist of it
@@ -71,12 +83,17 @@ class Plans:
                 self._plans[digest] = plan
                 self._count(plan)
 
-    def use(self, digest: bytes) -> Plan:
-        """The plan, for one more command; what is not here is asked for."""
-        plan = self._plans.get(digest)
+    def use(self, digest: bytes, variant: bytes | None = None) -> Plan:
+        """The plan, for one more command; what is not here is asked for. ``variant``: by which of them it is run, where
+        torch is not there to run the graph itself.
+        """
+        if self._by_graph:
+            variant = None
+        key = digest if variant is None else key_of(digest, variant)
+        plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[digest] = Plan(digest)
-        self._plans.move_to_end(digest)
+            plan = self._plans[key] = Plan(digest, variant)
+        self._plans.move_to_end(key)
         plan.uses += 1
         if plan.step is PlanStep.REFUSED and not plan.final:
             plan.move(PlanStep.ASKED)  # those that it was refused to may not have ended yet, and still count as uses
@@ -110,10 +127,11 @@ class Plans:
         plan.move(PlanStep.LOADING)
         return LoadPlan(
             n=n,
-            plan=plan.id,
+            plan=plan.key,
             manifest=plan.manifest_bytes,
             graph=sources[plan.manifest.graph],
             state=[sources[digest] for digest in plan.manifest.state],
+            variant=None if plan.variant is None else sources[plan.variant],
         )
 
     def unloads(self) -> list[bytes]:
@@ -225,11 +243,11 @@ class Plans:
             if plan.uses or plan.step is PlanStep.LOADING:
                 continue
             if plan.step is PlanStep.LOADED:
-                self._unloads.append(plan.id)
+                self._unloads.append(plan.key)
             self._forget(plan)
 
     def _forget(self, plan: Plan) -> None:
-        del self._plans[plan.id]
+        del self._plans[plan.key]
         gone = [plan.id]
         for part in plan.parts if plan.counted else ():
             self._sharers[part] -= 1

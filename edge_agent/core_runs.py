@@ -106,7 +106,7 @@ class Runs:
         elif isinstance(body, m.Put):
             self._take_put(command, body)
         else:
-            plan = command.plan = self._plans.use(body.plan)
+            plan = command.plan = self._plans.use(body.plan, body.variant)
             if plan.failure is not None and plan.step is PlanStep.REFUSED:
                 self._fail(command, plan.failure)
             elif command.missing:
@@ -267,7 +267,7 @@ class Runs:
         command.job = n = self.worker.number(command)
         self.worker.order(
             RunJob(
-                n=n, plan=plan.id, id=command.id, args=operands, outputs=command.outputs, seed=body.seed, fold=body.fold
+                n=n, plan=plan.key, id=command.id, args=operands, outputs=command.outputs, seed=body.seed, fold=body.fold
             )
         )
         if self._desk.log_level <= DEBUG:

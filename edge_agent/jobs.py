@@ -56,13 +56,17 @@ def as_source(where: bytes | str) -> Source:
 
 
 class LoadPlan(_Spoken, frozen=True, kw_only=True, tag=1):
-    """Check a plan and make it ready to run, under its id ``plan``."""
+    """Check a plan and make it ready to run, under the name ``plan``: its id, or the key of one of its variants.
+
+    ``variant``: the graph in the terms of a runtime that does not take it as it is.
+    """
 
     n: int
     plan: bytes
     manifest: bytes
     graph: Source
     state: list[Source]
+    variant: Source | None = None
 
 
 class UnloadPlan(_Spoken, frozen=True, kw_only=True, tag=2):

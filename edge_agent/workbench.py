@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import nth
@@ -72,14 +72,22 @@ class Runnable(Protocol):
         """Its outputs. Raises `OpFailed`."""
 
 
+@runtime_checkable
+class Provable(Protocol):
+    """A loaded variant."""
+
+    def prove(self) -> float:
+        """The largest difference to its goldens. Raises `VariantRefused` if it is too large."""
+
+
 class Runtime(Protocol):
     """What runs plans, and knows its own tensors."""
 
     name: str
     version: str
 
-    def load(self, checked: CheckedPlan, state: Sequence[TensorHeader]) -> Runnable:
-        """A plan, ready to run."""
+    def load(self, checked: CheckedPlan, state: Sequence[TensorHeader], variant: bytes | None = None) -> Runnable:
+        """A plan, ready to run: its graph, or the variant of it."""
 
     def tensor(self, header: TensorHeader) -> Any:
         """A tensor of the runtime over the elements that ``header`` describes: a view where they are writable."""
@@ -102,11 +110,12 @@ class _Left(BaseException):
 
 
 class _Loaded:
-    """A plan on the bench. ``inputs``: kind and dtype of each user input."""
+    """A plan on the bench, ``id`` its own. ``inputs``: kind and dtype of each user input."""
 
-    __slots__ = ("_sizes", "checked", "inputs", "runnable", "seconds")
+    __slots__ = ("_sizes", "checked", "id", "inputs", "runnable", "seconds")
 
-    def __init__(self, checked: CheckedPlan, runnable: Runnable) -> None:
+    def __init__(self, id: bytes, checked: CheckedPlan, runnable: Runnable) -> None:
+        self.id = id
         self._sizes: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = {}
         self.seconds = math.inf  # that the last run took
         self.checked = checked
@@ -171,7 +180,8 @@ class Workbench:
         try:
             self._plans[order.plan] = self._read(order)
         except Exception as error:  # noqa: BLE001 - a plan from anywhere must not end the worker; the agent is told
-            return PlanRefused(n=order.n, plan=order.plan, failure=_failure_of(error, order.plan))
+            # by its own id, whatever the worker calls it
+            return PlanRefused(n=order.n, plan=order.plan, failure=_failure_of(error, digest_of(order.manifest)))
         return PlanLoaded(n=order.n, plan=order.plan, seconds=time.perf_counter() - started)
 
     def _read(self, order: LoadPlan) -> _Loaded:
@@ -185,9 +195,20 @@ class Workbench:
                 )
         headers = [inspect(frame) for frame in state]
         checked = check_plan(manifest, decode_graph(graph_bytes), headers)
-        runnable = self._runtime.load(checked, headers)
+        variant = order.variant if not isinstance(order.variant, File) else Path(order.variant.path).read_bytes()
+        runnable = self._runtime.load(checked, headers, variant)
+        if variant is not None and isinstance(runnable, Provable):
+            self._prove(runnable, variant)
         runnable.between_ops = self._between_ops
-        return _Loaded(checked, runnable)
+        return _Loaded(digest_of(order.manifest), checked, runnable)
+
+    def _prove(self, runnable: Provable, variant: bytes) -> None:
+        """Once for each variant and version of the runtime: it gives what torch gave whoever made it."""
+        proof = self._folder / "proofs" / f"{digest_of(variant).hex()}-{self._runtime.version}"
+        if not proof.exists():
+            error = runnable.prove()
+            proof.parent.mkdir(exist_ok=True)
+            proof.write_text(f"{error}\n")
 
     def _between_ops(self, _index: int) -> None:
         if self._board.leave == self._now_doing:
@@ -211,7 +232,7 @@ class Workbench:
         except _Left:
             return _left(job)
         except Exception as error:  # noqa: BLE001 - whatever a plan runs into is the invoker's to know
-            return JobFailed(n=job.n, failure=_failure_of(error, job.plan))
+            return JobFailed(n=job.n, failure=_failure_of(error, loaded.id))
         loaded.seconds = time.perf_counter() - started
         return JobFinished(n=job.n, outputs=outputs, seconds=loaded.seconds)
 

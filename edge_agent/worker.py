@@ -27,10 +27,17 @@ __all__ = ["load_runtime", "main"]
 _PR_SET_PDEATHSIG = 1
 
 
-def load_runtime(name: str) -> Runtime:
-    """The runtime of that name. Raises ImportError where it is not installed, ValueError where there is none."""
+def load_runtime(name: str, threads: int = 1) -> Runtime:
+    """The runtime of that name. Raises ImportError where it is not installed, ValueError where there is none.
+
+    ``threads``: how many a plan may use; torch has a setting of its own for that.
+    """
+    if name == "onnx":
+        from edge_agent.worker_onnx import OnnxTensors
+
+        return OnnxTensors(threads)
     if name != "torch":
-        raise ValueError(f"expected the runtime torch, got {name!r}")
+        raise ValueError(f"expected the runtime torch or onnx, got {name!r}")
     from edge_agent.worker_torch import TorchTensors
 
     return TorchTensors()
@@ -65,7 +72,7 @@ def main() -> None:
 def _ready(name: str, threads: int, pipe: Pipe[Answer, Order]) -> Runtime | None:
     """The runtime, imported and set; None: it cannot be, and the agent was told why."""
     try:
-        runtime = load_runtime(name)
+        runtime = load_runtime(name, threads)
     except Exception as error:  # noqa: BLE001 - a broken installation may raise anything
         pipe.say([WorkerUnfit(reason=f"{type(error).__name__}: {error}")])
         return None

@@ -26,8 +26,8 @@ class TorchTensors:
     def __init__(self) -> None:
         self._runtime = TorchRuntime()
 
-    def load(self, checked: CheckedPlan, state: Sequence[TensorHeader]) -> LoadedPlan:
-        """A plan, ready to run."""
+    def load(self, checked: CheckedPlan, state: Sequence[TensorHeader], _variant: bytes | None = None) -> LoadedPlan:
+        """A plan, ready to run. Torch runs the graph itself."""
         return self._runtime.load(checked, [self.tensor(header) for header in state])
 
     def tensor(self, header: TensorHeader) -> torch.Tensor:

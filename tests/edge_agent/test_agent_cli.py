@@ -144,7 +144,7 @@ def test_a_refused_agent_says_why(broker: RouterPeer, tmp_path: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["--id", "a b"], ExitCode.USAGE, "expected a device id"),
-        (["--id", "a", "--runtime", "onnx"], ExitCode.USAGE, "comes with a later version"),
+        (["--id", "a", "--runtime", "tvm"], ExitCode.USAGE, "is not one of 'torch', 'onnx'"),
         (["--id", "a", "--label", "room"], ExitCode.USAGE, "expected KEY=VALUE"),
         (["--id", "a", "--broker", "tcp://192.0.2.1:5750"], ExitCode.USAGE, "encryption"),
         (["--id", "a", "--broker", "somewhere"], ExitCode.USAGE, "expected an endpoint"),
