@@ -66,6 +66,8 @@ class Actor:
         self.asleep = False
         self.ours = True
         """Whether the end of the program that ran last was brought about by us."""
+        self.said: deque[Heard] = deque(maxlen=LINES_KEPT)
+        """What it said since it was started, and nobody has waited for."""
         self.last_words: deque[str] = deque(maxlen=LINES_KEPT)
         self._arguments = arguments
         self._env = {} if env is None else dict(env)
@@ -98,6 +100,7 @@ class Actor:
         self.starts += 1
         self.ready = self.working = self.asleep = False
         self.ours = False
+        self.said.clear()
         if self.kind == "coordinator":
             self._process = Nursling(self._stage.nursery, self._arguments)
         else:
@@ -237,6 +240,7 @@ class Stage:
             return None
         actor = heard.actor
         if heard.start == actor.starts:
+            actor.said.append(heard)
             if heard.event == READY[actor.kind]:
                 actor.ready, actor.ready_at = True, heard.at
             if heard.event in {"worker_started", "worker_ended"}:
@@ -244,17 +248,18 @@ class Stage:
         return heard
 
     def wait_for(self, actor: Actor, event: str, within: float) -> Heard:
-        """Wait for one log event of one actor; what others say meanwhile is let go. Fails when it does not come."""
+        """The first log event of that name since the actor was started, or since the last that was waited for. Fails
+        when it does not come.
+        """
         until = time.monotonic() + within
-        for heard in self.hear(until):
-            if heard.actor is actor and heard.event == event and heard.start == actor.starts:
-                return heard
-            if actor.exit_code is not None and self.heard.empty():
-                break
-        words = "\n".join(list(actor.last_words)[-20:])
-        raise AssertionError(
-            f"{actor.name} did not log {event} (exit code {actor.exit_code}); its last words:\n{words}"
-        )
+        while True:
+            while actor.said:
+                heard = actor.said.popleft()
+                if heard.event == event:
+                    return heard
+            if self.next(until) is None:
+                words = "\n".join(list(actor.last_words)[-20:])
+                raise AssertionError(f"{actor} did not log {event} (exit code {actor.exit_code}):\n{words}")
 
     def hear(self, until: float) -> Iterator[Heard]:
         """All that is heard until then."""

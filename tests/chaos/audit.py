@@ -211,7 +211,8 @@ class _Auditor:
     def _judge_unended(self, part: Part, what: str) -> None:
         if part.accepted or not self._provisional(part):
             self.done.lost.append(f"{what} was {'accepted' if part.accepted else 'seen to end'}, and is {part.status}")
-        elif part.status is not ResultStatus.UNKNOWN:
+        elif part.status not in {ResultStatus.UNKNOWN, ResultStatus.FORGOTTEN}:
+            # Of a process that is gone the broker knows the largest id: what is smaller and never came is forgotten.
             self.done.lost.append(f"{what} does not end: it is {part.status}")
         elif part.id[:16] in self._last_incarnation:
             self.done.lost.append(f"{what} was sent by a coordinator that was not killed since, and is unknown")
@@ -242,7 +243,7 @@ class _Auditor:
             argument = self._parts.get(part.argument) or self._parts.get(_nth(part.argument, -1))
             if argument is None or not any(_refers(each, part.argument) for each in part.sent.arguments):
                 return f"failed because of {part.argument}, which is no argument of it"
-            if argument.code or (not argument.accepted and argument.status is ResultStatus.UNKNOWN):
+            if argument.code or argument.status not in _ENDED:
                 return ""
             return f"failed because of its argument {part.argument}, which is {argument.status}"
         return f"ended with {code or part.status}, without a reason"

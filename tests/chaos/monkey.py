@@ -26,6 +26,8 @@ _WEIGHTS = {
     ("stop", "agent"): 8,
     ("stop", "coordinator"): 3,
 }
+BROKEN = frozenset({"device_quarantined", "agent_crashed", "broker_failed", "ledger_damaged"})
+"""What nobody says, whoever was killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,8 @@ class Monkey:
         """Hear what actors say until the next deed is due; then do it."""
         first = self._due[0][0] if self._due else until
         for heard in self._stage.hear(min(first, until)):
+            if heard.event in BROKEN:
+                self.toll.deaths.append(f"{heard.actor.name} said {heard.event}: {dict(heard.record)}")
             kind = "worker" if heard.event == "worker_started" else heard.actor.kind
             if heard.event == "worker_started" or (heard.actor.ready and heard.start == heard.actor.starts):
                 died = self._killed_at.pop((kind, heard.actor.name), None)
