@@ -22,6 +22,7 @@ from coordinator.pointer_plan import PointerPlan
 from coordinator.pointers import PointerTensor
 from tests import processes
 from tests.benchmarks import floor
+from tests.benchmarks.accepting import accepted_per_second
 from tests.benchmarks.report import Row, print_rows, quantile
 
 WINDOW = 256
@@ -89,6 +90,16 @@ def pointer_times(plan: PointerPlan, argument: PointerTensor, count: int) -> lis
     return taken
 
 
+def accepting(folder: Path, rounds: int, count: int) -> tuple[list[float], list[float]]:
+    """Accepted commands a second, round by round: with a ledger that is synced, and with one in memory."""
+    synced, in_memory = [], []
+    with processes.start_broker(folder) as on_disk, processes.start_broker() as without:
+        for _ in range(rounds):
+            synced.append(accepted_per_second(on_disk.endpoint, count))
+            in_memory.append(accepted_per_second(without.endpoint, count))
+    return synced, in_memory
+
+
 def main() -> int:
     """Measure and print; 0."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -133,6 +144,8 @@ def main() -> int:
             held.wait(TIMEOUT)
             agent.stop()
             asleep = pointer_times(plan, argument, options.count)
+            status.update("accepted commands")
+            synced, in_memory = accepting(Path(folder) / "broker", options.rounds, options.pipelined)
     rows = [
         Row(name="invocation and its value, p50", unit="us", ours=ours["p50"], floor=theirs["p50"], at_most=3),
         Row(name="invocation and its value, p99", unit="us", ours=ours["p99"], floor=theirs["p99"]),
@@ -141,6 +154,7 @@ def main() -> int:
     for name, taken in (("idle", idle), ("busy", busy), ("asleep", asleep)):
         median = [1e6 * statistics.median(taken)]
         rows.append(Row(name=f"the call until the pointer, device {name}", unit="us", ours=median, at_most=1000))
+    rows.append(Row(name="accepted on disk; floor: in memory", unit="1/s", ours=synced, floor=in_memory))
     print_rows(
         rows, console, f"{options.rounds} rounds of {options.count} round trips and {options.pipelined} pipelined"
     )
