@@ -1,12 +1,15 @@
 """From what was taken to its acknowledgement, by way of the ledger.
 
 The writes of a few batches go out as one `Persist` (a group commit); `Accepted` and `Recorded` follow its
-`Persisted`, and say no more than is in the ledger. Relaying does not wait for that.
+`Persisted`, and say no more than is in the ledger; so does whatever else a part of the core has put off by
+`broker.context.Context.after_commit`. Relaying does not wait for that.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from broker.context import DEBUG, Context
 from broker.devices import Device
@@ -18,16 +21,23 @@ __all__ = ["Acknowledgements"]
 
 
 class _Ticket:
-    """What is acknowledged when a `Persist` is done: numbers of sessions and devices, and whose numbers they are."""
+    """What is acknowledged when a `Persist` is done: numbers of sessions and devices, and whose numbers they are; and
+    what else waits for it.
+    """
 
-    __slots__ = ("devices", "number", "sessions")
+    __slots__ = ("after", "devices", "number", "sessions")
 
     def __init__(
-        self, number: int, sessions: list[tuple[Session, bytes, int]], devices: list[tuple[Device, int, int]]
+        self,
+        number: int,
+        sessions: list[tuple[Session, bytes, int]],
+        devices: list[tuple[Device, int, int]],
+        after: list[tuple[Callable[[Any], None], Any]],
     ) -> None:
         self.number = number
         self.sessions = sessions
         self.devices = devices
+        self.after = after
 
 
 class Acknowledgements:
@@ -53,7 +63,7 @@ class Acknowledgements:
     def batch_ended(self) -> None:
         """Nothing more is waiting: commit, now or soon."""
         context = self._context
-        if not (context.writes or self._owed_sessions or self._owed_devices):
+        if not (context.writes or context.after or self._owed_sessions or self._owed_devices):
             return
         config = context.config
         if not config.commit_within or len(context.writes) >= config.commit_writes:
@@ -84,10 +94,15 @@ class Acknowledgements:
                 context.send(device.peer, Recorded(n=device.recorded))
         self._owed_sessions = {}
         self._owed_devices = {}
+        after, context.after = context.after, []
         if not (context.writes or sessions or devices):
+            if self._tickets:
+                self._tickets[-1].after += after  # what it waits for is under way
+            else:
+                _do(after)
             return
         self._last += 1
-        self._tickets.append(_Ticket(self._last, sessions, devices))
+        self._tickets.append(_Ticket(self._last, sessions, devices, after))
         writes, context.writes = context.writes, []
         context.out.append(Persist(ticket=self._last, writes=writes))
 
@@ -110,3 +125,10 @@ class Acknowledgements:
                 device.recorded = taken
                 if device.peer is not None:
                     context.send(device.peer, Recorded(n=taken))
+            if ticket.after:
+                _do(ticket.after)
+
+
+def _do(after: list[tuple[Callable[[Any], None], Any]]) -> None:
+    for act, subject in after:
+        act(subject)

@@ -118,7 +118,7 @@ class Announcements:
         self._results.write(record, incarnation_of(event.id))
         by_id.update(dict.fromkeys(record.ids(), record))
         record.status = TRANSITIONS[ResultStatus.UNKNOWN][ENDINGS[type(event)]]
-        self._results.conclude(record, event, frames)
+        self._results.conclude(record, event, frames, by_device=True)
         context.log(INFO, "result_adopted", result=event.id.hex(), device=device.name)
 
     def running(self, device: Device, ids: Iterable[bytes]) -> None:

@@ -26,7 +26,9 @@ class BrokerConfig:
 
     # presence
     heartbeat_ms: int = 5000
-    """How often peers say that they live."""
+    """How often peers say that they live, at most ..."""
+    heartbeats_per_second: int = 2000
+    """... and how many devices in all may say so in a second: the more there are, the longer each may wait."""
     silent_heartbeats: int = 3
     """A device that is silent for so many heartbeats is offline."""
 

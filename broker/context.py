@@ -99,6 +99,7 @@ class Context:
         """The last number of a command, release or errand."""
         self.after: list[tuple[Callable[[Any], None], Any]] = []
         """What is to be done, and with what, once all that is in ``writes`` now is in the ledger."""
+        self.started = 0.0
         self.unsure_until = float("-inf")
         """Until then peers may know more than the ledger: they were told it by a broker that died, or by another
         ledger."""
@@ -129,6 +130,10 @@ class Context:
         be lost with the broker.
         """
         self.after.append((act, subject))
+
+    def other_ledger(self) -> None:
+        """A peer has come that knew another ledger: this one is new, and has yet to hear what that one knew."""
+        self.unsure_until = max(self.unsure_until, self.started + self.config.restart_grace)
 
     @property
     def unsure(self) -> bool:

@@ -48,8 +48,10 @@ from broker.protocol.effects import BatchEnded, Received, Tick
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Announce,
+    AskDeadLetters,
     AskStats,
     AskStatus,
+    DeadLetters,
     DeviceList,
     Fetch,
     Found,
@@ -57,6 +59,7 @@ from broker.protocol.messages import (
     Heartbeat,
     ListDevices,
     LogRecords,
+    Message,
     NeedBlobs,
     NeedValues,
     OpenSession,
@@ -88,6 +91,9 @@ MALFORMED = "malformed"
 """The code of `Refused` for one message that was dropped: it is none of this protocol, or none that its sender
 may send."""
 
+_DEAD_LETTERS = 1000
+"""The most of them in one answer."""
+
 TOO_LARGE = "too_large"
 """The code of `Refused` for one message that was dropped because of its size."""
 
@@ -114,7 +120,9 @@ class BrokerCore:
         self.ledger = snapshot.ledger
         self.epoch = snapshot.epoch
         context = self._context = Context(config, wall_offset=wall_offset)
-        context.now = now
+        context.now = context.started = now
+        if snapshot.epoch > 1:
+            context.unsure_until = now + config.restart_grace
         self._local_level = config.log_level
         self.devices = Devices(context, random_bytes=random_bytes, epoch=snapshot.epoch, ledger=snapshot.ledger)
         self.sessions = Sessions(context, ledger=snapshot.ledger)
@@ -125,9 +133,12 @@ class BrokerCore:
         self.announcements = Announcements(context, self.results, self.sessions, self.values)
         self.devices.changed_store = self.announcements.store_lost
         self.devices.worn_out = self.results.worn_out
+        self.devices.appeared = self.results.awaited.appeared
         self.devices.arrived = self.values.arrived
+        self.devices.caught_up = self._on_caught_up
         self.sessions.settled = self.results.retention.settled
         self.values.record_of = self.results.by_id.get
+        self.values.may_come = self._may_come
         self._acknowledgements = Acknowledgements(context, self.sessions)
         self.submissions.acknowledge = self._acknowledgements.owe_session
         self._strangers: dict[bytes, None] = {}
@@ -165,6 +176,7 @@ class BrokerCore:
             AskStatus: self._on_ask_status,
             ListDevices: self._on_list_devices,
             AskStats: self._on_ask_stats,
+            AskDeadLetters: self._on_ask_dead_letters,
             LogRecords: lambda _session, message, _: self._publish_logs("", message),
             Goodbye: lambda session, _message, _: self.sessions.leave(session, goodbye=True),
         }
@@ -304,6 +316,14 @@ class BrokerCore:
             self._context.log(DEBUG, "result_announced", result=announced.id.hex(), device=device.name, n=message.n)
         self.announcements.ended(device, announced, event.frames)
 
+    def _on_caught_up(self, device: Device) -> None:
+        device.caught_up = True
+        self.results.held.caught_up(device)
+
+    def _may_come(self, id: bytes) -> bool:
+        """Whether an id that is not known may be that of a command which its session has yet to send again."""
+        return self._context.unsure and self.results.entry(id).status is ResultStatus.UNKNOWN
+
     def _on_taken(self, device: Device, message: Taken, _event: Received) -> None:
         device.mailbox.taken(message.n, self._context.now, device.boot)
 
@@ -332,7 +352,20 @@ class BrokerCore:
         self._context.send(event.peer, Found(r=message.r, entries=entries, as_of=as_of))
 
     def _on_ask_status(self, session: Session, message: AskStatus, event: Received) -> None:
-        self._context.send(event.peer, StatusReport(r=message.r, entries=self._entries(session, message)))
+        # What is told is not taken back, so it is told when it is in the ledger. Whoever is gone by then asks again.
+        report = StatusReport(r=message.r, entries=self._entries(session, message))
+        self._context.after_commit(self._answer, (event.peer, report))
+
+    def _answer(self, answer: tuple[bytes, Message]) -> None:
+        peer, message = answer
+        if peer in self.sessions.by_peer:
+            self._context.send(peer, message)
+
+    def _on_ask_dead_letters(self, _session: Session, message: AskDeadLetters, event: Received) -> None:
+        records = self.results.dead_letters.records()
+        entries = [self.results.entry(record.id) for record in records[: min(message.limit, _DEAD_LETTERS)]]
+        report = DeadLetters(r=message.r, entries=entries, total=len(records))
+        self._context.after_commit(self._answer, (event.peer, report))
 
     def _entries(self, session: Session, message: AskStatus) -> list[StatusEntry]:
         if message.mine:
@@ -372,6 +405,8 @@ class BrokerCore:
             "sessions_online": len(self.sessions.by_peer),
             "devices": len(self.devices.by_name),
             "devices_online": self.devices.online,
+            "devices_quarantined": len(self.devices.quarantined),
+            "dead_letters": len(self.results.dead_letters),
             "unended": self.results.unended,
             "unended_bytes": self.results.bytes,
             "results": len(self.results.by_id),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from broker.context import INFO, WARNING, Context, Tally
+from broker.context import DEBUG, INFO, WARNING, Context, Tally
 from broker.ledger.interface import ChangeTags, DropDevice, RecordDevice
 from broker.mailboxes import Mailbox
 from broker.protocol.messages import (
@@ -36,6 +36,7 @@ __all__ = ["Device", "Devices", "refusal_of_version"]
 
 TOKEN_BYTES = 16
 _CHALLENGE_SECONDS = 1.0
+_QUARANTINED = 1000
 
 
 def refusal_of_version(version: tuple[int, int]) -> Refused | None:
@@ -55,13 +56,16 @@ class Device:
 
     __slots__ = (
         "boot",
+        "caught_up",
         "challenge",
         "challenged_at",
         "challenger",
         "confirmed",
         "confirming",
+        "first",
         "heard",
         "inbox",
+        "interval",
         "issued",
         "kept",
         "labels",
@@ -100,7 +104,10 @@ class Device:
         self.runtimes: list[str] = []
         self.labels: dict[str, str] = {}
         self.inbox = Inbox()
-        self.recorded = 0  # announcements of this registration that are in the ledger
+        self.first = 0  # the number of the first announcement of this registration
+        self.recorded = 0  # announcements of this start of the agent that are in the ledger
+        self.caught_up = False  # whether it has announced to this broker all that it had
+        self.interval = 0.0  # between its heartbeats, as it was told last
         self.registrations = 0
         self.retiring = False  # whether a timer looks whether it is to be forgotten
         self.running = 0
@@ -114,8 +121,8 @@ class Device:
 class Devices:
     """All devices, by name, and the tag index.
 
-    The core sets `changed_store` (its old values are gone), `worn_out` (a command was delivered too often) and
-    `arrived`.
+    The core sets `changed_store` (its old values are gone), `worn_out` (a command was delivered too often), `appeared`
+    (for the first time), `arrived` and `caught_up`.
     """
 
     def __init__(self, context: Context, *, random_bytes: Callable[[int], bytes], epoch: int, ledger: bytes) -> None:
@@ -126,12 +133,16 @@ class Devices:
         self.by_name: dict[str, Device] = {}
         self.by_peer: dict[bytes, Device] = {}
         self._challenged: dict[bytes, Device] = {}  # by the peer that would be this device, too
+        self.quarantined: dict[tuple[str, bytes], None] = {}
+        """Which starts of which agents presented a stale token: a copied card, or an old backup."""
         self.tags = TagIndex(context.config.tags_per_device)
         self.online = 0
         self.blobs_endpoint = ""
         self.changed_store: Callable[[Device], None]
         self.worn_out: Callable[[Record], None]
+        self.appeared: Callable[[Device], None]
         self.arrived: Callable[[Device], None]
+        self.caught_up: Callable[[Device], None]
 
     def __iter__(self) -> Iterator[Device]:
         return iter(self.by_name.values())
@@ -155,7 +166,11 @@ class Devices:
         elif device.peer == peer and device.boot == message.boot and device.presented == message.token:
             # Asked again before our answer came: else it would present what we gave. What it may have announced
             # meanwhile goes on.
-            self._answer(device)
+            if device.mailbox.peer is not None:  # else the answer waits for the ledger
+                self._answer(device)
+            return
+        elif device.boot == message.boot and message.first < device.first:
+            context.log(DEBUG, "registration_late", device=device.name, first=message.first, known=device.first)
             return
         elif device.peer not in (None, peer) and device.boot != message.boot:
             self._challenge(device, peer, message)
@@ -163,9 +178,21 @@ class Devices:
         self._admit(device, peer, message)
 
     def _refuse(self, peer: bytes, message: Register, code: str, reason: str) -> None:
-        event = "stale_token" if code == RefusalCode.STALE_TOKEN else "device_refused"
-        self._context.log(WARNING, event, device=message.device, code=str(code), reason=reason)
+        if code == RefusalCode.STALE_TOKEN:
+            self._quarantine(message, reason)
+        else:
+            self._context.log(WARNING, "device_refused", device=message.device, code=str(code), reason=reason)
         self._context.send(peer, Refused(version=PROTOCOL_VERSION, code=code, reason=reason))
+
+    def _quarantine(self, message: Register, reason: str) -> None:
+        """An operator hears of a copy once, however often it comes."""
+        key = (message.device, message.boot)
+        if key not in self.quarantined:
+            self.quarantined[key] = None
+            if len(self.quarantined) > _QUARANTINED:
+                del self.quarantined[next(iter(self.quarantined))]
+            store = message.store.hex()
+            self._context.log(WARNING, "device_quarantined", device=message.device, store=store, reason=reason)
 
     def _challenge(self, device: Device, peer: bytes, message: Register) -> None:
         """Two agents of one id, or one that died and came back before we noticed? Ask the first for a sign of life."""
@@ -225,15 +252,16 @@ class Devices:
         if not device.issued or message.token == device.issued or new_store:
             device.confirmed = message.token
             device.issued = self._random_bytes(TOKEN_BYTES)
-        device.confirming = True
+        device.confirming = False  # what it says before it has our answer confirms nothing
         device.presented = message.token
         device.store = message.store
         device.boot = message.boot
         device.version = message.version
         device.runtimes = message.runtimes
         device.labels = message.labels
-        device.inbox = Inbox()
-        device.recorded = 0
+        device.first = max(message.first, 1)
+        device.inbox = Inbox(device.first - 1)
+        device.recorded = device.first - 1
         device.registrations += 1
         device.running = 0
         device.peer = peer
@@ -246,24 +274,38 @@ class Devices:
             self.tags.forget(device.name)
             context.writes.append(ChangeTags(device=device.name, entries=[], gone=[], whole=True))
             self.changed_store(device)
+        if first_time:
+            if message.token:
+                context.other_ledger()
+            self.appeared(device)
         mailbox = device.mailbox
         if same_agent and message.epoch == self._epoch:
             mailbox.taken(message.taken, context.now, device.boot)
         else:
-            for record in mailbox.restart():
+            for record in mailbox.restart(device.boot):
                 self.worn_out(record)
         self._record(device)
-        self._answer(device)
-        mailbox.connect(peer)
+        device.interval = self._interval()
         self._watch(device)
         context.log(
             INFO, "device_joined", device=device.name, new=first_time, same_agent=same_agent, queued=mailbox.commands
         )
+        # A token that the ledger does not have would be a stale one to the next broker.
+        context.after_commit(self._welcome, (device, device.registrations))
+
+    def _welcome(self, registration: tuple[Device, int]) -> None:
+        device, number = registration
+        if device.registrations != number or device.peer is None:
+            return
+        device.confirming = True
+        self._answer(device)
+        device.mailbox.connect(device.peer)
         self.arrived(device)
 
     def _answer(self, device: Device) -> None:
         context = self._context
         assert device.peer is not None
+        device.interval = self._interval()
         context.send(
             device.peer,
             Registered(
@@ -272,7 +314,7 @@ class Devices:
                 epoch=self._epoch,
                 token=device.issued,
                 first=device.mailbox.first,
-                heartbeat_ms=context.config.heartbeat_ms,
+                heartbeat_ms=round(device.interval * 1000),
                 max_message=context.config.max_message,
                 blobs=self.blobs_endpoint,
                 log_level=context.followed,
@@ -299,12 +341,20 @@ class Devices:
     def heartbeat(self, device: Device, running: int) -> None:
         """The device says that it lives, and how much it does."""
         device.running = running
+        device.interval = self._interval()
         assert device.peer is not None
-        self._context.send(device.peer, HeartbeatSeen(heartbeat_ms=self._context.config.heartbeat_ms))
+        self._context.send(device.peer, HeartbeatSeen(heartbeat_ms=round(device.interval * 1000)))
+
+    def _interval(self) -> float:
+        """How long between two heartbeats of one device, in seconds: the more devices, the longer."""
+        config = self._context.config
+        return max(config.heartbeat_ms / 1000, self.online / config.heartbeats_per_second)
 
     def change_tags(self, device: Device, event: TagsChanged) -> None:
         """The device says what it has."""
         dropped = self.tags.change(device.name, event.entries, event.gone, whole=event.whole)
+        if event.whole:
+            self.caught_up(device)
         self._context.writes.append(
             ChangeTags(device=device.name, entries=event.entries, gone=event.gone, whole=event.whole)
         )
@@ -335,21 +385,19 @@ class Devices:
 
     # ------------------------------------------------------------------------------------------ going
 
-    @property
-    def _silence(self) -> float:
-        config = self._context.config
-        return config.silent_heartbeats * config.heartbeat_ms / 1000
+    def _silent_at(self, device: Device) -> float:
+        return device.heard + self._context.config.silent_heartbeats * device.interval
 
     def _watch(self, device: Device) -> None:
         if not device.watched:
             device.watched = True
-            self._context.at(device.heard + self._silence, lambda now: self._look(device, now))
+            self._context.at(self._silent_at(device), lambda now: self._look(device, now))
 
     def _look(self, device: Device, now: float) -> None:
         device.watched = False
         if device.peer is None:
             return
-        if now >= device.heard + self._silence:  # the same sum as in `_watch`: a difference may round to less
+        if now >= self._silent_at(device):  # the same sum as in `_watch`: a difference may round to less
             self.leave(device, "silent")
         else:
             self._watch(device)

@@ -104,14 +104,20 @@ class Mailbox:
             self._context.due[self] = None
 
     def run(self, command: Release | Cancel, digest: bytes, seq: int) -> None:
-        """Send an errand, as soon as the device is there: in the stream itself, not behind the mailbox."""
+        """Send an errand, as soon as the device is there and the ledger has why: in the stream itself, not behind the
+        mailbox.
+        """
         self._context.writes.append(RecordErrand(seq=seq, device=self.device, digest=digest, command=command))
-        self.take_up(command, digest, seq)
+        self.errands += 1
+        self._context.after_commit(self._send, Errand(seq, command, digest))
 
     def take_up(self, command: Release | Cancel, digest: bytes, seq: int) -> None:
         """As `run`, for an errand that is in the ledger."""
-        self._outbox.push(Errand(seq, command, digest))
         self.errands += 1
+        self._send(Errand(seq, command, digest))
+
+    def _send(self, errand: Errand) -> None:
+        self._outbox.push(errand)
         if self.peer is not None:
             self._context.due[self] = None
 
@@ -228,9 +234,9 @@ class Mailbox:
         """The device is away."""
         self.peer = None
 
-    def restart(self) -> list[Record]:
-        """Another start of the agent: what has not ended goes again, in its order. Those that were delivered too
-        often.
+    def restart(self, boot: bytes) -> list[Record]:
+        """Another start of the agent, or of the broker: what has not ended goes again, in its order. Those that were
+        delivered too often to starts before that of ``boot``.
         """
         limit = self._context.config.max_deliveries
         kept = [item for _, item in self._outbox.unacknowledged() if type(item) is Errand]
@@ -242,10 +248,14 @@ class Mailbox:
         again: list[Record] = []
         for record in self._held.values():
             record.status = TRANSITIONS[record.status][Input.REDELIVER]
-            (worn_out if record.deliveries >= limit else again).append(record)
-        self._held.clear()
+            (again if record.deliveries < limit or record.delivered_to == boot else worn_out).append(record)
+        waiting = self._waiting
+        tired = [each for each in waiting if each.deliveries >= limit and each.delivered_to != boot and each.unended]
+        if tired:  # known from the ledger
+            worn_out += tired
+            self._waiting = deque(each for each in waiting if each not in tired)
+        self._held = {record.id: record for record in worn_out}  # which are not sent again, and end soon
         self._waiting.extendleft(reversed(again))
-        self._waiting.extendleft(reversed(worn_out))  # whose end finds them waiting
         return worn_out
 
     # ------------------------------------------------------------------------------------------ time

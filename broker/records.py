@@ -65,6 +65,7 @@ class Record:
         "size",
         "status",
         "submitted",
+        "untold",
         "uses",
         "value",
         "waiters",
@@ -105,6 +106,7 @@ class Record:
         self.event: Ending | None = None
         self.value: tuple[Frame, ...] = ()
         self.seen = False
+        self.untold = False  # it has ended, and that is not in the ledger: nobody may know
         self.released = 0
         self.wanted = 0
         self.passed = 0
@@ -189,8 +191,8 @@ class Record:
             return None
         return ResultInfo(dtype=header.dtype, shape=list(header.shape), nbytes=header.nbytes)
 
-    def entry(self, id: bytes) -> StatusEntry:
-        """What `AskStatus` is told about ``id``."""
+    def entry(self, id: bytes, until: int) -> StatusEntry:
+        """What `AskStatus` is told about ``id``; ``until``: see `StatusEntry`."""
         command = self.command
         return StatusEntry(
             id=id,
@@ -203,6 +205,7 @@ class Record:
             outputs=self.outputs,
             tags=[] if command is None else command.tags,
             description="" if command is None else command.description,
+            until=until,
         )
 
     def with_time_left(self, now: float) -> Invoke | Put:

@@ -6,9 +6,10 @@ from broker.context import INFO, Context
 from broker.devices import Devices
 from broker.ledger.interface import RecordErrand, RecordRelease, Snapshot, StoredResult
 from broker.plans import Plans
+from broker.protocol.messages import Cancel, Cancelled
 from broker.records import Record
 from broker.results import Results
-from broker.sessions import Sessions
+from broker.sessions import Session, Sessions
 
 __all__ = ["restore"]
 
@@ -24,13 +25,18 @@ def restore(
     for name, entries in snapshot.tags.items():
         devices.tags.change(name, entries, (), whole=True)
     sessions.past.update(snapshot.past_sessions)
+    sessions.fenced.update(snapshot.fenced)
     for session in snapshot.sessions:
         sessions.restore(session)
 
+    def session_of(incarnation: bytes) -> Session | None:
+        """Whose it is now: what an earlier incarnation of a named session has sent is the newest one's."""
+        name = sessions.fenced.get(incarnation, "")
+        return sessions.by_incarnation.get(incarnation) or sessions.by_name.get(name)
+
     def take_up(stored: StoredResult) -> Record:
         command = stored.command
-        session = sessions.by_incarnation.get(command.incarnation)
-        return results.restore(stored, session, devices.by_name.get(command.device))
+        return results.restore(stored, session_of(command.incarnation), devices.by_name.get(command.device))
 
     # Ended ones first, in the order in which they ended, which is that of their notifications.
     by_id = {stored.command.id: stored for stored in snapshot.results}
@@ -48,9 +54,14 @@ def restore(
         if isinstance(step, StoredResult):
             take_up(step)
         elif isinstance(step, RecordRelease):
-            results.releases.restore(step, sessions.by_incarnation.get(step.incarnation))
+            results.releases.restore(step, session_of(step.incarnation))
         elif step.device in devices.by_name:
-            devices.by_name[step.device].mailbox.take_up(step.command, step.digest, step.seq)
+            cancelled = results.by_id.get(step.command.id) if isinstance(step.command, Cancel) else None
+            if cancelled is not None and cancelled.unended:
+                event = Cancelled(id=cancelled.id, digest=cancelled.digest)
+                results.held.hold(cancelled, event, step.seq)
+            else:
+                devices.by_name[step.device].mailbox.take_up(step.command, step.digest, step.seq)
     results.releases.resume()
     if snapshot.epoch > 1:
         context.log(INFO, "ledger_taken_up", epoch=snapshot.epoch, unended=results.unended)

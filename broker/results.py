@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 
+from broker.awaited import Awaited
 from broker.context import DEBUG, WARNING, Context
+from broker.dead_letters import DeadLetters
 from broker.deadlines import Deadlines
 from broker.devices import Device
+from broker.held_ends import HeldEnds
 from broker.ledger.interface import Ending, RecordCommand, RecordTerminal, StoredResult
 from broker.plans import Plans
 from broker.protocol.effects import Log
@@ -50,6 +53,9 @@ class Results:
         self.by_id: dict[bytes, Record] = {}
         self.retention = Retention(context, self.by_id)
         self.releases = Releases(context, self.by_id, self.retention)
+        self.held = HeldEnds(context, self.end)
+        self.awaited = Awaited(context, self._no_device)
+        self.dead_letters = DeadLetters(self.by_id)
         self._deadlines = Deadlines(context, self._expire)
         self.unended = 0
         self.bytes = 0
@@ -74,7 +80,8 @@ class Results:
     ) -> None:
         """Take in one command for one device.
 
-        It fails at once with ``failure``, without a device, or when one of its arguments has no value.
+        It fails at once with ``failure``, without a device (unless that may yet appear), or when one of its arguments
+        has no value.
         """
         context = self._context
         config = context.config
@@ -101,6 +108,19 @@ class Results:
         failure = failure or self._hopeless(record)
         if failure is not None:
             self.end(record, ResultFailed(id=record.id, digest=digest, failure=failure))
+        elif device is None:
+            self._await_device(record)
+
+    def _await_device(self, record: Record) -> None:
+        if self._context.unsure:
+            self.awaited.put(record)
+        else:
+            self._no_device(record)
+
+    def _no_device(self, record: Record) -> None:
+        name = record.device_name
+        failure = Failure(code="UnknownDevice", message=f"no device {name!r} is known here", details={"device": name})
+        self.end(record, ResultFailed(id=record.id, digest=record.digest, failure=failure))
 
     def take_up(self, record: Record, command: Invoke | Put, session: Session) -> None:
         """A command comes again that is known, perhaps from its device's announcement alone: if it has ended, tell."""
@@ -111,7 +131,8 @@ class Results:
             record.outputs = command.outputs if isinstance(command, Invoke) else 1
             self.by_id.update(dict.fromkeys(record.ids(), record))
         record.session = session
-        session.notify(record)
+        if not record.untold:  # else it is told soon
+            session.notify(record)
 
     def write(self, record: Record, incarnation: bytes) -> None:
         """Write down a command that has come."""
@@ -152,9 +173,6 @@ class Results:
 
     def _hopeless(self, record: Record) -> Failure | None:
         """Why a new command can only fail."""
-        if record.device is None:
-            name = record.device_name
-            return Failure(code="UnknownDevice", message=f"no device {name!r} is known here", details={"device": name})
         if record.needs:
             assert isinstance(record.command, Invoke)
             for argument in record.command.args:
@@ -207,13 +225,15 @@ class Results:
         if session is not None:
             session.unended -= 1
             session.bytes -= record.size
-        self.conclude(record, event, value)
+        self.conclude(record, event, value, by_device=by_device)
         self.releases.ended(record)
         if session is not None:
             self._sessions.ended(session)
 
-    def conclude(self, record: Record, event: Ending, value: tuple[Frame, ...]) -> None:
-        """Write down how a record has ended, and tell everybody."""
+    def conclude(self, record: Record, event: Ending, value: tuple[Frame, ...], *, by_device: bool) -> None:
+        """Write down how a record has ended, and tell everybody: of a value that its device has announced at once,
+        since the device announces it again if this broker dies; of all else when it is in the ledger.
+        """
         context = self._context
         after = record.status
         record.event = event
@@ -227,11 +247,12 @@ class Results:
         device = record.device
         if after is ResultStatus.DONE and device is not None and not record.inline:
             device.kept[record.id] = record
-        self._sessions.notify(record)
-        if record.waiters is not None:
-            waiters, record.waiters = record.waiters, None
-            for (_, wanted), waiter in waiters.items():
-                self._values.supply(waiter, [wanted])
+        if by_device and after is ResultStatus.DONE:
+            self._tell(record)
+        else:
+            record.untold = True
+            context.after_commit(self._tell, record)
+            self.dead_letters.ended(record)
         dependents, record.dependents = record.dependents, None
         if dependents is not None and after is not ResultStatus.DONE:
             failure = failure_of_ending(event)
@@ -240,6 +261,14 @@ class Results:
                 named = argument_failed(self._argument(dependent, record), failure)
                 self._failing.append((dependent, ResultFailed(id=dependent.id, digest=dependent.digest, failure=named)))
 
+    def _tell(self, record: Record) -> None:
+        record.untold = False
+        self._sessions.notify(record)
+        if record.waiters is not None:
+            waiters, record.waiters = record.waiters, None
+            for (_, wanted), waiter in waiters.items():
+                self._values.supply(waiter, [wanted])
+
     def _argument(self, dependent: Record, record: Record) -> bytes:
         """Which of the ids of ``record`` the other one names."""
         arguments = dependent.command.args if isinstance(dependent.command, Invoke) else []
@@ -247,16 +276,23 @@ class Results:
         return next(named, record.id)
 
     def _expire(self, record: Record) -> None:
-        self.end(record, Expired(id=record.id, digest=record.digest))
+        self._decide(record, Expired(id=record.id, digest=record.digest))
+
+    def _decide(self, record: Record, event: Ending) -> None:
+        """End a record by nobody's word but the broker's own."""
+        if self.held.must_wait(record):
+            self.held.hold(record, event)
+        else:
+            self.end(record, event)
 
     def cancel(self, wanted: bytes) -> None:
         """End the invocation that makes the id ``wanted`` as cancelled, unless it has ended."""
         record = self.by_id.get(wanted)
-        if record is not None:
-            self.end(record, Cancelled(id=record.id, digest=record.digest))
+        if record is not None and record.unended:
+            self._decide(record, Cancelled(id=record.id, digest=record.digest))
 
     def worn_out(self, record: Record) -> None:
-        """A command was delivered as often as may be, and never ended."""
+        """A command was delivered as often as may be, and never ended, unless its device says so in a moment."""
         message = f"delivered {record.deliveries} times, to as many starts of the agent, without an end"
         failure = Failure(
             code="WorkerDied",
@@ -270,7 +306,8 @@ class Results:
             device=record.device_name,
             deliveries=record.deliveries,
         )
-        self.end(record, ResultFailed(id=record.id, digest=record.digest, failure=failure))
+        event = ResultFailed(id=record.id, digest=record.digest, failure=failure)
+        self.held.hold_for(record, event, self._context.config.patience)
 
     # ------------------------------------------------------------------------------------------ asking
 
@@ -283,7 +320,7 @@ class Results:
         """What is known of an id."""
         record = self.by_id.get(wanted)
         if record is not None:
-            return record.entry(wanted)
+            return record.entry(wanted, self._context.wall_ms(self.retention.over_at(record)))
         past = self.forgotten(wanted) or 0 < counter_of(wanted) <= self._sessions.past.get(incarnation_of(wanted), 0)
         return StatusEntry(id=wanted, status=ResultStatus.FORGOTTEN if past else ResultStatus.UNKNOWN)
 
@@ -331,10 +368,12 @@ class Results:
         record.released = stored.released
         record.wanted = record.passed = stored.released | stored.releasing
         if stored.terminal is None:
-            # Its device may have ended it while there was no broker to tell.
-            record.deadline = max(record.deadline, context.now + context.config.restart_grace)
             self._enter(record)
-            if device is not None:
+            if device is None:
+                self._await_device(record)
+            else:
+                if record.deliveries:
+                    record.delivered_to = device.boot  # the same start of the agent is not counted again
                 device.mailbox.put(record)
             return record
         self.by_id.update(dict.fromkeys(record.ids(), record))
@@ -346,6 +385,7 @@ class Results:
             self.retention.keep_value(record)
         if record.status is ResultStatus.DONE and device is not None and not record.inline:
             device.kept[record.id] = record
+        self.dead_letters.ended(record)
         if stored.seen:
             record.seen = True
             self.retention.settled(record)

@@ -46,17 +46,18 @@ class Retention:
             self._forget_oldest()
         self._arm()
 
-    def _over_at(self, record: Record) -> float:
+    def over_at(self, record: Record) -> float:
+        """When the time of a record, and the lease of its value, is over."""
         return record.deadline + self._context.config.retention_ms / 1000
 
     def _arm(self) -> None:
         if self._settled and not self._timer_set:
             self._timer_set = True
-            self._context.at(self._over_at(self._settled[0]), self._wake)
+            self._context.at(self.over_at(self._settled[0]), self._wake)
 
     def _wake(self, now: float) -> None:
         self._timer_set = False
-        while self._settled and self._over_at(self._settled[0]) <= now:
+        while self._settled and self.over_at(self._settled[0]) <= now:
             self._forget_oldest()
         self._arm()
 

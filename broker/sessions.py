@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Sessions"]
 
-_REJECTIONS_KEPT = 1024
+_REJECTIONS_KEPT = 256
 _MOST_SEEN = 1 << 62  # nobody has seen so many; from there on numbers still fit into a message
 
 
@@ -220,7 +220,8 @@ class Sessions:
         self.by_peer: dict[bytes, Session] = {}
         self.past: OrderedDict[bytes, int] = OrderedDict()
         """Incarnations that are no more, and the largest counter of their ids."""
-        self._fenced: dict[bytes, str] = {}
+        self.fenced: dict[bytes, str] = {}
+        """Those of them that a newer one has taken over, and the name of their session."""
         self.blobs_endpoint = ""
         self.logs_endpoint = ""
         self.settled: Callable[[Record], None]
@@ -237,11 +238,17 @@ class Sessions:
         if refusal is not None:
             self._refuse(peer, refusal.code, refusal.reason)
             return
-        if message.incarnation in self._fenced:
-            name = self._fenced[message.incarnation]
+        if message.incarnation in self.fenced:
+            name = self.fenced[message.incarnation]
             self._refuse(peer, RefusalCode.FENCED, f"another coordinator has taken over session {name}")
             return
         session = self.by_incarnation.get(message.incarnation)
+        if session is not None and session.name != message.session:
+            reason = f"expected session {session.name!r} of this incarnation, got {message.session!r}"
+            self._refuse(peer, RefusalCode.NOT_ALLOWED, reason)
+            return
+        if message.ledger and message.ledger != self._ledger:
+            context.other_ledger()
         new = session is None
         if session is None:
             session = self._take_over(message) if message.session in self.by_name else self._create(message)
@@ -303,8 +310,7 @@ class Sessions:
             del self.by_peer[session.peer]
             session.peer = None
         old = session.incarnation
-        self._bury(session)
-        self._fence(old, session.name)
+        self._bury(session, fenced_by=session.name)
         session.become(message.incarnation)
         self.by_incarnation[message.incarnation] = session
         self.record(session)
@@ -312,11 +318,6 @@ class Sessions:
             INFO, "session_taken_over", session=message.incarnation.hex(), name=session.name, before=old.hex()
         )
         return session
-
-    def _fence(self, incarnation: bytes, name: str) -> None:
-        self._fenced[incarnation] = name
-        if len(self._fenced) > self._context.config.past_sessions:
-            del self._fenced[next(iter(self._fenced))]
 
     def record(self, session: Session) -> None:
         """Write down where it stands."""
@@ -328,6 +329,7 @@ class Sessions:
                 seen=session.outbox.acknowledged,
                 highest=session.highest,
                 forgotten=session.forgotten.pairs(),
+                rejected=list(session.rejected.items()) if session.rejected else [],
             )
         )
 
@@ -435,12 +437,16 @@ class Sessions:
         if session.name:
             del self.by_name[session.name]
 
-    def _bury(self, session: Session) -> None:
-        del self.by_incarnation[session.incarnation]
-        self.past[session.incarnation] = session.highest
+    def _bury(self, session: Session, *, fenced_by: str = "") -> None:
+        incarnation = session.incarnation
+        del self.by_incarnation[incarnation]
+        self.past[incarnation] = session.highest
+        if fenced_by:
+            self.fenced[incarnation] = fenced_by
         if len(self.past) > self._context.config.past_sessions:
-            self.past.popitem(last=False)
-        self._context.writes.append(DropSession(incarnation=session.incarnation, highest=session.highest))
+            oldest, _ = self.past.popitem(last=False)
+            self.fenced.pop(oldest, None)
+        self._context.writes.append(DropSession(incarnation=incarnation, highest=session.highest, fenced_by=fenced_by))
 
     # ------------------------------------------------------------------------------------------ after a restart
 
@@ -449,6 +455,7 @@ class Sessions:
         session = Session(self._context, write.incarnation, write.name, taken=write.taken, seen=write.seen)
         session.highest = write.highest
         session.forgotten = Intervals(write.forgotten)
+        session.rejected.update(write.rejected)
         session.renumber = True
         session.heard = self._context.now
         self.by_incarnation[write.incarnation] = session

@@ -54,13 +54,14 @@ class Want:
 
 
 class Values:
-    """See the module. The core sets `record_of`."""
+    """See the module. The core sets `record_of`, and `may_come`: an id that is not known may be named yet."""
 
     def __init__(self, context: Context, devices: Devices, plans: Plans) -> None:
         self._context = context
         self._devices = devices
         self._plans = plans
         self.record_of: Callable[[bytes], Record | None]
+        self.may_come: Callable[[bytes], bool]
         self._wants: dict[bytes, Want] = {}
         self._blobs: dict[bytes, dict[bytes, Want]] = {}  # wants that wait for a blob, by its digest
         self._r = 1 << 32  # apart from the numbers of challenges
@@ -107,6 +108,8 @@ class Values:
         limit = self._context.config.fetches
         for each in list(dict.fromkeys(ids))[:limit]:
             found = self._find(each, for_session=False)
+            if found is None:
+                continue  # it asks again
             if type(found) is tuple:
                 ready.append(found)
             elif type(found) is Record:
@@ -121,14 +124,20 @@ class Values:
         for owner, needed in wanted.items():
             self._ask(owner, needed)
 
-    def _find(self, id: bytes, *, for_session: bool) -> _Found | Record | Device:
-        """The value, or why there is none; or the record that has not ended; or the device that has it."""
+    def _find(self, id: bytes, *, for_session: bool) -> _Found | Record | Device | None:
+        """The value, or why there is none; or the record that has not ended; or the device that has it. None: its
+        command may be sent again by a session that is not back yet.
+        """
         record = self.record_of(id)
         if record is None:
             name = self._devices.tags.owner(id)
             owner = None if name is None else self._devices.by_name.get(name)
-            return _failed(id, "UnknownResult", f"no result {id.hex()} is known here") if owner is None else owner
-        if record.unended:
+            if owner is not None:
+                return owner
+            if not self.may_come(id):
+                return _failed(id, "UnknownResult", f"no result {id.hex()} is known here")
+            return _failed(id, "NotReady", f"the result {id.hex()} is not known yet") if for_session else None
+        if record.unended or record.untold:
             if not for_session:
                 return record
             return _failed(id, "NotReady", f"the result {id.hex()} has not ended")

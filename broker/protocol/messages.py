@@ -15,14 +15,14 @@ Conversations, in the order in which they happen::
     broker   -> session  Accepted(n)         all up to n are in the ledger; or Busy(n), Lacking(n), Rejected(n)
     broker   -> device   Deliver(n, command) numbered within the broker's epoch
     device   -> broker   Taken(n)            all up to n are in the device's queue
-    device   -> broker   Announce(n, event)  numbered within the registration
+    device   -> broker   Announce(n, event)  numbered within the start of the agent
     broker   -> device   Recorded(n)         all up to n are in the ledger
     broker   -> session  Notify(n, event)    numbered within the session's incarnation
     session  -> broker   Seen(n)             all up to n are with the session: ends redelivery only
 
     requests, answered under the same number r, and asked again when no answer comes:
-    session  -> broker   Search, AskStatus, ListDevices, AskStats, Fetch
-    broker   -> session  Found, StatusReport, DeviceList, Stats, Values
+    session  -> broker   Search, AskStatus, ListDevices, AskStats, AskDeadLetters, Fetch
+    broker   -> session  Found, StatusReport, DeviceList, Stats, DeadLetters, Values
     broker   -> device   Fetch               device  -> broker   Values
     device   -> broker   NeedValues          broker  -> device   Supply              (arguments that live elsewhere)
     device   -> broker   NeedBlobs           broker  -> device   Blobs               (plans; large ones: blob channel)
@@ -46,6 +46,7 @@ __all__ = [
     "Accepted",
     "Announce",
     "Argument",
+    "AskDeadLetters",
     "AskStats",
     "AskStatus",
     "BlobChannelOpened",
@@ -57,6 +58,7 @@ __all__ = [
     "Command",
     "Counters",
     "DEFAULT_DEADLINE_MS",
+    "DeadLetters",
     "Deliver",
     "DeviceInfo",
     "DeviceList",
@@ -217,7 +219,10 @@ class TagEntry(_Part, frozen=True, kw_only=True):
 
 
 class StatusEntry(_Part, frozen=True, kw_only=True):
-    """What became of one id. ``command`` is the first id of its invocation, ``outputs`` how many it has."""
+    """What became of one id. ``command`` is the first id of its invocation, ``outputs`` how many it has.
+
+    ``until``: the point in time at which its lease and its record end; 0: there is none.
+    """
 
     id: ResultId
     status: ResultStatus
@@ -229,6 +234,7 @@ class StatusEntry(_Part, frozen=True, kw_only=True):
     outputs: Natural = 1
     tags: list[Tag] = []
     description: str = ""
+    until: Natural = 0
 
 
 class DeviceInfo(_Part, frozen=True, kw_only=True):
@@ -416,7 +422,8 @@ class Register(_Tagged, frozen=True, kw_only=True, tag=32):
     """A device introduces itself, on every connection.
 
     ``store`` is the store's random id; ``token`` what the broker gave at the last registration, empty at the first;
-    ``boot`` is random per start of the agent; ``taken`` the last number taken in ``epoch`` by this boot.
+    ``boot`` is random per start of the agent; ``taken`` the last number taken in ``epoch`` by this boot. ``first`` is
+    the number of the next `Announce`: one more than the last that this boot has given out, whoever it was for.
     """
 
     version: Version
@@ -428,6 +435,7 @@ class Register(_Tagged, frozen=True, kw_only=True, tag=32):
     taken: Natural = 0
     runtimes: list[str] = []
     labels: dict[str, str] = {}
+    first: Natural = 1
 
 
 class Registered(_Tagged, frozen=True, kw_only=True, tag=33):
@@ -448,12 +456,16 @@ class Registered(_Tagged, frozen=True, kw_only=True, tag=33):
 
 
 class OpenSession(_Tagged, frozen=True, kw_only=True, tag=34):
-    """A coordinator introduces itself, on every connection. ``session`` is its name; empty: an unnamed one."""
+    """A coordinator introduces itself, on every connection. ``session`` is its name; empty: an unnamed one.
+
+    ``ledger`` is the one that it knew last; empty: none yet.
+    """
 
     version: Version
     incarnation: Annotated[bytes, Meta(min_length=8, max_length=8)]
     session: str = ""
     seen: Natural = 0
+    ledger: bytes = b""
 
 
 class SessionOpened(_Tagged, frozen=True, kw_only=True, tag=35):
@@ -562,7 +574,7 @@ class Taken(_Tagged, frozen=True, kw_only=True, tag=54):
 
 
 class Announce(_Tagged, frozen=True, kw_only=True, tag=55):
-    """The device's ``n``-th announcement since it registered."""
+    """The device's ``n``-th announcement since its agent started: see `Register`."""
 
     n: Natural
     event: Event
@@ -722,6 +734,21 @@ class Blobs(_Tagged, frozen=True, kw_only=True, tag=93):
     none: list[Digest] = []
 
 
+class AskDeadLetters(_Tagged, frozen=True, kw_only=True, tag=94):
+    """Which commands were given up because their devices died of them, or never ended them? At most ``limit``."""
+
+    r: Natural
+    limit: Natural = 100
+
+
+class DeadLetters(_Tagged, frozen=True, kw_only=True, tag=95):
+    """The commands given up, the last first, each with its reason; ``total`` is how many there are."""
+
+    r: Natural
+    entries: list[StatusEntry]
+    total: Natural
+
+
 # ---------------------------------------------------------------------------------------------- blob channel
 
 
@@ -801,6 +828,8 @@ Message: TypeAlias = (
     | Supply
     | NeedBlobs
     | Blobs
+    | AskDeadLetters
+    | DeadLetters
     | Offer
     | Pull
     | Chunk

@@ -54,6 +54,7 @@ from broker.protocol.messages import (
     StatusReport,
     StorePlan,
     Submit,
+    TagsChanged,
     Taken,
 )
 
@@ -283,6 +284,7 @@ class DevicePeer(Peer):
         self.boot = self.bench.random.randbytes(16)
         self.epoch = 0
         self.taken = 0
+        self.announced = 0
 
     def register(self, **changed: object) -> None:
         """Introduce itself, and take in the answer if it is a welcome."""
@@ -295,13 +297,22 @@ class DevicePeer(Peer):
             "epoch": self.epoch,
             "taken": self.taken,
             "runtimes": ["torch"],
+            "first": self.announced + 1,
         }
         self.tell(Register(**(fields | changed)))  # type: ignore[arg-type]
+        self.welcomed()
+
+    def welcomed(self) -> bool:
+        """Take in the broker's answer, if it has come."""
         welcomes = self.all(Registered)
         if welcomes:
             self.token, self.epoch = welcomes[-1].token, welcomes[-1].epoch
             self.taken = welcomes[-1].first - 1
-            self.announced = 0
+        return bool(welcomes)
+
+    def catch_up(self) -> None:
+        """Say that there is nothing more to be announced."""
+        self.announce(TagsChanged(whole=True))
 
     def come_back(self, *, restarted: bool = False) -> None:
         """Connect anew, with or without a new start of the agent, and register."""

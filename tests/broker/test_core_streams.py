@@ -8,9 +8,11 @@ import pytest
 
 from broker.config import BrokerConfig
 from broker.effects import PeerBusy, Persist, Persisted
+from broker.protocol.effects import Received
 from broker.protocol.framing import command_digest
 from broker.protocol.ids import nth
 from broker.protocol.messages import (
+    PROTOCOL_VERSION,
     Accepted,
     Announce,
     Busy,
@@ -377,16 +379,15 @@ def test_device_is_given_so_many_at_a_time(bench: Bench) -> None:
     assert len(device.take_all()) == 1
 
 
-def test_cancel_passes_a_full_device(bench: Bench) -> None:
+def test_cancel_passes_a_full_device() -> None:
     """A cancel does not wait behind what the device has no room for."""
-    bench.config = BrokerConfig(log_level=10, device_commands=1)
-    bench.restart()
+    bench = Bench(BrokerConfig(log_level=10, device_commands=1))
     session, device = bench.session(), bench.device()
     first = session.invoke()
     session.invoke()
     device.take_all()
     session.submit(Cancel(id=first))
-    assert [type(deliver.command) for deliver in device.take_all()] == [Cancel, Invoke]
+    assert [type(deliver.command) for deliver in device.take_all()] == [Invoke, Cancel]
 
 
 def test_slow_reader(bench: Bench) -> None:
@@ -432,9 +433,9 @@ def test_announcement_with_a_gap(bench: Bench) -> None:
     assert session.all(Notify) == []
 
 
-def test_numbering_begins_anew_with_each_registration(bench: Bench) -> None:
-    """After a new registration announcements are numbered from 1; a record of the old one acknowledges none of
-    the new.
+def test_numbering_goes_on_over_registrations(bench: Bench) -> None:
+    """After a new registration announcements go on from the number that it names; a record of the old one
+    acknowledges none of the new.
     """
     session, device = bench.session(), bench.device()
     first, second = session.invoke(), session.invoke()
@@ -448,9 +449,26 @@ def test_numbering_begins_anew_with_each_registration(bench: Bench) -> None:
     bench.holding = False
     device.ready(one)
     device.ready(two)
-    assert device.all(Recorded)[-1] == Recorded(n=2)
-    assert session.status(first) is session.status(second) is ResultStatus.DONE
-    assert len(session.notified()) == 2
+    assert device.all(Recorded)[-1] == Recorded(n=3)
+    assert [session.status(each) for each in (first, second)] == [ResultStatus.DONE] * 2
+
+
+def test_late_registration(bench: Bench) -> None:
+    """A registration that was delayed, and overtaken by a later one of the same start, changes nothing."""
+    session, device = bench.session(), bench.device()
+    session.invoke()
+    (deliver,) = device.take_all()
+    late = Register(version=PROTOCOL_VERSION, device=device.name, store=device.store, boot=device.boot, first=1)
+    old = device.id
+    device.catch_up()
+    device.come_back()
+    device.clear()
+    bench.feed(Received(message=late, peer=device.id))
+    bench.feed(Received(message=late, peer=old))
+    bench.batch()
+    assert device.messages == []
+    device.ready(deliver)
+    assert device.all(Recorded) == [Recorded(n=2)]
 
 
 def test_registering_twice_keeps_the_numbering(bench: Bench) -> None:

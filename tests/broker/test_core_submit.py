@@ -27,7 +27,7 @@ from broker.protocol.messages import (
     StatusEntry,
     StatusReport,
 )
-from tests.broker.bench import Bench
+from tests.broker.bench import WALL, Bench
 
 
 @pytest.fixture
@@ -274,12 +274,11 @@ def test_deadlines_in_any_order(bench: Bench) -> None:
             assert session.status(result) is expected, (passed, ms)
 
 
-def test_default_and_largest_deadline(bench: Bench) -> None:
+def test_default_and_largest_deadline() -> None:
     """Where the session sets none the broker's default holds, and nobody may wait for longer than the broker's
     limit.
     """
-    bench.config = BrokerConfig(log_level=10, default_deadline_ms=1000, max_deadline_ms=5000)
-    bench.restart()
+    bench = Bench(BrokerConfig(log_level=10, default_deadline_ms=1000, max_deadline_ms=5000))
     session, device = bench.session(), bench.device()
     default = session.invoke()
     long = session.invoke(deadline_ms=1_000_000)
@@ -373,6 +372,7 @@ def test_status_tells_all(bench: Bench) -> None:
             outputs=2,
             tags=["a", "b"],
             description="both",
+            until=round((WALL + 14 * 24 * 3600) * 1000),
         )
     ]
 

@@ -24,14 +24,13 @@ def names(vectors: list[dict[str, Any]]) -> list[str]:
     return [vector["name"] for vector in vectors]
 
 
-def without(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def without(known: Any, found: Any) -> Any:
     """``found`` without the fields that ``known`` does not have: those that a later minor version added."""
-    fields = {}
-    for name in known["fields"]:
-        value, expected = found["fields"][name], known["fields"][name]
-        inner = isinstance(expected, dict) and "tag" in expected
-        fields[name] = without(expected, value) if inner else value
-    return {**found, "fields": fields}
+    if isinstance(known, dict) and isinstance(found, dict):
+        return {name: without(value, found[name]) for name, value in known.items() if name in found}
+    if isinstance(known, list) and isinstance(found, list) and len(known) == len(found):
+        return [without(one, other) for one, other in zip(known, found, strict=True)]
+    return found
 
 
 @pytest.mark.parametrize("vector", MESSAGES, ids=names(MESSAGES))
