@@ -15,7 +15,7 @@ LINT_IMPORTS := $(BIN)/lint-imports --no-logo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench long chaos soak sim lint types check format docs constraints clean
+.PHONY: help setup demo test bench long chaos soak sim sims lint types check format docs constraints clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -55,6 +55,9 @@ bench: $(STAMP) ## Measure latency and throughput beside a raw pyzmq relay
 
 sim: $(STAMP) ## Replay one seed of the simulation: make sim SEED=123
 	@$(BIN)/python -m tests.simulation $(SEED)
+
+sims: $(STAMP) ## Search 20,000 seeds of the simulation for a broken promise (minutes)
+	@$(BIN)/python -m tests.simulation --count 20000
 
 chaos: $(STAMP) ## Kill programs under load, and compare what was promised: make chaos KILLS=500 SEED=1
 	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),500) --seed $(or $(SEED),1)

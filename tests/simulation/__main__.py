@@ -17,7 +17,7 @@ from rich.progress import track
 
 from tests.simulation.fleet import Outcome, run
 
-__all__ = ["main"]
+__all__ = ["main", "search"]
 
 
 def attempt(seed: int, *, everything: bool = False) -> Outcome | str:
@@ -35,25 +35,14 @@ def outcomes(first: int, count: int, processes: int, *, everything: bool) -> Ite
         yield from pool.map(todo, range(first, first + count), chunksize=10)
 
 
-def main() -> int:
-    """0: every promise was kept; 1: one was not, and its seed is printed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("seed", type=int, nargs="?", help="replay this one seed, and print its outcome or its story")
-    parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (default: 0)")
-    parser.add_argument("--count", type=int, default=1000, help="how many seeds (default: 1000)")
-    parser.add_argument("--processes", type=int, default=2, help="how many processes (default: 2)")
-    parser.add_argument("--everything", action="store_true", help="let brokers die, too: see Scenario.draw")
-    options = parser.parse_args()
+def search(first: int, count: int, processes: int, *, everything: bool = False) -> int:
+    """Simulate ``count`` seeds from ``first`` on, and print what came of them: 0, or 1 if any broke a promise."""
     console = Console()
-    if options.seed is not None:
-        outcome = attempt(options.seed, everything=options.everything)
-        console.print(outcome, markup=False, highlight=False, soft_wrap=True)
-        return int(isinstance(outcome, str))
     total: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     failed: list[str] = []
-    found = outcomes(options.first, options.count, options.processes, everything=options.everything)
-    for outcome in track(found, "simulating", total=options.count, console=console):
+    found = outcomes(first, count, processes, everything=everything)
+    for outcome in track(found, "simulating", total=count, console=console):
         if isinstance(outcome, str):
             failed.append(outcome)
             console.print(outcome.partition("\n")[0], markup=False, highlight=False)
@@ -69,13 +58,29 @@ def main() -> int:
         )
         kinds[outcome.scenario.kind] += 1
     console.print(
-        f"{options.count} seeds, {len(failed)} with a broken promise; "
-        + ", ".join(f"{n:,} {k}" for k, n in total.items())
+        f"{count:,} seeds, {len(failed)} with a broken promise; " + ", ".join(f"{n:,} {k}" for k, n in total.items())
     )
     console.print("; ".join(f"{n:,} {kind}" for kind, n in kinds.most_common()))
     if failed:
         console.print(failed[0], markup=False, highlight=False, soft_wrap=True)
     return int(bool(failed))
+
+
+def main() -> int:
+    """0: every promise was kept; 1: one was not, and its seed is printed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("seed", type=int, nargs="?", help="replay this one seed, and print its outcome or its story")
+    parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument("--count", type=int, default=1000, help="how many seeds (default: 1000)")
+    parser.add_argument("--processes", type=int, default=2, help="how many processes (default: 2)")
+    parser.add_argument("--everything", action="store_true", help="let brokers die, too: see Scenario.draw")
+    options = parser.parse_args()
+    console = Console()
+    if options.seed is not None:
+        outcome = attempt(options.seed, everything=options.everything)
+        console.print(outcome, markup=False, highlight=False, soft_wrap=True)
+        return int(isinstance(outcome, str))
+    return search(options.first, options.count, options.processes, everything=options.everything)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Callable
 
 import pytest
 
-from broker.protocol.streams import Inbox, Outbox, Verdict
-from coordinator.core_results import Result
-from edge_agent.core_runs import Runs
 from tests.simulation.fleet import Scenario, run
-from tests.simulation.promises import BrokenPromise, Kind
+from tests.simulation.promises import Kind
 from tests.simulation.world import World
 
 SEEDS = 2000
@@ -34,7 +29,6 @@ MISHAPS = (
     "broker_crash_points",
     "device_crash_points",
 )
-MUTANT_SEEDS = 120
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
@@ -71,80 +65,3 @@ def test_a_seed_replays_exactly() -> None:
     ]
     assert said[0] == said[1]
     assert "Outcome(seed=5," in said[0]
-
-
-# ------------------------------------------------------------------------------------------------- the test of the test
-
-
-def _take_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A receiver that takes whatever number comes."""
-
-    def offer(self: Inbox, n: int) -> Verdict:
-        self.taken = max(n, self.taken)
-        return Verdict.NEXT
-
-    monkeypatch.setattr(Inbox, "offer", offer)
-
-
-def _never_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sender that sends each message once on a connection."""
-    monkeypatch.setattr(Outbox, "__init__", _impatient(Outbox.__init__))
-
-
-def _impatient(original: Callable[..., None]) -> Callable[..., None]:
-    def init(self: Outbox[object], **options: object) -> None:
-        original(self, **{**options, "patience": 1e9})
-
-    return init
-
-
-def _forget_what_is_unacknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sender that counts as delivered what was under way when a connection broke."""
-
-    def rewind(self: Outbox[object]) -> None:
-        self._items.clear()
-        self._sent = 0
-
-    monkeypatch.setattr(Outbox, "rewind", rewind)
-
-
-def _mix_up_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session that gives a result the values of another one."""
-    original = Result.end
-    last: list[tuple[bytes, ...]] = []
-
-    def end(self: Result, step: object, *, frames: tuple[bytes, ...] = (), **rest: object) -> None:
-        mine, last[:] = (last[0] if last else frames), [frames] if len(frames) == 1 else last
-        original(self, step, frames=mine if len(mine) == len(frames) else frames, **rest)  # type: ignore[arg-type]  # passed on
-
-    monkeypatch.setattr(Result, "end", end)
-
-
-def _start_in_reverse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that starts the youngest command first."""
-    original = Runs.__init__
-
-    def init(self: Runs, *args: object, **options: object) -> None:
-        original(self, *args, **options)  # type: ignore[arg-type]  # passed on
-        push = self._queue.push
-
-        def push_reversed(command: object) -> None:
-            command.order = -command.order  # type: ignore[attr-defined]  # a mutant
-            push(command)  # type: ignore[arg-type]  # a mutant
-
-        self._queue.push = push_reversed  # type: ignore[method-assign]  # a mutant
-
-    monkeypatch.setattr(Runs, "__init__", init)
-
-
-@pytest.mark.parametrize(
-    "mutate",
-    [_take_duplicates, _never_go_back, _forget_what_is_unacknowledged, _mix_up_values, _start_in_reverse],
-)
-def test_broken_code_breaks_a_promise(
-    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Code that is wrong on purpose is found out within a few seeds: the checker can fail."""
-    mutate(monkeypatch)
-    with pytest.raises(BrokenPromise):
-        deque(map(run, range(MUTANT_SEEDS)), maxlen=0)
