@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import msgspec
 import torch
@@ -25,11 +25,15 @@ from coordinator.plan_state import PlanState, TracedState
 from coordinator.signature import Signature
 from coordinator.variants import variant_of
 from edge_agent.plan.bundle import PlanBundle
-from edge_agent.plan.checker import check_plan
+from edge_agent.plan.checker import check_graph, check_plan
+from edge_agent.plan.cost import Cost, CostModel, cost_of
 from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, TensorType, Tree, digest_of, encode_graph
 from edge_agent.plan.readable import readable
 from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
 from edge_agent.runtimes.torch_tensors import decode_tensor, encode_tensor
+
+if TYPE_CHECKING:
+    from coordinator.drawing import Drawing
 
 __all__ = ["FunctionPlan", "Plan", "StoredPlan", "func2plan"]
 
@@ -39,10 +43,14 @@ _PROTECTED = frozenset(
         "build",
         "build_method",
         "bundle",
+        "cost",
+        "costs",
         "graph",
         "id",
         "is_built",
+        "draw",
         "load",
+        "methods",
         "name",
         "output_tree",
         "output_types",
@@ -89,6 +97,7 @@ class Plan(nn.Module):
         self._frames: dict[str, tuple[bytes, bytes]] = {}
         self._loaded: tuple[bytes, LoadedPlan] | None = None
         self._variants: dict[tuple[bytes, str], bytes] = {}
+        self._methods: dict[str, Plan] = {}
 
     def __init_subclass__(cls, *, ours: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -154,6 +163,30 @@ class Plan(nn.Module):
         """The ops, one a line, with types. Raises `PlanNotBuilt`."""
         return readable(self._need("it can be read").graph, plan_name=self.name)
 
+    @property
+    def costs(self) -> CostModel:
+        """What running it costs, as formulas in its sizes. Raises `PlanNotBuilt`."""
+        return cost_of(check_graph(self._need("it has a cost").graph))
+
+    def cost(self, **sizes: int) -> Cost:
+        """What running it costs where the dims that vary are so large: ``plan.cost(batch=32)``.
+
+        Raises `PlanNotBuilt`, or `ArgumentMismatch` for a size that is missing or unknown: `readable_plan` names them.
+        """
+        return self.costs.at(sizes)
+
+    def draw(self, path: str | PathLike[str] | None = None) -> Drawing:
+        """The plan as a picture (SVG), top to bottom, which a notebook shows; written to ``path``, if there is one.
+
+        Raises `PlanNotBuilt`, OSError.
+        """
+        from coordinator.drawing import draw
+
+        drawing = draw(self._need("it can be drawn").graph, title=self.name)
+        if path is not None:
+            drawing.save(path)
+        return drawing
+
     def __repr__(self) -> str:
         if not self.__dict__.get("_built"):
             return f"<Plan {self.name} id:- owner:{self.owner} not built>"
@@ -188,6 +221,22 @@ class Plan(nn.Module):
         looks = self._looks()
         self._keep(capture(target, arguments, name=self.name), looks)
         return self
+
+    def build_method(self, method: str, *args: Any, **options: Any) -> Plan:
+        """Capture another method than ``forward``, as `build` does; the plan itself. It is sent with the plan, and
+        called by its name on the pointer plan: ``pointer_net.score(x)``.
+
+        Raises AttributeError where there is no such method, `ProtectedName` for one that a plan has itself.
+        """
+        from coordinator.methods import MethodPlan
+
+        self._methods[method] = MethodPlan(self, method).build(*args, **options)
+        return self
+
+    @property
+    def methods(self) -> Mapping[str, Plan]:
+        """What `build_method` has built, by name."""
+        return dict(self._methods)
 
     def _target(self) -> Target:
         return Target(self, modules=self._carried())

@@ -77,7 +77,8 @@ def send_plan(plan: Plan, targets: Sequence[Device | Fleet], precision: str = ""
     fleet.keep_source(parts.plan, plan.source_table)
     fleet.driver.feed(SendPlan(plan=parts))
     single = len(targets) == 1 and isinstance(targets[0], Device)
-    return PointerPlan(fleet, tuple(devices), plan, parts, single=single)
+    methods = {name: send_plan(method, targets) for name, method in plan.methods.items()}
+    return PointerPlan(fleet, tuple(devices), plan, parts, single=single, methods=methods)
 
 
 def _variant(
@@ -127,6 +128,7 @@ class PointerPlan:
         *,
         single: bool,
         options: _Options | None = None,
+        methods: Mapping[str, PointerPlan] | None = None,
     ) -> None:
         self.fleet = fleet
         self.name = plan.name
@@ -139,6 +141,7 @@ class PointerPlan:
         self._types = plan.output_types
         self._tree = plan.output_tree
         self._checked: dict[tuple[_Type, ...], _Shapes] = {}
+        self._methods = dict(methods or {})
 
     # --------------------------------------------------------------------------------------------- what it is
 
@@ -189,7 +192,19 @@ class PointerPlan:
             options=replace(self._options, **changes),
         )
         plan._checked = self._checked
+        plan._methods = {
+            name: method.options(deadline=deadline, seed=seed, tags=tags, description=description, inline=inline)
+            for name, method in self._methods.items()
+        }
         return plan
+
+    def __getattr__(self, name: str) -> PointerPlan:
+        """A method that `Plan.build_method` has built."""
+        methods: dict[str, PointerPlan] = self.__dict__.get("_methods", {})
+        if name not in methods:
+            built = ", ".join(methods) or "none"
+            raise AttributeError(f"a pointer plan has no {name!r}; methods that were built and sent: {built}")
+        return methods[name]
 
     # --------------------------------------------------------------------------------------------- calling it
 

@@ -53,8 +53,14 @@ def decode(header: bytes | memoryview, *, limit: int = HEADER_LIMIT) -> m.Messag
 def command_digest(command: m.Command, frames: Sequence[m.Frame] = ()) -> bytes:
     """16 bytes that tell this command from any other with the same id: BLAKE2b-128 of its encoding, then of each frame
     with its length in front (8 bytes, little-endian).
+
+    What version 1.0 did not have is left out where it is nil: peers of all minor versions must find the same.
     """
-    digest = hashlib.blake2b(_encoder.encode(command), digest_size=16)
+    encoded = _encoder.encode(command)
+    if type(command) is m.Invoke and command.variant is None:
+        later = 1 if command.fold is not None else 2  # the array has fewer than 16 elements: one byte says how many
+        encoded = bytes((encoded[0] - later,)) + encoded[1:-later]
+    digest = hashlib.blake2b(encoded, digest_size=16)
     for frame in frames:
         digest.update(len(frame).to_bytes(8, "little"))
         digest.update(frame)

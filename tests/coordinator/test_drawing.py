@@ -31,7 +31,8 @@ class Net(Plan):
 
     def score(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         """The largest probability."""
-        return (self(x) * scale).softmax(1).amax(1)
+        result: torch.Tensor = (self(x) * scale).softmax(1).amax(1)
+        return result
 
     def width(self) -> int:
         """No method of tensors."""
