@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from coordinator.fleet import connect
     from coordinator.plan import Plan, func2plan
     from coordinator.tagging import hook_torch, tagged, unhook_torch
+    from coordinator.training import training_plan
     from coordinator.virtual import VirtualWorker
 
-__all__ = ["Plan", "VirtualWorker", "connect", "func2plan", "hook_torch", "tagged", "unhook_torch"]
+__all__ = ["Plan", "VirtualWorker", "connect", "func2plan", "hook_torch", "tagged", "training_plan", "unhook_torch"]
 
 _HOMES = {
     "Plan": "coordinator.plan",
@@ -24,6 +25,7 @@ _HOMES = {
     "func2plan": "coordinator.plan",
     "hook_torch": "coordinator.tagging",
     "tagged": "coordinator.tagging",
+    "training_plan": "coordinator.training",
     "unhook_torch": "coordinator.tagging",
 }
 

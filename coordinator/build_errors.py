@@ -18,6 +18,7 @@ __all__ = [
     "MutatedState",
     "NumpyInPlan",
     "OpNotSupported",
+    "OptimizerNotSupported",
     "OutputNotSupported",
     "PlanBuildError",
     "PythonRandomness",
@@ -181,10 +182,27 @@ class NumpyInPlan(PlanBuildError):
 
 
 class GradientsNotSupported(PlanBuildError):
-    """The function computes gradients; plans do so in a later version."""
+    """A gradient of something that does not require one."""
 
     def __init__(self, *, where: SourceLine | None = None) -> None:
-        super().__init__("this function computes gradients, which plans can't do yet", where=where)
+        super().__init__(
+            "this line computes a gradient, and nothing that it depends on requires one: use torch.func.grad, or call "
+            "requires_grad_() on a clone of the argument first",
+            where=where,
+        )
+
+
+class OptimizerNotSupported(PlanBuildError):
+    """An optimiser whose step can't be made a plan. ``optimizer`` names it."""
+
+    def __init__(self, optimizer: str, because: str, *, where: SourceLine | None = None) -> None:
+        self.optimizer = optimizer
+        self.because = because
+        super().__init__(
+            f"{optimizer} can't become a part of a plan: {because}; SGD, Adam, AdamW, RMSprop, Adagrad and others of "
+            "torch.optim can",
+            where=where,
+        )
 
 
 class OpNotSupported(PlanBuildError, UnknownOp):

@@ -17,8 +17,9 @@
     │   ├── MutatedInput                    an argument written to in place
     │   ├── MutatedState                    a buffer, parameter or outer tensor written to in place
     │   ├── NumpyInPlan                     numpy, or another library that needs the values themselves
-    │   ├── GradientsNotSupported           loss.backward(), torch.func.grad
+    │   ├── GradientsNotSupported           a gradient of what does not require one
     │   ├── OpNotSupported (UnknownOp)      an op that the registry doesn't have
+    │   ├── OptimizerNotSupported           an optimiser whose step can't be made a plan
     │   └── ResultDiffers                   the plan gives something else than the function does
     ├── PointerError (TypeError)            a pointer used as if it were its value
     ├── ForeignPointer                      a pointer of another fleet
@@ -57,6 +58,7 @@ from coordinator.build_errors import (
     MutatedState,
     NumpyInPlan,
     OpNotSupported,
+    OptimizerNotSupported,
     OutputNotSupported,
     PlanBuildError,
     PythonRandomness,
@@ -102,6 +104,7 @@ __all__ = [
     "NotAllowed",
     "NumpyInPlan",
     "OpNotSupported",
+    "OptimizerNotSupported",
     "OutboxFull",
     "OutputNotSupported",
     "PlanBuildError",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
 from coordinator.capture.derivatives import BENEATH
-from coordinator.capture.environment import ALONE, Env, patched
+from coordinator.capture.environment import ALONE, Env, patched, replaced
 from coordinator.capture.failures import explained_failure
 from coordinator.capture.inline import while_inlining
 from coordinator.capture.lowering import decompositions, further_decompositions
@@ -48,9 +49,6 @@ from coordinator.capture.watch import TraceWatch
 from edge_agent.plan.format import Tree
 
 __all__ = ["copies_of", "trace_beneath", "with_tensors"]
-
-_PASSES = 6
-"""How often decomposing may bring up ops that are to be decomposed."""
 
 
 def trace_beneath(target: Target, arguments: Arguments) -> Traced:
@@ -90,6 +88,7 @@ class _Tracing:
         self.mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
         self.given: list[_Given] = []
         self.constants: dict[str, torch.Tensor] = {}
+        self.decomposed: set[Any] = set()
         self.tree: Tree = None
         self.swapped: list[tuple[nn.Module, dict[str, torch.Tensor]]] = []
         self.state: list[torch.Tensor] = []
@@ -102,10 +101,8 @@ class _Tracing:
             graph = self._traced(self._user, {**BENEATH.missing, **BENEATH.mutating, **BENEATH.random})
         graph = self._with_constants_given(graph)
         graph = self._functional(graph)
-        for further in (False, *[True] * _PASSES):
-            table = _table(graph, further=further)
-            if not table:
-                break
+        while table := _table(graph, self.decomposed):
+            self.decomposed |= table.keys()
             graph = self._traced(_interpreted(graph), table)
             if any(map(_writes, graph.graph.nodes)):
                 graph = self._functional(graph)
@@ -145,7 +142,7 @@ class _Tracing:
     def _fake(
         self, tensor: torch.Tensor, name: str, dims: Sequence[DimDynamic], kind: InputKind, target: str | None
     ) -> torch.Tensor:
-        context = StatelessSymbolicContext(dynamic_sizes=list(dims))
+        context: Any = StatelessSymbolicContext(dynamic_sizes=list(dims))
         fake: torch.Tensor = self.mode.from_tensor(tensor, source=ConstantSource(name), symbolic_context=context)
         self.given.append(_Given(fake, kind, target))
         return fake
@@ -216,7 +213,8 @@ class _Tracing:
             if node.target is torch.ops.aten.copy_.default and node.args[0] in by_node:
                 written = by_node[node.args[0]]
                 kind = OutputKind.USER_INPUT_MUTATION if written.target is None else OutputKind.BUFFER_MUTATION
-                outputs.append(OutputSpec(kind, TensorArgument(name=node.args[1].name), written.target or node.args[0].name))
+                target = written.target or node.args[0].name
+                outputs.append(OutputSpec(kind, TensorArgument(name=node.args[1].name), target))
                 values.append(node.args[1])
         outputs += [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None) for node in output.args[0]]
         output.args = ([*values, *output.args[0]],)
@@ -238,12 +236,14 @@ def _writes(node: Node) -> bool:
     return node.target is not torch.ops.aten.copy_.default and schema is not None and bool(schema.is_mutable)
 
 
-def _table(graph: GraphModule, *, further: bool) -> Mapping[Any, Any]:
-    """The decompositions of the ops in the graph that have one, and no place in the registry."""
-    table = {**further_decompositions(), **decompositions(), **BENEATH.missing} if further else decompositions()
-    used = {node.target for node in graph.graph.nodes if node.op == "call_function"}
-    needed = {op: table[op] for op in used if op in table}
-    return {**needed, **BENEATH.missing} if needed or used & BENEATH.missing.keys() else {}
+def _table(graph: GraphModule, done: AbstractSet[Any]) -> Mapping[Any, Any]:
+    """The decompositions that the graph needs: torch's usual ones, and others for what has no place in the registry."""
+    used = {node.target for node in graph.graph.nodes if node.op == "call_function"} - done
+    table = {**further_decompositions(), **decompositions(), **BENEATH.missing}
+    if not used & table.keys():
+        return {}
+    # what these bring up is decomposed in the same pass, except by those that torch would not use on its own
+    return {**decompositions(), **BENEATH.missing, **{op: table[op] for op in used if op in table}}
 
 
 def _tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -258,11 +258,12 @@ def _tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
 def with_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """The module with these in place of its own parameters and buffers."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_reparametrize_module(module, dict(tensors)))
+        stack.enter_context(_reparametrize_module(module, dict(tensors), tie_weights=True))
         for recurrent in module.modules():
-            if isinstance(recurrent, nn.RNNBase):
-                stack.callback(setattr, recurrent, "_flat_weights", recurrent._flat_weights)
-                recurrent._flat_weights = [getattr(recurrent, name) for name in recurrent._flat_weights_names]
+            if isinstance(recurrent, nn.RNNBase):  # it keeps a list of its weights as well
+                names: Any = vars(recurrent)["_flat_weights_names"]
+                weights = [getattr(recurrent, name) for name in names]
+                stack.enter_context(replaced(recurrent, "_flat_weights", weights))
         yield
 
 

@@ -98,7 +98,7 @@ def _capture(target: Target, arguments: Arguments, traced: Traced, traced_with: 
         state=[digest_of(frame) for frame in frames],
     )
     plan = check_plan(manifest, graph, [inspect(frame) for frame in frames])
-    both = SideBySide(arguments, _Eager(target, gradients=traced.beneath))
+    both = SideBySide(arguments, _Eager(target, gradients=traced.beneath), gradients=traced.beneath)
     wider = both.check(plan, TorchRuntime().load(plan, tensors), bounds)
     final = msgspec.structs.replace(graph, symbols=list(wider.symbols), conditions=list(wider.conditions))
     return Captured(replace(checked, graph=final), tuple(state), tuple(lines))

@@ -12,7 +12,7 @@ from torch._decomp import decomposition_table
 
 __all__ = ["BENEATH"]
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 def _spread(values: Sequence[Any] | int, dims: int) -> list[Any]:
@@ -24,12 +24,12 @@ def _convolution_backward(
     grad: torch.Tensor,
     operand: torch.Tensor,
     weight: torch.Tensor,
-    bias_sizes: Sequence[int] | None,
+    _bias_sizes: Sequence[int] | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     transposed: bool,
-    output_padding: Sequence[int],
+    _output_padding: Sequence[int],
     groups: int,
     mask: Sequence[bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
@@ -80,18 +80,19 @@ def _weight_gradient(
     else:
         # [g, c/g, n, ...] as a batch of c/g, with g groups of n channels
         rows = operand.reshape(batch, groups, channels // groups, *operand.shape[2:])
-        rows = rows.permute(2, 1, 0, *range(3, dims + 3)).reshape(channels // groups, groups * batch, *operand.shape[2:])
+        rows = rows.permute(2, 1, 0, *range(3, dims + 3)).reshape(
+            channels // groups, groups * batch, *operand.shape[2:]
+        )
         kernels = grad.reshape(batch, made, *grad.shape[2:]).transpose(0, 1)
         found = aten.convolution(rows, kernels, None, dilation, padding, stride, False, [0] * dims, groups)
         found = found.transpose(0, 1)
     for k in range(dims):
         found = found.narrow(2 + k, 0, weight.shape[2 + k])
-    return found.contiguous()
+    gradient: torch.Tensor = found.contiguous()
+    return gradient
 
 
-def _max_pool_backward(
-    dims: int,
-) -> Any:
+def _max_pool_backward(dims: int) -> Any:
     def backward(grad: torch.Tensor, operand: torch.Tensor, *rest: Any) -> torch.Tensor:
         """Each gradient goes where its maximum was."""
         indices = rest[-1]
@@ -147,10 +148,11 @@ def _average_pool_backward(dims: int) -> Any:
             short = area[k] + padding[k] - reach[k]
             if not isinstance(short, int) or short > 0:
                 pad = [0] * (2 * dims)
-                pad[2 * (dims - 1 - k) + 1] = torch.sym_max(short, 0)
+                pad[2 * (dims - 1 - k) + 1] = torch.sym_max(short, 0)  # type: ignore[no-untyped-call]
                 found = aten.constant_pad_nd(found, pad, 0.0)
             found = found.narrow(2 + k, padding[k], area[k])
-        return found.reshape(operand.shape)
+        result: torch.Tensor = found.reshape(operand.shape)
+        return result
 
     return backward
 
@@ -158,13 +160,16 @@ def _average_pool_backward(dims: int) -> Any:
 def _adaptive_average_pool_backward(dims: int) -> Any:
     def backward(grad: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
         """A product with the matrix of the windows, dim by dim."""
+        size: Any
+        made: Any
         lead = operand.dim() - dims
-        found = grad
+        found: Any = grad
         for k in range(dims):
             size, made = operand.shape[lead + k], grad.shape[lead + k]
             found = found.transpose(lead + k, -1) @ _windows(size, made, grad)
             found = found.transpose(lead + k, -1)
-        return found
+        result: torch.Tensor = found
+        return result
 
     return backward
 
@@ -178,16 +183,13 @@ def _windows(size: Any, made: Any, like: torch.Tensor) -> torch.Tensor:
     start = (place * size) // made
     end = ((place + 1) * size + made - 1) // made
     inside = (element >= start) & (element < end)
-    return inside.to(like.dtype) / (end - start).to(like.dtype)
+    share: torch.Tensor = inside.to(like.dtype) / (end - start).to(like.dtype)
+    return share
 
 
-def _shrink_backward(hard: bool) -> Any:
-    def backward(grad: torch.Tensor, operand: torch.Tensor, bound: float) -> torch.Tensor:
-        within = (operand >= -bound) & (operand <= bound)
-        return torch.where(within, torch.zeros_like(grad), grad)
-
-    del hard
-    return backward
+def _shrink_backward(grad: torch.Tensor, operand: torch.Tensor, bound: float) -> torch.Tensor:
+    within = (operand >= -bound) & (operand <= bound)
+    return torch.where(within, torch.zeros_like(grad), grad)
 
 
 def _replication_pad_backward(dims: int) -> Any:
@@ -247,7 +249,9 @@ def _linear_backward(dims: int) -> Any:
     return backward
 
 
-def _weights_of_lines(size: Any, made: Any, align_corners: bool, scale: float | None, like: torch.Tensor) -> torch.Tensor:
+def _weights_of_lines(
+    size: Any, made: Any, align_corners: bool, scale: float | None, like: torch.Tensor
+) -> torch.Tensor:
     """``[made, size]``: how much of each element a new one takes, as in aten/src/ATen/native/UpSample.h."""
     place = torch.arange(made, dtype=like.dtype)
     if align_corners:
@@ -273,8 +277,8 @@ _MISSING: dict[Any, Any] = {
     aten.avg_pool3d_backward.default: _average_pool_backward(3),
     aten._adaptive_avg_pool2d_backward.default: _adaptive_average_pool_backward(2),  # noqa: SLF001 -- an op's name
     aten._adaptive_avg_pool3d_backward.default: _adaptive_average_pool_backward(3),  # noqa: SLF001 -- an op's name
-    aten.hardshrink_backward.default: _shrink_backward(True),
-    aten.softshrink_backward.default: _shrink_backward(False),
+    aten.hardshrink_backward.default: _shrink_backward,
+    aten.softshrink_backward.default: _shrink_backward,
     aten.replication_pad1d_backward.default: _replication_pad_backward(1),
     aten.replication_pad2d_backward.default: _replication_pad_backward(2),
     aten.replication_pad3d_backward.default: _replication_pad_backward(3),

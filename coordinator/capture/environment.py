@@ -17,8 +17,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch._functorch.eager_transforms as eager_transforms
 import torch._export.non_strict_utils as non_strict
+import torch._functorch.eager_transforms as eager_transforms
 import torch.export._trace as export_trace
 import torch.fx.experimental._config as shapes_config
 from torch._guards import SLoc
@@ -35,7 +35,6 @@ __all__ = ["ALONE", "Env", "patched", "replaced", "torch_as_traced"]
 
 ALONE = threading.RLock()
 """What is patched and set in torch, and which warnings are let through, holds for all threads: so one at a time."""
-
 
 
 class Env(ShapeEnv):
@@ -104,6 +103,7 @@ def _no_solver(**_: Any) -> None:
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """``owner.name`` is ``value`` in this block."""
     missing = object()
     before = vars(owner).get(name, missing)
     setattr(owner, name, value)
@@ -140,10 +140,10 @@ def patched(*, gradients: bool = False) -> Iterator[list[Any]]:
             stack.enter_context(replaced(owner, name, value))
         if gradients:
             # how a convolution would be run here is nobody's concern, and asking makes guards of it
-            stack.enter_context(replaced(torch._C, "_select_conv_backend", lambda *_, **__: None))
-            stack.enter_context(
-                replaced(torch._C, "_conv_determine_backend_memory_format", lambda *_: torch.contiguous_format)
-            )
+            core = torch._C  # noqa: SLF001
+            layout = "_conv_determine_backend_memory_format"
+            stack.enter_context(replaced(core, "_select_conv_backend", lambda *_, **__: None))
+            stack.enter_context(replaced(core, layout, lambda *_: torch.contiguous_format))
         else:
             stack.enter_context(replaced(eager_transforms, "grad_increment_nesting", _leave))
             stack.enter_context(replaced(eager_transforms, "jvp_increment_nesting", _leave))

@@ -135,7 +135,7 @@ class _Translation:
             if spec.kind is OutputKind.USER_INPUT_MUTATION:
                 raise MutatedInput(leaves[spec.target].path, where=where)
             if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
-                raise MutatedState(self._called(spec.target), where=where)
+                raise MutatedState(self._called(str(spec.target)), where=where)
 
     def _results(self) -> list[Node]:
         outputs: Any = self.nodes[-1].args[0]

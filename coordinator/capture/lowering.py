@@ -31,6 +31,7 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
 
 @functools.cache
 def decompositions() -> Mapping[Any, Any]:
+    """Those that torch.export uses, but for ops of the registry."""
     table: Any = torch.export.default_decompositions()
     return _without_registered(dict(table.items()) | _UNINITIALISED)
 

@@ -47,6 +47,7 @@ _OWN_FILES = (
     str(_OURS / "plan.py"),
     str(_OURS / "plan_state.py"),
     str(_OURS / "signature.py"),
+    str(_OURS / "training.py"),
     f"{_OURS.parent / 'edge_agent'}/",
     f"{_OURS.parent / 'broker'}/",
 )

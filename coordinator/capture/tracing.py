@@ -109,11 +109,11 @@ def trace(target: Target, arguments: Arguments) -> Traced:
                 strict=False,
             )
             if any(map(is_random, program.graph.nodes)):
-                raise BeneathAutograd  # noqa: TRY301 -- told apart with the others
+                raise BeneathAutograd
             program = lowered(program)
         except BeneathAutograd:
             raise
-        except Exception as error:  # noqa: BLE001 -- every way to fail is told apart by explained_failure
+        except Exception as error:
             if root.results.watch is not None and root.results.watch.beneath:
                 raise BeneathAutograd from error
             explained = explained_failure(error, program)

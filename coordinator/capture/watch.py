@@ -23,8 +23,8 @@ from coordinator.errors import DataDependentBranch, DataDependentSize, NumpyInPl
 __all__ = ["BeneathAutograd", "TraceWatch", "is_fake", "run_watched"]
 
 
-class BeneathAutograd(Exception):  # noqa: N818 -- not an error, but which way to go
-    """This function is to be traced by `coordinator.capture.beneath`: it computes gradients, or draws random
+class BeneathAutograd(Exception):
+    """The function is to be traced by `coordinator.capture.beneath`: it computes gradients, or draws random
     numbers.
     """
 

@@ -16,7 +16,6 @@ from torch import nn
 from coordinator.build_errors import (
     DataDependentBranch,
     DataDependentSize,
-    GradientsNotSupported,
     MutatedInput,
     MutatedState,
     NumpyInPlan,
@@ -333,27 +332,6 @@ def _cond(x: torch.Tensor) -> torch.Tensor:
 def test_ops_that_torch_can_not_trace_either(function: object, line: str, op: str) -> None:
     """They are named in the same way."""
     assert refused(OpNotSupported, function, torch.randn(3), line=line).op == op  # type: ignore[arg-type]
-
-
-def _backward(x: torch.Tensor) -> torch.Tensor:
-    x = x.clone().requires_grad_()
-    (x**2).sum().backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None
-    return x.grad
-
-
-def _grad(x: torch.Tensor) -> torch.Tensor:
-    gradient: torch.Tensor = torch.func.grad(lambda a: (a**2).sum())(x)
-    return gradient
-
-
-@pytest.mark.filterwarnings("default")
-def test_gradients_come_later() -> None:
-    """A function that computes gradients is told so."""
-    error = refused(GradientsNotSupported, _backward, torch.randn(3), line=".backward()")
-    assert str(error).startswith("this function computes gradients, which plans can't do yet")
-    with pytest.raises(GradientsNotSupported):
-        built(_grad, torch.randn(3))
 
 
 def test_memory_that_is_not_initialised() -> None:
