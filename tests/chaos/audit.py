@@ -314,7 +314,7 @@ class _Auditor:
 
 
 def _statuses(fleet: Fleet, ids: Sequence[bytes]) -> list[StatusEntry]:
-    report: StatusReport = fleet._ask(StatusReport, lambda r: AskStatus(r=r, ids=list(ids)))
+    report: StatusReport = fleet.ask(StatusReport, lambda r: AskStatus(r=r, ids=list(ids)))
     return report.entries
 
 
