@@ -117,10 +117,38 @@ def run(
         server.run()
     except CannotListen as error:
         raise ProgramFailed(ExitCode.CANNOT_LISTEN, str(error)) from None
-    except (LedgerDamaged, LedgerTooNew) as error:
-        raise ProgramFailed(ExitCode.DAMAGED, str(error)) from None
     except LedgerError as error:
-        raise ProgramFailed(ExitCode.STORAGE, str(error)) from None
+        raise _ledger_failed(error) from None
+
+
+@cli.command(context_settings={"help_option_names": ["-h", "--help"]})
+@setting(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="The folder of a broker that does not run.",
+)
+def renew(data: Path) -> None:
+    """Make a backup that was put back into DIR one that a broker may serve.
+
+    Devices and sessions are told by a new id that it is not the ledger that they knew.
+    """
+    path = data / "ledger.sqlite"
+    if not path.exists():
+        raise ProgramFailed(ExitCode.NOT_FOUND, f"there is no ledger in {data}")
+    ledger = SqliteLedger(path)
+    try:
+        click.echo(f"the ledger {path} has the id {ledger.renew().hex()} now")
+    except LedgerError as error:
+        raise _ledger_failed(error) from None
+    finally:
+        ledger.close()
+
+
+def _ledger_failed(error: LedgerError) -> ProgramFailed:
+    harmed = isinstance(error, LedgerDamaged | LedgerTooNew)
+    return ProgramFailed(ExitCode.DAMAGED if harmed else ExitCode.STORAGE, str(error))
 
 
 def _collect_seldom() -> None:

@@ -163,12 +163,15 @@ class Rows:
 
     # ------------------------------------------------------------------------------------------ beginning and end
 
-    def open(self, new_ledger: Callable[[], bytes]) -> None:
-        """Open the file, or make it, with the id that ``new_ledger`` gives; check all of it but its rows."""
+    def open(self, new_ledger: Callable[[], bytes], *, of_the_past: bool = False) -> None:
+        """Open the file, or make it, with the id that ``new_ledger`` gives; check all of it but its rows.
+
+        ``of_the_past``: it is known that commits are missing, and the witness is to count anew.
+        """
         seen = self._witness.open()
         try:
             self._connection = self._connect(self.path)
-            self._open(seen, new_ledger)
+            self._open(None if of_the_past else seen, new_ledger, of_the_past)
         except LedgerError:
             self.close()
             raise
@@ -180,7 +183,7 @@ class Rows:
                 raise LedgerUnusable(self.path, str(error)) from None
             raise LedgerDamaged(self.path, str(error)) from None
 
-    def _open(self, seen: int | None, new_ledger: Callable[[], bytes]) -> None:
+    def _open(self, seen: int | None, new_ledger: Callable[[], bytes], of_the_past: bool) -> None:
         self._run("PRAGMA locking_mode = EXCLUSIVE")
         self._run("PRAGMA cell_size_check = ON")
         tables = {str(name) for (name,) in self._run("SELECT name FROM sqlite_schema")}
@@ -201,7 +204,7 @@ class Rows:
             self.head = Head(ledger=new_ledger())
             self._make()
         else:
-            self._check(seen)
+            self._check(seen, of_the_past)
         if seen is None:
             self._witness.made()
 
@@ -217,7 +220,7 @@ class Rows:
         self._write_head()
         self._run("COMMIT")
 
-    def _check(self, seen: int | None) -> None:
+    def _check(self, seen: int | None, of_the_past: bool) -> None:
         complaints = [str(row[0]) for row in self._run("PRAGMA integrity_check(1)")]
         if complaints != ["ok"]:
             raise LedgerDamaged(self.path, "; ".join(complaints))
@@ -238,7 +241,7 @@ class Rows:
             if found != [(_create(name),)]:
                 raise LedgerDamaged(self.path, f"table {name} is not what it was made as")
         commits = self.head.commits
-        if seen is None and commits:
+        if seen is None and commits and not of_the_past:
             raise LedgerDamaged(self.path, f"expected a count of commits beside it, got none, for {commits} commits")
         if seen is not None and commits < seen:
             raise LedgerDamaged(self.path, f"expected {seen} commits, got {commits}: the last ones are missing")

@@ -166,10 +166,13 @@ class SqliteLedger:
 
     def open(self) -> Snapshot:
         """See `broker.ledger.interface.Ledger`. Reads and checks all of it."""
+        return self._open(of_the_past=False)
+
+    def _open(self, *, of_the_past: bool) -> Snapshot:
         self.close()
         self._reset()
         rows = self._rows
-        rows.open(lambda: self._random_bytes(LEDGER_ID_BYTES))
+        rows.open(lambda: self._random_bytes(LEDGER_ID_BYTES), of_the_past=of_the_past)
         try:
             snapshot = self._load()
             rows.all_read()
@@ -179,6 +182,20 @@ class SqliteLedger:
             self.close()
             raise
         return snapshot
+
+    def renew(self) -> bytes:
+        """Make a ledger of the past, a backup that was put back, one that may be served: its new id.
+
+        What was accepted or ended after the backup is not in it. By the new id its peers learn that they have to say
+        again what they know: devices announce what they have, and present themselves as for the first time; sessions
+        begin anew, and send again what has not ended. Close it afterwards.
+        """
+        snapshot = self._open(of_the_past=True)
+        self._rows.head.ledger = self._random_bytes(LEDGER_ID_BYTES)
+        for session in snapshot.sessions:
+            self._sessions.drop(session.incarnation)
+        self.commit([msgspec.structs.replace(device, confirmed=b"", issued=b"") for device in snapshot.devices])
+        return self._rows.head.ledger
 
     def commit(self, writes: Sequence[Write]) -> None:
         """See `broker.ledger.interface.Ledger`."""

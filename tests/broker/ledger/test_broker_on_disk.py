@@ -181,6 +181,21 @@ def test_a_damaged_ledger_is_not_served(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_backup_is_renewed(tmp_path: Path) -> None:
+    """The command gives a ledger a new id, with which a broker then starts; a folder without one is an error."""
+    with LocalProcess("broker", *RUN, "--data", str(tmp_path)) as broker:
+        before = broker.wait_for("broker_listening")
+    renew = [sys.executable, "-m", "broker", "renew", "--data", str(tmp_path)]
+    finished = subprocess.run(renew, capture_output=True, text=True, timeout=WITHIN, check=True)
+    with LocalProcess("broker", *RUN, "--data", str(tmp_path)) as broker:
+        after = broker.wait_for("broker_listening")
+    assert after["ledger"] != before["ledger"]
+    assert finished.stdout == f"the ledger {tmp_path}/ledger.sqlite has the id {after['ledger']} now\n"
+    (tmp_path / "ledger.sqlite").rename(tmp_path / "elsewhere")
+    missing = subprocess.run(renew, capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert (missing.returncode, missing.stderr) == (5, f"Error: there is no ledger in {tmp_path}\n")
+
+
 def test_a_folder_has_one_broker(tmp_path: Path) -> None:
     """The second one is told that the ledger is in use."""
     with LocalProcess("broker", *RUN, "--data", str(tmp_path)) as broker:

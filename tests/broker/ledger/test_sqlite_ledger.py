@@ -324,6 +324,34 @@ def test_a_commit_that_was_under_way_is_no_damage(ledger: SqliteLedger, tmp_path
         assert opened(path) == before
 
 
+@pytest.mark.parametrize("witness", ["is missing", "is of later", "is of then"])
+def test_a_backup_is_served_after_it_was_renewed(ledger: SqliteLedger, tmp_path: Path, witness: str) -> None:
+    """A ledger of the past gets a new id; its sessions begin anew, and its devices as if it had never known them."""
+    story = Story(8)
+    for writes in story.commits(20):
+        ledger.commit(writes)
+    path = crashed(ledger, tmp_path / "backup")
+    before = expected(story)
+    for writes in story.commits(3):
+        ledger.commit(writes)
+    if witness == "is missing":
+        path.with_name(FILES[2]).unlink()
+    elif witness == "is of later":
+        shutil.copy(Path(ledger.path).with_name(FILES[2]), path.with_name(FILES[2]))
+    if witness != "is of then":
+        with pytest.raises(LedgerDamaged, match="commits"):
+            opened(path)
+    backup = SqliteLedger(path)
+    renewed = backup.renew()
+    backup.close()
+    snapshot = backup.open()
+    backup.close()
+    assert snapshot.ledger == renewed
+    assert before.sessions
+    devices = [msgspec.structs.replace(device, confirmed=b"", issued=b"") for device in before.devices]
+    assert content(snapshot) == msgspec.structs.replace(before, sessions=[], devices=devices)
+
+
 Harm = Callable[[bytearray, random.Random], bytearray]
 
 
