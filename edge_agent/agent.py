@@ -55,6 +55,9 @@ _COMMIT_WRITES = 1024
 _LOOK_SECONDS = 5.0
 """How often to look whether another program has changed the store without saying so."""
 
+_PRUNE_SECONDS = 600.0
+"""How often to forget ended commands whose retention is over."""
+
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # as ints: an operation on pyzmq's enums takes a microsecond
 _LINGER_MS = 500
 
@@ -98,6 +101,7 @@ class Agent:
         self._state = threading.Condition()
         self._registered = False
         self._failure: BaseException | None = None
+        self._refusal: ConnectionRefused | None = None  # by which the device is in quarantine
         self._ended = False
         self._records: list[Record] = []
         self._sink = StreamSink(self._records.append)
@@ -116,6 +120,7 @@ class Agent:
         self._polled: dict[int, int] = {}
         self._commit_at = math.inf
         self._look_at = 0.0
+        self._prune_at = _clock() + _PRUNE_SECONDS
         self._tick_at = 0.0  # the core's next timer
         self._do: dict[type, Callable[[Any], object]] = {}
 
@@ -148,13 +153,15 @@ class Agent:
             self._thread.join(timeout)
 
     def wait_until_registered(self, timeout: float | None = None) -> None:
-        """Wait until the broker knows this device. Raises TimeoutError, or what has ended the agent."""
+        """Wait until the broker knows this device. Raises TimeoutError, or what has ended the agent, or
+        `ConnectionRefused` while the broker has it in quarantine, which may end.
+        """
         with self._state:
-            self._state.wait_for(lambda: self._registered or self._ended, timeout)
+            self._state.wait_for(lambda: self._registered or self._ended or self._refusal, timeout)
             if self._registered:
                 return
-            if self._failure is not None:
-                raise self._failure
+            if (failure := self._failure or self._refusal) is not None:
+                raise failure
             if self._ended:
                 raise RuntimeError(f"the agent of {self.device} has ended")
         raise TimeoutError(f"{self.device} was not registered at {self._endpoint} within {timeout} s")
@@ -203,9 +210,11 @@ class Agent:
             Send: self._send,
             Log: lambda log: emit(self._log, log),
             e.Assign: lambda one: self._host.assign(one.orders),
-            e.KeepResult: lambda one: shelf.keep(one.ended, one.values, durable=one.durable),
+            e.KeepResult: lambda one: shelf.keep(one.ended, one.values, durable=one.durable, left=one.left),
             e.MarkRecorded: lambda one: shelf.mark_recorded(one.ids),
             e.StartWorker: self._start_worker,
+            e.MarkDeath: lambda one: self._write(lambda: shelf.mark_death(one.id, one.deaths)),
+            e.KillWorker: lambda _: self._host.kill(),
             e.StopWorker: lambda _: self._host.stop(),
             e.LedgerChanged: lambda _: self._write(shelf.mark_unrecorded),
             e.DropValues: lambda one: shelf.drop(one.ids),
@@ -213,12 +222,13 @@ class Agent:
             e.AdoptTensor: self._chores.adopt,
             e.HashFile: self._chores.hash,
             e.KeepBlob: self._keep_blob,
-            e.DropBlobs: lambda one: self._write(lambda: shelf.drop_blobs(one.digests)),
+            e.DropBlobs: lambda one: shelf.drop_blobs(one.digests),
             e.OpenBlobs: lambda one: self._blobs.open(one.endpoint),
             e.FetchBlob: lambda one: self._blobs.fetch(one.digest, one.size),
             e.OfferBlob: lambda one: self._blobs.offer(one.digest, one.source),
-            e.SaveRegistration: lambda one: self._write(lambda: shelf.save_registration(one.token, one.ledger)),
+            e.SaveRegistration: self._save_registration,
             e.Reconnect: lambda _: self._said.append(self._broker.drop(registered=self._core.registered, now=_clock())),
+            e.Quarantined: self._quarantined,
             e.GiveUp: self._give_up,
         }
 
@@ -297,6 +307,9 @@ class Agent:
             self._look_at = now + _LOOK_SECONDS
             if self._shelf.look():
                 self._handle(e.StoreChanged())
+            if now >= self._prune_at:
+                self._prune_at = now + _PRUNE_SECONDS
+                self._shelf.prune()
         if now >= self._tick_at:
             self._handle(Tick())
         self._handle(BatchEnded())
@@ -345,6 +358,8 @@ class Agent:
             else:
                 self._log.error("store_write_failed", reason=end.failure.message, commands=len(end.batch.ended))
                 self._handle(e.KeepFailed(ids=tuple(end.batch.durable), failure=end.failure))
+                for digest in end.batch.blobs:
+                    self._handle(e.BlobUnkept(digest=digest, failure=end.failure))
                 self._handle(BatchEnded())
         if kept:
             self._handle(e.Kept(ids=tuple(kept)))
@@ -360,10 +375,17 @@ class Agent:
         return ""
 
     def _keep_blob(self, one: e.KeepBlob) -> None:
-        why = self._write(lambda: self._shelf.keep_blob(one.digest, one.source, manifest=one.manifest))
-        if why:
-            failure = m.Failure(code="StoreFull", message=f"the store could not be written: {why}")
+        try:
+            self._shelf.keep_blob(one.digest, one.source, manifest=one.manifest)
+        except OSError as error:  # its file could not be moved; what fails later, `_commit` tells
+            self._log.error("store_write_failed", reason=str(error))
+            failure = m.Failure(code="StoreFull", message=f"the store could not be written: {error}")
             self._said.append(e.BlobUnkept(digest=one.digest, failure=failure))
+
+    def _save_registration(self, one: e.SaveRegistration) -> None:
+        if self._write(lambda: self._shelf.save_registration(one.token, one.ledger)):
+            # To go on would confirm a token that the next start of this agent does not have: a copy, for the broker.
+            self._said.append(self._broker.drop(registered=False, now=_clock()))
 
     def _say(self, event: e.AgentEvent) -> None:
         """Hand in an event; any thread may call."""
@@ -379,6 +401,8 @@ class Agent:
     def _tell_state(self, *, ended: bool = False) -> None:
         with self._state:
             self._registered = self._core.registered and not ended
+            if self._registered:
+                self._refusal = None
             self._ended = self._ended or ended
             self._state.notify_all()
 
@@ -404,6 +428,11 @@ class Agent:
             records = self._records[:]
             self._records.clear()
             self._send(Send(message=m.LogRecords(records=records)))
+
+    def _quarantined(self, instruction: e.Quarantined) -> None:
+        with self._state:
+            self._refusal = ConnectionRefused(m.RefusalCode.STALE_TOKEN, instruction.reason)
+            self._state.notify_all()
 
     def _give_up(self, instruction: e.GiveUp) -> None:
         kind = VersionRefused if instruction.code == m.RefusalCode.VERSION else ConnectionRefused

@@ -23,9 +23,10 @@ from edge_agent.core_blobs import BlobWants
 from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk
 from edge_agent.core_fetch import Fetches
 from edge_agent.core_link import Link
+from edge_agent.core_quota import Quota
 from edge_agent.core_runs import Runs
 from edge_agent.core_tags import TagIndex
-from edge_agent.jobs import JobFailed, JobFinished, PlanLoaded, PlanRefused, WorkerReady, WorkerUnfit
+from edge_agent.jobs import JobFailed, JobFinished, JobProgress, PlanLoaded, PlanRefused, WorkerReady, WorkerUnfit
 
 if TYPE_CHECKING:
     import random
@@ -61,9 +62,10 @@ class AgentCore:
         self._reannounce = False
         self._link = Link(desk, config, rng, device=device, store_id=store_id, boot=boot, token=token, ledger=ledger)
         self._tags = TagIndex(catalog)
-        self._blobs = BlobWants(desk, catalog, config)
+        quota = Quota(desk, catalog, config.store_quota)
+        self._blobs = BlobWants(desk, catalog, quota, config)
         self._runs = runs = Runs(
-            desk, catalog, self._blobs, self._link, self._tags, config, device=device, store_id=store_id
+            desk, catalog, self._blobs, self._link, self._tags, quota, config, device=device, store_id=store_id
         )
         self._fetches = Fetches(desk, catalog, runs.producing)
         self._events: dict[type, Callable[[Any], None]] = {
@@ -78,9 +80,10 @@ class AgentCore:
             PlanRefused: runs.plan_refused,
             JobFinished: runs.job_finished,
             JobFailed: runs.job_failed,
+            JobProgress: runs.job_progress,
             e.WorkerDied: runs.worker_died,
-            e.Kept: runs.kept,
-            e.KeepFailed: runs.keep_failed,
+            e.Kept: runs.ends.kept,
+            e.KeepFailed: runs.ends.keep_failed,
             e.TensorAdopted: runs.tensor_adopted,
             e.TensorUnfit: runs.tensor_unfit,
             e.BlobArrived: self._blobs.arrived,
@@ -147,7 +150,7 @@ class AgentCore:
         if isinstance(body, m.Invoke | m.Put):
             self._runs.take(body, message.digest, frames)
         elif isinstance(body, m.Release):
-            self._runs.release(body.ids)
+            self._runs.ends.release(body.ids)
         elif isinstance(body, m.Cancel):
             self._runs.cancel(body.id)
         else:
@@ -160,7 +163,6 @@ class AgentCore:
         if new_ledger:
             self._desk.do(e.LedgerChanged())
         self._hear_log_level(message.log_level)
-        self._link.announce(self._tags.whole())
         self._reannounce = True
         self._runs.arguments.registered()
         self._blobs.registered()
@@ -197,7 +199,7 @@ class AgentCore:
         self._runs.worker.stop()
 
     def _tick(self, _event: Tick) -> None:
-        self._link.tick(self._runs.running())
+        self._link.tick(self._runs.running)
         self._runs.tick()
 
     def _batch_ended(self, _event: BatchEnded) -> None:
@@ -209,6 +211,7 @@ class AgentCore:
             for ended in self._catalog.unrecorded():
                 if not self._runs.live(ended.id):
                     self._link.announce(*announcement(self._catalog, ended))
+            self._link.announce(self._tags.whole())  # last: it says that there is no more
         self._link.flush()
         self._runs.arguments.flush(registered=registered)
         self._blobs.flush(registered=registered)

@@ -14,7 +14,7 @@ from edge_agent.core_blobs import BlobWants
 from edge_agent.core_commands import Command
 from edge_agent.core_desk import WARNING, AgentConfig, Desk, failure
 from edge_agent.effects import AdoptTensor, DropFiles
-from edge_agent.jobs import Operand, as_source
+from edge_agent.jobs import File, Operand, Source, as_source
 
 __all__ = ["Arguments"]
 
@@ -56,7 +56,7 @@ class Arguments:
         self._needs: dict[bytes, _Need] = {}
         self._uses: dict[bytes, int] = {}
         self._releasing: set[bytes] = set()
-        self._borrowed: OrderedDict[bytes, tuple[bytes | str, int]] = OrderedDict()  # and its size
+        self._borrowed: OrderedDict[bytes, tuple[Source, int]] = OrderedDict()  # and its size
         self._borrowed_bytes = 0
 
     # ------------------------------------------------------------------------------------------- taking a command
@@ -115,23 +115,27 @@ class Arguments:
                     return argument_failed(
                         argument, failure("UnknownResult", f"{argument.hex()} is not on this device any more")
                     )
-                operands.append(as_source(source))
+                operands.append(source)
             elif argument is None:
                 operands.append(bytes(next(frames)))
             elif isinstance(argument, list):
                 found = self._catalog.with_tags(argument)
                 if len(found) != 1:
                     return _tag_failure(argument, len(found))
-                operands.append(as_source(found[0].source))
+                operands.append(as_source(found[0].source, found[0].check))
             else:
                 operands.append(argument)
         return operands
 
-    def source(self, id: bytes) -> bytes | str | None:
+    def uses(self, id: bytes) -> bool:
+        """Whether a command that has not ended names ``id``."""
+        return id in self._uses
+
+    def source(self, id: bytes) -> Source | None:
         """Where the value of ``id`` is."""
         held = self._catalog.find(id)
         if held is not None:
-            return held.source
+            return as_source(held.source, held.check)
         borrowed = self._borrowed.get(id)
         if borrowed is None:
             return None
@@ -212,7 +216,7 @@ class Arguments:
         """A value of another device is here as a file. False: nobody waits for it."""
         if held.id not in self._needs:
             return False
-        self._borrow(held.id, held.source, held.nbytes)
+        self._borrow(held.id, as_source(held.source, held.check), held.nbytes)
         return True
 
     def unfit(self, id: bytes, why: m.Failure) -> bool:
@@ -221,7 +225,7 @@ class Arguments:
         self.without_value(id, why)
         return waited
 
-    def _borrow(self, id: bytes, source: bytes | str, size: int) -> None:
+    def _borrow(self, id: bytes, source: Source, size: int) -> None:
         self._borrowed[id] = source, size
         self._borrowed_bytes += size
         self.here(id)
@@ -235,8 +239,8 @@ class Arguments:
     def _return(self, id: bytes) -> None:
         source, size = self._borrowed.pop(id)
         self._borrowed_bytes -= size
-        if isinstance(source, str):
-            self._desk.do(DropFiles(paths=[source]))
+        if isinstance(source, File):
+            self._desk.do(DropFiles(paths=[source.path]))
 
     # ------------------------------------------------------------------------------------------- release
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from broker.protocol import messages as m
 from edge_agent.catalog import Catalog
 from edge_agent.core_desk import WARNING, AgentConfig, Desk, failure
+from edge_agent.core_quota import Quota
 from edge_agent.effects import BlobArrived, BlobFailed, DropFiles, FetchBlob
 
 __all__ = ["BlobWants", "Receiver"]
@@ -37,15 +38,18 @@ class BlobWants:
     channel.
     """
 
-    def __init__(self, desk: Desk, catalog: Catalog, config: AgentConfig) -> None:
+    def __init__(self, desk: Desk, catalog: Catalog, quota: Quota, config: AgentConfig) -> None:
         self._desk = desk
+        self._quota = quota
         self._catalog = catalog
         self._config = config
         self._wanted: dict[bytes, _Wanted] = {}
 
-    def want(self, digest: bytes, receiver: Receiver, *, size: int | None = None) -> None:
-        """Get a blob. ``size``, where it is known, saves the question to the broker."""
-        here = self._catalog.blob(digest)
+    def want(self, digest: bytes, receiver: Receiver, *, size: int | None = None, anew: bool = False) -> None:
+        """Get a blob. ``size``, where it is known, saves the question to the broker. ``anew``: what is in the store is
+        damaged, and about to be dropped.
+        """
+        here = None if anew else self._catalog.blob(digest)
         if here is not None:
             receiver(digest, here)
             return
@@ -128,6 +132,10 @@ class BlobWants:
 
     def _fetch(self, digest: bytes, wanted: _Wanted, size: int) -> None:
         wanted.fetching, wanted.size = True, size
+        why = self._quota.room_for([size])
+        if why is not None:
+            self._give(digest, why)
+            return
         self._desk.do(FetchBlob(digest=digest, size=size))
 
     def _give(self, digest: bytes, result: bytes | str | m.Failure) -> None:

@@ -18,6 +18,7 @@ class Command:
     ``order`` is its place among all commands taken. ``missing``: how many of its arguments are not here yet.
     ``dropped``: which of its results were released before it ended. ``ids``: all its results, if they are more than
     one. ``event``: what will be announced once it is on the disk. ``deaths``: how many workers died of it.
+    ``progress``: how far the worker is with it, 0 to 1; -1: nobody knows.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class Command:
         "order",
         "outputs",
         "plan",
+        "progress",
         "session",
         "step",
         "story",
@@ -55,6 +57,7 @@ class Command:
         self.missing = 0
         self.job = 0
         self.deaths = 0
+        self.progress = -1.0
         self.dropped: set[bytes] | None = None
         self.ids: list[bytes] | None = None
         self.event: m.Event | None = None

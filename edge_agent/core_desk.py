@@ -10,9 +10,9 @@ from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Failure, Frame, LogValue, Message
 from edge_agent.effects import AgentInstruction
 
-__all__ = ["DEBUG", "INFO", "WARNING", "AgentConfig", "Desk", "failure"]
+__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "AgentConfig", "Desk", "failure"]
 
-DEBUG, INFO, WARNING = 10, 20, 30
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 
 
 class AgentConfig(Struct, frozen=True, kw_only=True):
@@ -38,6 +38,11 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     """How many plans are kept at most."""
     plan_bytes: int = 256 << 20
     """How many bytes the parts of the plans kept may have in all."""
+    store_quota: int = 4 << 30
+    """How many bytes the plans and values of coordinators may have in the store; 0: as many as the disk takes. The
+    owner's own data does not count."""
+    cancel_grace: float = 5.0
+    """How long a cancelled plan may take to come to the end of an op, before the worker is ended."""
     borrowed_count: int = 256
     """How many values of other devices are kept at most, for further commands that name them."""
     borrowed_bytes: int = 16 << 20

@@ -20,16 +20,26 @@ __all__ = ["Fetches"]
 _HASHES = 1024
 """How many digests of files are remembered."""
 
+_TINY = 1024
+"""Up to how many bytes a value always rides in the message, however many there are."""
+
 
 class _Request:
-    """One `Fetch` that is not answered yet."""
+    """One `Fetch` that is not answered yet.
 
-    __slots__ = ("ids", "offered", "r")
+    ``found``: what was found for the first of its ids; the next is waited for, and so nothing is looked at twice.
+    ``blobs``: the places whose values go as blobs, once all are found, until the broker has them.
+    """
+
+    __slots__ = ("blobs", "found", "ids", "offered", "outcomes", "r")
 
     def __init__(self, message: m.Fetch) -> None:
         self.r = message.r
         self.ids = message.ids
+        self.found: list[Held | m.Failure] = []
         self.offered: set[bytes] = set()
+        self.blobs: dict[int, Held] | None = None
+        self.outcomes: dict[int, m.Outcome] = {}
 
 
 class Fetches:
@@ -54,9 +64,11 @@ class Fetches:
             self._answer(self._requests[message.r])
 
     def ended(self) -> None:
-        """A command of this device has ended: perhaps one that is waited for."""
-        for request in list(self._requests.values()):
-            self._answer(request)
+        """Commands of this device may have ended: perhaps one that is waited for."""
+        if self._requests:
+            for request in list(self._requests.values()):
+                if request.blobs is None:
+                    self._answer(request)
 
     def hashed(self, event: FileHashed) -> None:
         """The digest of a file is known."""
@@ -68,14 +80,17 @@ class Fetches:
         else:
             self._desk.log(WARNING, "tensor_file_lost", result=event.id.hex())
             self._blobs[event.id] = b"", 0
-        self.ended()
+        for request in list(self._requests.values()):
+            if request.blobs is not None and any(held.id == event.id for held in request.blobs.values()):
+                self._answer(request)
 
     def offered(self, event: BlobOffered) -> None:
         """The broker has a blob now."""
         self._offering.pop(event.digest, None)
-        for request in self._requests.values():
+        for request in list(self._requests.values()):
             request.offered.add(event.digest)
-        self.ended()
+            if request.blobs is not None:
+                self._answer(request)
 
     def failed(self, event: BlobFailed) -> None:
         """The broker could not pull a blob: it will fetch again, if it still wants it."""
@@ -92,28 +107,57 @@ class Fetches:
         self._offering.clear()
 
     def _answer(self, request: _Request) -> None:
-        found = [self._look(id) for id in request.ids]
-        if any(one is None for one in found):
+        """Go on with a request, as far as it goes now."""
+        found, ids = request.found, request.ids
+        while len(found) < len(ids):
+            one = self._look(ids[len(found)])
+            if one is None:
+                return
+            found.append(one)
+        blobs = request.blobs
+        if blobs is None:
+            blobs = request.blobs = self._too_large(found)
+        for place, held in list(blobs.items()):
+            outcome = self._as_blob(request, held)
+            if outcome is not None:
+                request.outcomes[place] = outcome
+                del blobs[place]
+        if blobs:
             return
         outcomes: list[m.Outcome] = []
         frames: list[m.Frame] = []
-        room = m.INLINE_TENSORS_BYTES
-        whole = True
-        for id, one in zip(request.ids, found, strict=True):
-            if isinstance(one, m.Failure):
+        for place, (id, one) in enumerate(zip(ids, found, strict=True)):
+            if (outcome := request.outcomes.get(place)) is not None:
+                outcomes.append(outcome)
+            elif isinstance(one, m.Failure):
                 outcomes.append(m.Outcome(id=id, failure=one))
-            elif isinstance(one, Held) and isinstance(one.source, bytes) and one.nbytes <= room:
-                room -= one.nbytes
-                frames.append(one.source)
+            elif isinstance(one.source, bytes):
                 outcomes.append(m.Outcome(id=id))
-            elif isinstance(one, Held):
-                outcome = self._as_blob(request, one)
-                whole = whole and outcome is not None
-                if outcome is not None:
-                    outcomes.append(outcome)
-        if whole:
-            del self._requests[request.r]
-            self._desk.send(m.Values(r=request.r, outcomes=outcomes), tuple(frames))
+                frames.append(one.source)
+        del self._requests[request.r]
+        self._desk.send(m.Values(r=request.r, outcomes=outcomes), tuple(frames))
+
+    def _too_large(self, found: list[Held | m.Failure]) -> dict[int, Held]:
+        """The places of the values that do not fit into the message: files, and the largest of the others.
+
+        A blob takes a transfer of its own, so the small values have the room first.
+        """
+        room = m.INLINE_TENSORS_BYTES
+        blobs: dict[int, Held] = {}
+        small: list[tuple[int, int]] = []
+        for place, one in enumerate(found):
+            if isinstance(one, Held):
+                if isinstance(one.source, bytes):
+                    small.append((one.nbytes, place))
+                else:
+                    blobs[place] = one
+        for nbytes, place in sorted(small):
+            held = found[place]
+            # Those of a few hundred bytes always ride: a transfer would cost more than they do.
+            if nbytes > room and nbytes > _TINY and isinstance(held, Held):
+                blobs[place] = held
+            room -= nbytes
+        return blobs
 
     def _look(self, id: bytes) -> Held | m.Failure | None:
         held = self._catalog.find(id)
@@ -147,12 +191,12 @@ class Fetches:
         if known is None:
             if held.id not in self._hashing:
                 self._hashing.add(held.id)
-                self._desk.do(HashFile(id=held.id, path=str(source)))
+                self._desk.do(HashFile(id=held.id, path=str(source), check=held.check))
             return None
         digest, size = known
         if not digest:
             del self._blobs[held.id]
-            said = f"the file of {held.id.hex()} cannot be read any more"
+            said = f"the file of {held.id.hex()} cannot be read any more, or was altered"
             return m.Outcome(id=held.id, failure=failure("ResultLost", said))
         if digest in request.offered:
             return m.Outcome(id=held.id, blob=digest, size=size)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from broker.protocol import messages as m
 from broker.protocol.streams import Inbox, Outbox, Verdict
-from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk
-from edge_agent.effects import GiveUp, OpenBlobs, Reconnect, SaveRegistration
+from edge_agent.core_desk import ERROR, INFO, WARNING, AgentConfig, Desk
+from edge_agent.effects import GiveUp, OpenBlobs, Quarantined, Reconnect, SaveRegistration
 from edge_agent.transitions import LINK, LinkStep, advance
 
 if TYPE_CHECKING:
@@ -31,7 +31,11 @@ saved for most commands, since their results are announced about as soon.
 SILENCE = 3.0
 """After how many heartbeat intervals without a word from the broker the connection is taken for dead."""
 
-_FATAL = frozenset({m.RefusalCode.VERSION, m.RefusalCode.STALE_TOKEN, m.RefusalCode.NOT_ALLOWED, m.RefusalCode.FENCED})
+QUARANTINE_SECONDS = 60.0
+QUARANTINE_MAX = 3600.0
+"""How long a device in quarantine waits before it asks again, doubled each time; and how long at most."""
+
+_FATAL = frozenset({m.RefusalCode.VERSION, m.RefusalCode.NOT_ALLOWED, m.RefusalCode.FENCED})
 
 
 class Link:
@@ -66,6 +70,8 @@ class Link:
         self._beat_at = 0.0
         self._register_at = 0.0
         self._attempts = 0
+        self._quarantines = 0  # how often in a row the broker has said that we are a copy
+        self._quarantined_until = 0.0
         self._welcomed = False  # whether the broker has ever taken us, since this agent started
         self._inbox = Inbox()
         self._outbox: Outbox[tuple[m.Event, tuple[m.Frame, ...]]] = Outbox()
@@ -87,7 +93,10 @@ class Link:
         if self.step is LinkStep.DOWN:
             self._move(LinkStep.REGISTERING)
             self._attempts = 0
-            self._register()
+            if self._desk.now < self._quarantined_until:
+                self._register_at = self._quarantined_until
+            else:
+                self._register()
 
     def down(self) -> None:
         """The connection is gone."""
@@ -117,12 +126,13 @@ class Link:
             return None
         self._move(LinkStep.REGISTERED)
         self._welcomed = True
+        self._quarantines = 0
         new_ledger = message.ledger != self._ledger and self._ledger != b""
         self._ledger, self._token, self._epoch = message.ledger, message.token, message.epoch
         self._interval = message.heartbeat_ms / 1000 or self._config.heartbeat_seconds
         self._beat_at = self._desk.now + self._jittered(self._interval)
         self._inbox = Inbox(message.first - 1 if message.first else 0)
-        self._outbox = Outbox()
+        self._outbox = Outbox(first=self._outbox.last + 1)
         self._taken_at, self._told = None, self._inbox.taken
         self._desk.do(SaveRegistration(token=message.token, ledger=message.ledger))
         if message.blobs:
@@ -142,12 +152,24 @@ class Link:
         self._desk.log(WARNING, "agent_refused", code=message.code, reason=message.reason)
         if self.step is not LinkStep.REGISTERING:
             return
+        if message.code == m.RefusalCode.STALE_TOKEN:
+            self._quarantine(message.reason)
+            return
         duplicate = message.code == m.RefusalCode.DUPLICATE_DEVICE
         if message.code in _FATAL or (duplicate and not self._welcomed):
             self._desk.do(GiveUp(code=message.code, reason=message.reason))
             return
         # Our own older connection may still look alive to the broker, or the broker is full: come again later.
         self._register_at = self._desk.now + self._jittered(self._interval)
+
+    def _quarantine(self, reason: str) -> None:
+        """Our store is a copy of another one, or an old state of itself: the broker's operator decides. Ask seldom."""
+        wait = self._jittered(min(QUARANTINE_SECONDS * (1 << min(self._quarantines, 10)), QUARANTINE_MAX))
+        self._quarantines += 1
+        self._attempts = 0
+        self._register_at = self._quarantined_until = self._desk.now + wait
+        self._desk.log(ERROR, "device_quarantined", device=self._device, reason=reason, again_in=round(wait))
+        self._desk.do(Quarantined(reason=reason))
 
     def _register(self) -> None:
         self._desk.send(
@@ -161,6 +183,7 @@ class Link:
                 taken=self._inbox.taken,
                 runtimes=list(self._config.runtimes),
                 labels=dict(self._config.labels),
+                first=self._outbox.last + 1,
             )
         )
         self._register_at = self._desk.now + self._jittered(REGISTER_PATIENCE * (1 << self._attempts))
@@ -208,7 +231,7 @@ class Link:
             self._interval = message.heartbeat_ms / 1000
             self._beat_at = min(self._beat_at, self._desk.now + self._jittered(self._interval))
 
-    def tick(self, running: Iterable[bytes]) -> None:
+    def tick(self, running: Callable[[], dict[bytes, float]]) -> None:
         """Time has passed: heartbeats, retries."""
         now = self._desk.now
         if self.step is LinkStep.REGISTERING and now >= self._register_at:
@@ -225,7 +248,7 @@ class Link:
                 self._desk.do(Reconnect(reason="silent"))
             elif now >= self._beat_at:
                 self._beat_at = now + self._jittered(self._interval)
-                self._desk.send(m.Heartbeat(running=dict.fromkeys(running, -1.0)))
+                self._desk.send(m.Heartbeat(running=running()))
 
     def next_timer(self) -> float | None:
         """When `tick` or `flush` is due by the passing of time alone."""

@@ -10,6 +10,7 @@ from broker.protocol.messages import Failure
 from edge_agent.catalog import Catalog
 from edge_agent.core_blobs import BlobWants
 from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk, failure
+from edge_agent.core_quota import Quota
 from edge_agent.effects import DropBlobs, KeepBlob
 from edge_agent.jobs import LoadPlan, PlanLoaded, PlanRefused, Source, as_source
 from edge_agent.plan.errors import PlanMalformed
@@ -19,12 +20,30 @@ from edge_agent.transitions import PLAN, PlanStep, advance
 __all__ = ["Plan", "Plans"]
 
 
+_REPAIRS = 2
+"""How often parts of a plan that are found damaged are fetched again, before it is refused."""
+
+
 class Plan:
     """One plan. ``uses`` counts the commands that name it and have not ended; ``deaths`` the workers that died of
-    loading it.
+    loading it, ``repairs`` how often a part was fetched again that was found damaged.
     """
 
-    __slots__ = ("counted", "deaths", "failure", "final", "id", "key", "lacking", "manifest", "manifest_bytes", "step", "uses", "variant")
+    __slots__ = (
+        "counted",
+        "deaths",
+        "failure",
+        "final",
+        "id",
+        "key",
+        "lacking",
+        "manifest",
+        "manifest_bytes",
+        "repairs",
+        "step",
+        "uses",
+        "variant",
+    )
 
     def __init__(self, id: bytes, variant: bytes | None = None) -> None:
         self.id = id
@@ -37,6 +56,7 @@ class Plan:
         self.counted = False
         self.uses = 0
         self.deaths = 0
+        self.repairs = 0
         self.failure: Failure | None = None
         self.final = False
 
@@ -65,9 +85,16 @@ class Plans:
     """
 
     def __init__(
-        self, desk: Desk, catalog: Catalog, blobs: BlobWants, config: AgentConfig, changed: Callable[[Plan], None]
+        self,
+        desk: Desk,
+        catalog: Catalog,
+        blobs: BlobWants,
+        quota: Quota,
+        config: AgentConfig,
+        changed: Callable[[Plan], None],
     ) -> None:
         self._desk = desk
+        self._quota = quota
         self._catalog = catalog
         self._blobs = blobs
         self._config = config
@@ -152,8 +179,20 @@ class Plans:
     def refused(self, answer: PlanRefused) -> None:
         """The worker does not take it."""
         plan = self._plans.get(answer.plan)
-        if plan is not None and plan.step is PlanStep.LOADING:
-            self.refuse(plan, answer.failure)
+        if plan is None or plan.step is not PlanStep.LOADING:
+            return
+        why = answer.failure
+        if why.code == "PartDamaged" and plan.repairs < _REPAIRS:
+            part = bytes.fromhex(str(why.details["part"]))
+            self._desk.log(WARNING, "plan_part_damaged", plan=plan.id.hex(), part=part.hex())
+            plan.repairs += 1
+            plan.move(PlanStep.HERE)
+            plan.move(PlanStep.ASKED)
+            self._desk.do(DropBlobs(digests=[part]))
+            plan.lacking = {part}
+            self._blobs.want(part, lambda digest, result: self._part_arrived(plan, digest, result), anew=True)
+        else:
+            self.refuse(plan, why)
 
     def refuse(self, plan: Plan, why: Failure, *, final: bool = True) -> None:
         """It cannot be run: for good, or until somebody invokes it again."""
@@ -211,15 +250,24 @@ class Plans:
         if why is not None:
             self.refuse(plan, why)
             return
+        why = self._quota.room_for([len(result)])
+        if why is not None:
+            self.refuse(plan, why, final=False)
+            return
         self._desk.do(KeepBlob(digest=plan.id, source=result, manifest=True))
         self._ask(plan)
 
     def _part_arrived(self, plan: Plan, digest: bytes, result: bytes | str | Failure) -> None:
         if plan.step is not PlanStep.ASKED:
             return
+        if isinstance(result, bytes) and self._catalog.blob(digest) is None:
+            result = self._quota.room_for([len(result)]) or result
         if isinstance(result, Failure):
             said = f"plan {plan.id.hex()} is not whole: {result.message}"
-            self.refuse(plan, failure("PlanNotFound", said, plan=plan.id.hex()), final=False)
+            code = "StoreFull" if result.code == "StoreFull" else "PlanNotFound"
+            self.refuse(
+                plan, Failure(code=code, message=said, details={**result.details, "plan": plan.id.hex()}), final=False
+            )
             return
         if self._catalog.blob(digest) is None:
             self._desk.do(KeepBlob(digest=digest, source=result))
@@ -240,13 +288,19 @@ class Plans:
         for plan in list(self._plans.values()):
             if len(self._plans) <= self._config.plan_count and self._bytes <= self._config.plan_bytes:
                 return
-            if plan.uses or plan.step is PlanStep.LOADING:
-                continue
-            if plan.step is PlanStep.LOADED:
-                self._unloads.append(plan.key)
-            self._forget(plan)
+            if not plan.uses and plan.step is not PlanStep.LOADING:
+                self._forget(plan)
 
-    def _forget(self, plan: Plan) -> None:
+    def evict_one(self) -> int:
+        """Forget the plan that was used least recently; how many bytes that frees, 0 if none can go."""
+        for plan in list(self._plans.values()):
+            if not plan.uses and plan.step is not PlanStep.LOADING and (freed := self._forget(plan)):
+                return freed
+        return 0
+
+    def _forget(self, plan: Plan) -> int:
+        if plan.step is PlanStep.LOADED:
+            self._unloads.append(plan.key)
         del self._plans[plan.key]
         gone = [plan.id]
         for part in plan.parts if plan.counted else ():
@@ -255,5 +309,7 @@ class Plans:
                 del self._sharers[part]
                 self._bytes -= self._catalog.blob_size(part)
                 gone.append(part)
+        freed = sum(self._catalog.blob_size(digest) for digest in gone)
         self._desk.do(DropBlobs(digests=gone))
         self._desk.log(INFO, "plan_evicted", plan=plan.id.hex())
+        return freed

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from broker.protocol import messages as m
-from broker.protocol.errors import ProtocolError, TensorRefused
+from broker.protocol.errors import ProtocolError
 from broker.protocol.ids import nth
-from broker.protocol.tensors import inspect
 from edge_agent import effects as e
-from edge_agent.catalog import Catalog, Ended, Held, announcement
+from edge_agent.catalog import Catalog, Held, announcement
 from edge_agent.core_arguments import Arguments
 from edge_agent.core_blobs import BlobWants
 from edge_agent.core_commands import Command, StartQueue
 from edge_agent.core_desk import DEBUG, WARNING, AgentConfig, Desk, failure
+from edge_agent.core_ends import Ends
 from edge_agent.core_link import Link
 from edge_agent.core_plans import Plan, Plans
+from edge_agent.core_puts import Puts
+from edge_agent.core_quota import Quota
 from edge_agent.core_tags import TagIndex
 from edge_agent.core_worker import WorkerDesk
-from edge_agent.jobs import CancelJob, File, JobFailed, JobFinished, PlanLoaded, PlanRefused, RunJob, UnloadPlan
+from edge_agent.jobs import File, JobFailed, JobFinished, JobProgress, PlanLoaded, PlanRefused, RunJob, UnloadPlan
 from edge_agent.transitions import PlanStep, Step
 
 __all__ = ["Runs"]
@@ -40,6 +42,7 @@ class Runs:
         blobs: BlobWants,
         link: Link,
         tags: TagIndex,
+        quota: Quota,
         config: AgentConfig,
         *,
         device: str,
@@ -47,9 +50,7 @@ class Runs:
     ) -> None:
         self._desk = desk
         self._catalog = catalog
-        self._blobs = blobs
         self._link = link
-        self._tags = tags
         self._max_deaths = config.worker_deaths
         self._device = device
         self._own = store_id[:8]
@@ -58,24 +59,37 @@ class Runs:
         self._queue = StartQueue()
         self._failing: deque[tuple[Command, m.Failure]] = deque()  # what follows from other failures
         self._expires_at: float | None = None  # no queued command's deadline is earlier
-        self._plans = Plans(desk, catalog, blobs, config, self._plan_changed)
+        self._plans = Plans(desk, catalog, blobs, quota, config, self._plan_changed)
         self.producing: dict[bytes, Command] = {}
         """Which command will make which id."""
         self.arguments = Arguments(
             desk, catalog, blobs, config, self._complete, lambda command, why: self._failing.append((command, why))
         )
         self.worker = WorkerDesk(desk, config)
+        self.ends = Ends(
+            desk,
+            link,
+            tags,
+            quota,
+            self.arguments,
+            self._plans,
+            self._queue,
+            commands=self._commands,
+            producing=self.producing,
+            failing=self._failing,
+        )
+        self._puts = Puts(desk, blobs, self.ends.store, self.ends.fail)
+        quota.evict_plan, quota.drop, quota.used = self._plans.evict_one, self.ends.drop, self.arguments.uses
 
     def live(self, id: bytes) -> bool:
         """Whether the command has not ended yet, or its end is on the way to the disk."""
         command = self._commands.get(id)
         return command is not None and not command.ended
 
-    def running(self) -> Iterator[bytes]:
-        """The ids of the invocations that the worker has."""
-        return (
-            one.id for one in self.worker.under_way.values() if isinstance(one, Command) and one.step is Step.RUNNING
-        )
+    def running(self) -> dict[bytes, float]:
+        """The invocations that the worker has, and how far each is: 0 to 1; -1: nobody knows."""
+        under_way = self.worker.under_way.values()
+        return {one.id: one.progress for one in under_way if isinstance(one, Command) and one.step is Step.RUNNING}
 
     def recorded(self, ids: Iterable[bytes]) -> None:
         """The broker has these on record: they are done with."""
@@ -100,15 +114,18 @@ class Runs:
         if desk.log_level <= DEBUG:
             desk.log(DEBUG, "invocation_taken", result=body.id.hex(), kind=type(body).__name__)
         why = self.arguments.take(command, self.producing) if isinstance(body, m.Invoke) else None
+        command.deaths = self._catalog.deaths(body.id)
+        if command.deaths >= self._max_deaths:
+            why = self._died_of(command, "before the agent was started again")
         why = why or self._claim(command)
         if why is not None:
-            self._fail(command, why)
+            self.ends.fail(command, why)
         elif isinstance(body, m.Put):
-            self._take_put(command, body)
+            self._puts.take(command, body)
         else:
             plan = command.plan = self._plans.use(body.plan, body.variant)
             if plan.failure is not None and plan.step is PlanStep.REFUSED:
-                self._fail(command, plan.failure)
+                self.ends.fail(command, plan.failure)
             elif command.missing:
                 command.move(Step.WAITING_ARGUMENTS)
             else:
@@ -159,49 +176,12 @@ class Runs:
         command.move(Step.READY if command.plan.step is PlanStep.LOADED else Step.WAITING_PLAN)
         self._queue.push(command)
 
-    def _take_put(self, command: Command, body: m.Put) -> None:
-        if body.blob is not None:
-            command.move(Step.WAITING_ARGUMENTS)
-            self._blobs.want(body.blob, lambda _digest, result: self._put_arrived(command, result))
-            return
-        if len(command.frames) != 1:
-            self._fail(
-                command, failure("ArgumentMismatch", f"expected one tensor with the command, got {len(command.frames)}")
-            )
-            return
-        try:
-            header = inspect(command.frames[0])
-        except TensorRefused as error:
-            self._fail(command, failure("TensorRefused", str(error)))
-            return
-        held = Held(
-            id=body.id,
-            dtype=header.dtype,
-            shape=header.shape,
-            nbytes=header.nbytes,
-            source=bytes(command.frames[0]),
-            tags=tuple(body.tags),
-            description=body.description,
-        )
-        self._store(command, (held,))
-
-    def _put_arrived(self, command: Command, result: bytes | str | m.Failure) -> None:
-        if command.step is not Step.WAITING_ARGUMENTS:
-            return
-        if isinstance(result, m.Failure):
-            self._fail(command, result)
-            return
-        body = command.body
-        assert isinstance(body, m.Put)
-        tags, description = tuple(body.tags), body.description
-        self._desk.do(e.AdoptTensor(id=body.id, source=result, tags=tags, description=description, blob=body.blob))
-
     def tensor_adopted(self, event: e.TensorAdopted) -> None:
         """A large tensor is in the store: that of a `Put`, or an argument from elsewhere."""
         held = event.held
         command = self._commands.get(held.id)
         if command is not None and command.step is Step.WAITING_ARGUMENTS:
-            self._store(command, (held,))
+            self.ends.store(command, (held,))
         elif not self.arguments.adopted(held) and isinstance(held.source, str):
             self._desk.do(e.DropFiles(paths=[held.source]))
 
@@ -209,7 +189,7 @@ class Runs:
         """What was to be a tensor is none."""
         command = self._commands.get(event.id)
         if command is not None and command.step is Step.WAITING_ARGUMENTS:
-            self._fail(command, event.failure)
+            self.ends.fail(command, event.failure)
         else:
             self.arguments.unfit(event.id, event.failure)
 
@@ -217,7 +197,7 @@ class Runs:
 
     def flush(self) -> None:
         """The batch has ended: give the worker what it has room for."""
-        self._fail_all()
+        self.ends.fail_all()
         queue, worker = self._queue, self.worker
         if queue:
             if worker.up:
@@ -225,7 +205,7 @@ class Runs:
             else:
                 worker.wanted()
         worker.flush()
-        self._fail_all()
+        self.ends.fail_all()
 
     def _start(self) -> None:
         queue, worker = self._queue, self.worker
@@ -246,7 +226,7 @@ class Runs:
         assert plan is not None
         assert isinstance(body, m.Invoke)
         if command.deadline <= self._desk.now:
-            self._expire(command)
+            self.ends.expire(command)
             return
         if plan.step is not PlanStep.LOADED:
             if command.step is Step.READY:
@@ -255,11 +235,11 @@ class Runs:
             return
         operands = self.arguments.operands(command)
         if isinstance(operands, m.Failure):
-            self._fail(command, operands)
+            self.ends.fail(command, operands)
             return
         if plan.manifest is not None and len(plan.manifest.outputs) != command.outputs:
             said = f"expected a plan of {command.outputs} outputs, got one of {len(plan.manifest.outputs)}"
-            self._fail(command, failure("ArgumentMismatch", said, plan=plan.id.hex()))
+            self.ends.fail(command, failure("ArgumentMismatch", said, plan=plan.id.hex()))
             return
         if command.step is Step.WAITING_PLAN:
             command.move(Step.READY)
@@ -267,7 +247,13 @@ class Runs:
         command.job = n = self.worker.number(command)
         self.worker.order(
             RunJob(
-                n=n, plan=plan.key, id=command.id, args=operands, outputs=command.outputs, seed=body.seed, fold=body.fold
+                n=n,
+                plan=plan.key,
+                id=command.id,
+                args=operands,
+                outputs=command.outputs,
+                seed=body.seed,
+                fold=body.fold,
             )
         )
         if self._desk.log_level <= DEBUG:
@@ -315,6 +301,7 @@ class Runs:
                 shape=tuple(output.shape),
                 nbytes=output.nbytes,
                 source=output.source.path if isinstance(output.source, File) else output.source,
+                check=output.source.check if isinstance(output.source, File) else None,
                 tags=tags,
                 description=body.description,
             )
@@ -322,7 +309,7 @@ class Runs:
         )
         if self._desk.log_level <= DEBUG:
             self._desk.log(DEBUG, "invocation_finished", result=command.id.hex(), seconds=round(answer.seconds, 6))
-        self._store(command, values, inline=body.inline)
+        self.ends.store(command, values, inline=body.inline)
 
     def job_failed(self, answer: JobFailed) -> None:
         """A command has failed in the worker."""
@@ -332,7 +319,13 @@ class Runs:
             details = {"device": self._device, **why.details}
             if command.plan is not None:
                 details.setdefault("plan", command.plan.id.hex())
-            self._fail(command, m.Failure(code=why.code, message=why.message, details=details))
+            self.ends.fail(command, m.Failure(code=why.code, message=why.message, details=details))
+
+    def job_progress(self, answer: JobProgress) -> None:
+        """The worker is at it."""
+        command = self.worker.under_way.get(answer.n)
+        if isinstance(command, Command):
+            command.progress = answer.progress
 
     def worker_died(self, event: e.WorkerDied) -> None:
         """The worker is gone. What it had is started again, but for what it has died of too often."""
@@ -341,10 +334,14 @@ class Runs:
         for one in undone:
             if isinstance(one, Command) and one.step is Step.RUNNING:
                 one.move(Step.READY)
+                one.progress = -1.0
                 self._queue.push(one)
         self._queue.unpark()
         if culprit is not None:
             culprit.deaths += 1
+            if isinstance(culprit, Command) and culprit.step is Step.READY:
+                # On the disk before it is tried again: the agent may be the next to die of it.
+                self._desk.do(e.MarkDeath(id=culprit.id, deaths=culprit.deaths))
             if culprit.deaths >= self._max_deaths:
                 self._poison(culprit, event.reason)
         if hopeless is not None:
@@ -358,136 +355,24 @@ class Runs:
                 said = f"the worker died {culprit.deaths} times while it loaded this plan: {reason}"
                 self._plans.refuse(culprit, failure("WorkerDied", said, plan=culprit.id.hex(), deaths=culprit.deaths))
         elif culprit.step is Step.READY:
-            said = f"the worker died {culprit.deaths} times while it ran this: {reason}"
-            self._fail(culprit, failure("WorkerDied", said, device=self._device, deaths=culprit.deaths, reason=reason))
+            self.ends.fail(culprit, self._died_of(culprit, reason))
 
-    # ------------------------------------------------------------------------------------------- ends
+    def _died_of(self, command: Command, reason: str) -> m.Failure:
+        said = f"the worker died {command.deaths} times while it ran this: {reason}"
+        return failure("WorkerDied", said, device=self._device, deaths=command.deaths, reason=reason)
 
-    def _store(self, command: Command, values: tuple[Held, ...], *, inline: bool = False) -> None:
-        """The command has values: keep them, and announce them; at once, if they ride in the announcement."""
-        inline = inline and sum([held.nbytes for held in values]) <= m.INLINE_RESULT_BYTES
-        frames: tuple[m.Frame, ...] = ()
-        if inline:
-            event = m.ResultReady(id=command.id, digest=command.digest, inline=True)
-            frames = tuple([held.source for held in values if isinstance(held.source, bytes)])
-        else:
-            event = m.ResultReady(id=command.id, digest=command.digest, infos=[held.info for held in values])
-        durable = not inline or bool(command.body.tags)
-        ended = Ended(id=command.id, event=event, outputs=command.outputs)
-        self._desk.do(e.KeepResult(ended=ended, values=values, durable=durable))
-        if command.body.tags and (changed := self._tags.added(values)) is not None:
-            self._link.announce(changed)
-        if durable:
-            command.event = event
-            command.move(Step.STORING)
-        else:
-            command.move(Step.ANNOUNCED)
-            self._announce(event, frames)
-        self._leave(command)
-        if durable:
-            command.frames = frames  # to be announced with the event, once that is on the disk
-        for held in values:
-            self.producing.pop(held.id, None)
-            self.arguments.here(held.id)
-        if command.dropped:
-            self._drop([id for id in command.dropped if self.arguments.let_go(id)])
-
-    def kept(self, event: e.Kept) -> None:
-        """Values are on the disk: announce them."""
-        for id in event.ids:
-            command = self._commands.get(id)
-            if command is not None and command.step is Step.STORING and command.event is not None:
-                command.move(Step.ANNOUNCED)
-                frames, command.frames = command.frames, ()
-                self._announce(command.event, frames)
-
-    def keep_failed(self, event: e.KeepFailed) -> None:
-        """Values could not be kept: the command has failed after all."""
-        for id in event.ids:
-            command = self._commands.get(id)
-            if command is not None and command.step is Step.STORING:
-                self._record_end(command, m.ResultFailed(id=id, digest=command.digest, failure=event.failure))
-
-    def _fail(self, command: Command, why: m.Failure) -> None:
-        if self._desk.log_level <= WARNING:
-            self._desk.log(WARNING, "invocation_failed", result=command.id.hex(), code=why.code, reason=why.message)
-        self._end(command, m.ResultFailed(id=command.id, digest=command.digest, failure=why), why)
-
-    def _fail_all(self) -> None:
-        """One failure after another: a chain of ten thousand commands must not be ten thousand calls deep."""
-        while self._failing:
-            command, why = self._failing.popleft()
-            if not command.ended:
-                self._fail(command, why)
-
-    def _expire(self, command: Command) -> None:
-        why = failure("DeadlineExpired", f"{command.id.hex()} has expired before it was run")
-        self._end(command, m.Expired(id=command.id, digest=command.digest), why)
+    # ------------------------------------------------------------------------------------------- cancel
 
     def cancel(self, id: bytes) -> None:
-        """End a command as cancelled, unless it has ended. One that runs goes on, or stops between two ops: nobody
-        will see.
+        """End a command as cancelled, unless it has ended. One that runs stops between two ops, or its worker is ended
+        after a grace: nobody will see.
         """
         command = self._commands.get(id)
         if command is None or command.ended or command.step is Step.STORING:
             return
         if command.step is Step.RUNNING:
-            self.worker.order(CancelJob(n=command.job))
-        why = failure("InvocationCancelled", f"{id.hex()} was cancelled")
-        self._end(command, m.Cancelled(id=id, digest=command.digest), why)
-
-    def _end(self, command: Command, event: m.Event, why: m.Failure) -> None:
-        """The command ends without a value."""
-        if command.step is Step.WAITING_PLAN:
-            self._queue.unpark()  # what came later in its session waits behind it no longer
-        self._record_end(command, event)
-        self._leave(command)
-        for id in command.ids or (command.id,):
-            if self.producing.get(id) is command:
-                del self.producing[id]
-                self.arguments.without_value(id, why)
-
-    def _record_end(self, command: Command, event: m.Event) -> None:
-        self._desk.do(e.KeepResult(ended=Ended(id=command.id, event=event, outputs=command.outputs)))
-        command.move(Step.ANNOUNCED)
-        self._announce(event)
-
-    def _announce(self, event: m.Event, frames: tuple[m.Frame, ...] = ()) -> None:
-        self._link.announce(event, frames)
-        if self._desk.log_level <= DEBUG and not isinstance(event, m.TagsChanged):
-            self._desk.log(
-                DEBUG, "result_announced", result=event.id.hex(), kind=type(event).__name__, inline=bool(frames)
-            )
-
-    def _leave(self, command: Command) -> None:
-        """It needs neither arguments nor plan any more."""
-        free = self.arguments.leave(command)
-        if free:
-            self._drop(free)
-        command.frames = ()
-        if command.plan is not None:
-            self._plans.release(command.plan)
-
-    # ------------------------------------------------------------------------------------------- release
-
-    def release(self, ids: Iterable[bytes]) -> None:
-        """These may be dropped: now, or when what uses them or makes them has ended."""
-        free: list[bytes] = []
-        for id in ids:
-            maker = self.producing.get(id)
-            if maker is not None:
-                maker.dropped = {*(maker.dropped or ()), id}
-            elif self.arguments.release(id):
-                free.append(id)
-        self._drop(free)
-
-    def _drop(self, ids: list[bytes]) -> None:
-        if not ids:
-            return
-        self._desk.do(e.DropValues(ids=ids))
-        gone = self._tags.dropped(ids)
-        if gone is not None:
-            self._link.announce(gone)
+            self.worker.cancel(command.job)
+        self.ends.cancel(command)
 
     # ------------------------------------------------------------------------------------------- time
 
@@ -500,7 +385,7 @@ class Runs:
         queued = [command for command in self._commands.values() if command.step in _QUEUED]
         for command in queued:
             if command.deadline <= now:
-                self._expire(command)
+                self.ends.expire(command)
         self._expires_at = min((command.deadline for command in queued if command.deadline > now), default=None)
 
     def next_timer(self) -> float | None:

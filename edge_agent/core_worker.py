@@ -6,8 +6,8 @@ from broker.protocol.messages import Failure
 from edge_agent.core_commands import Command
 from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk, failure
 from edge_agent.core_plans import Plan
-from edge_agent.effects import Assign, StartWorker, StopWorker, WorkerDied
-from edge_agent.jobs import Order, WorkerReady, WorkerUnfit
+from edge_agent.effects import Assign, KillWorker, StartWorker, StopWorker, WorkerDied
+from edge_agent.jobs import CancelJob, Order, WorkerReady, WorkerUnfit
 from edge_agent.transitions import WORKER, WorkerStep, advance
 
 __all__ = ["WorkerDesk"]
@@ -28,6 +28,9 @@ class WorkerDesk:
         self._unfit = ""
         self._start_at = 0.0
         self._idle_at: float | None = None
+        self._cancelled: set[int] = set()
+        self._ending = 0  # the cancelled job that the worker is at
+        self._kill_at: float | None = None  # when it has been at that for too long
         self.step = WorkerStep.ABSENT
         self.under_way: dict[int, Command | Plan] = {}
 
@@ -57,8 +60,15 @@ class WorkerDesk:
         """Give the worker an order, at the end of the batch."""
         self._orders.append(order)
 
+    def cancel(self, n: int) -> None:
+        """Nobody wants job ``n`` any more: it is not started, or stops between two ops, or the worker is ended."""
+        self.order(CancelJob(n=n))
+        self._cancelled.add(n)
+
     def answered(self, n: int) -> Command | Plan | None:
         """Order ``n`` is done: what it was about. None: it is not under way."""
+        if self._cancelled:
+            self._cancelled.discard(n)
         return self.under_way.pop(n, None)
 
     def flush(self) -> None:
@@ -66,10 +76,20 @@ class WorkerDesk:
         if self._orders:
             self._desk.do(Assign(orders=self._orders))
             self._orders = []
+        if self._cancelled or self._ending:
+            self._watch_cancelled()
         if self.under_way:
             self._idle_at = None
         elif self._idle_at is None and self.step is WorkerStep.UP:
             self._idle_at = self._desk.now + self._config.idle_seconds
+
+    def _watch_cancelled(self) -> None:
+        """Orders are done in order, so the worker is at the first: if that is cancelled, it has a while to stop."""
+        first = next(iter(self.under_way), 0)
+        if first not in self._cancelled:
+            self._ending, self._kill_at = 0, None
+        elif first != self._ending:
+            self._ending, self._kill_at = first, self._desk.now + self._config.cancel_grace
 
     def ready(self, answer: WorkerReady) -> None:
         """It has started."""
@@ -83,8 +103,13 @@ class WorkerDesk:
         self._unfit = answer.reason
 
     def tick(self, *, work: bool) -> None:
-        """Time has passed: end a worker that idles, start one that was put off."""
-        if work:
+        """Time has passed: end a worker that idles or does not stop, start one that was put off."""
+        if self._kill_at is not None and self._desk.now >= self._kill_at and self.step is WorkerStep.UP:
+            self._desk.log(WARNING, "worker_overdue", seconds=self._config.cancel_grace)
+            self._kill_at = None
+            self._move(WorkerStep.STOPPING)
+            self._desk.do(KillWorker())
+        elif work:
             self.wanted()
         elif self.step is WorkerStep.UP and self._idle_at is not None and self._desk.now >= self._idle_at:
             self.stop()
@@ -98,6 +123,8 @@ class WorkerDesk:
     def next_timer(self, *, work: bool) -> float | None:
         """When `tick` is due."""
         if self.step is WorkerStep.UP:
+            if self._kill_at is not None:
+                return self._kill_at
             return (
                 None if work else self._idle_at
             )  # with work to come it does not idle, though it may have nothing to do
@@ -115,6 +142,8 @@ class WorkerDesk:
         if culprit is None and undone and not asked:
             culprit = undone[0]  # it died between two orders, or before it could say at which it was
         self.under_way.clear()
+        self._cancelled.clear()
+        self._ending, self._kill_at = 0, None
         self._orders.clear()
         self._idle_at = None
         self._desk.log(

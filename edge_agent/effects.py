@@ -8,9 +8,18 @@ from __future__ import annotations
 from msgspec import Struct
 
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
-from broker.protocol.messages import Failure
+from broker.protocol.messages import DEFAULT_DEADLINE_MS, Failure
 from edge_agent.catalog import Ended, Held
-from edge_agent.jobs import JobFailed, JobFinished, Order, PlanLoaded, PlanRefused, WorkerReady, WorkerUnfit
+from edge_agent.jobs import (
+    JobFailed,
+    JobFinished,
+    JobProgress,
+    Order,
+    PlanLoaded,
+    PlanRefused,
+    WorkerReady,
+    WorkerUnfit,
+)
 
 __all__ = [
     "AdoptTensor",
@@ -32,10 +41,13 @@ __all__ = [
     "KeepBlob",
     "KeepFailed",
     "KeepResult",
+    "KillWorker",
     "LedgerChanged",
+    "MarkDeath",
     "MarkRecorded",
     "OfferBlob",
     "OpenBlobs",
+    "Quarantined",
     "Reconnect",
     "SaveRegistration",
     "StartWorker",
@@ -118,7 +130,9 @@ class BlobUnkept(_Effect, frozen=True, kw_only=True):
 
 
 class FileHashed(_Effect, frozen=True, kw_only=True):
-    """The digest and size of the file of value ``id``, as a blob; an empty digest: it cannot be read."""
+    """The digest and size of the file of value ``id``, as a blob; an empty digest: it cannot be read, or was
+    altered.
+    """
 
     id: bytes
     digest: bytes
@@ -145,6 +159,7 @@ AgentEvent = (
     | PlanRefused
     | JobFinished
     | JobFailed
+    | JobProgress
     | WorkerDied
     | Kept
     | KeepFailed
@@ -171,6 +186,10 @@ class StopWorker(_Effect, frozen=True, kw_only=True):
     """End the worker, so that its memory comes back; `WorkerDied` follows."""
 
 
+class KillWorker(_Effect, frozen=True, kw_only=True):
+    """End the worker at once: it does not stop what it is at. `WorkerDied` follows."""
+
+
 class Assign(_Effect, frozen=True, kw_only=True):
     """Give the worker these orders."""
 
@@ -178,17 +197,27 @@ class Assign(_Effect, frozen=True, kw_only=True):
 
 
 class KeepResult(_Effect, frozen=True, kw_only=True):
-    """Keep what a command has ended with. With ``durable``, `Kept` or `KeepFailed` follows, once a batch."""
+    """Keep what a command has ended with. With ``durable``, `Kept` or `KeepFailed` follows, once a batch. ``left``: the
+    seconds to its deadline, which its record and the lease of its values outlast.
+    """
 
     ended: Ended
     values: tuple[Held, ...] = ()
     durable: bool = False
+    left: float = DEFAULT_DEADLINE_MS / 1000
 
 
 class MarkRecorded(_Effect, frozen=True, kw_only=True):
     """The broker has these commands on record."""
 
     ids: list[bytes]
+
+
+class MarkDeath(_Effect, frozen=True, kw_only=True):
+    """A worker has died of this command, the ``deaths``-th: write that down before the next one is started."""
+
+    id: bytes
+    deaths: int
 
 
 class LedgerChanged(_Effect, frozen=True, kw_only=True):
@@ -256,10 +285,11 @@ class OfferBlob(_Effect, frozen=True, kw_only=True):
 
 
 class HashFile(_Effect, frozen=True, kw_only=True):
-    """Learn a tensor file's digest and size; `FileHashed` follows."""
+    """Learn a tensor file's digest and size; `FileHashed` follows. ``check``: the CRC-32 that it must have."""
 
     id: bytes
     path: str
+    check: int | None = None
 
 
 class SaveRegistration(_Effect, frozen=True, kw_only=True):
@@ -271,6 +301,14 @@ class SaveRegistration(_Effect, frozen=True, kw_only=True):
 
 class Reconnect(_Effect, frozen=True, kw_only=True):
     """Close the connection, which looks alive and is not, and make a new one; `LinkDown` follows, then `LinkUp`."""
+
+    reason: str
+
+
+class Quarantined(_Effect, frozen=True, kw_only=True):
+    """The broker takes this store for a copy. The core asks again, seldom; nothing is to be done but to tell whoever
+    waits.
+    """
 
     reason: str
 
@@ -287,9 +325,11 @@ AgentInstruction = (
     | Log
     | StartWorker
     | StopWorker
+    | KillWorker
     | Assign
     | KeepResult
     | MarkRecorded
+    | MarkDeath
     | LedgerChanged
     | DropValues
     | DropFiles
@@ -302,6 +342,7 @@ AgentInstruction = (
     | HashFile
     | SaveRegistration
     | Reconnect
+    | Quarantined
     | GiveUp
 )
 """All that the core may tell its driver to do."""

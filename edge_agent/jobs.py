@@ -21,6 +21,7 @@ __all__ = [
     "File",
     "JobFailed",
     "JobFinished",
+    "JobProgress",
     "LoadPlan",
     "Operand",
     "Order",
@@ -41,18 +42,19 @@ class _Spoken(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=
 
 
 class File(Struct, frozen=True, array_like=True):
-    """What is in a file of the store."""
+    """What is in a file of the store. ``check``: the CRC-32 that the whole file must have, where known."""
 
     path: str
+    check: int | None = None
 
 
 Source: TypeAlias = bytes | File
 Operand: TypeAlias = bytes | File | bool | int | float
 
 
-def as_source(where: bytes | str) -> Source:
+def as_source(where: bytes | str, check: int | None = None) -> Source:
     """Bytes as they are, a path as `File`."""
-    return File(where) if isinstance(where, str) else where
+    return File(where, check) if isinstance(where, str) else where
 
 
 class LoadPlan(_Spoken, frozen=True, kw_only=True, tag=1):
@@ -154,4 +156,11 @@ class JobFailed(_Spoken, frozen=True, kw_only=True, tag=20):
     failure: Failure
 
 
-Answer: TypeAlias = WorkerReady | WorkerUnfit | PlanLoaded | PlanRefused | JobFinished | JobFailed
+class JobProgress(_Spoken, frozen=True, kw_only=True, tag=22):
+    """The job is still at it: ``progress`` of it is done, 0 to 1. Said every half second at most."""
+
+    n: int
+    progress: float
+
+
+Answer: TypeAlias = WorkerReady | WorkerUnfit | PlanLoaded | PlanRefused | JobFinished | JobFailed | JobProgress

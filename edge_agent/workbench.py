@@ -14,18 +14,20 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import nth
-from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, LogValue
+from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold, LogValue
 from broker.protocol.tensors import TensorHeader, inspect, nbytes_of
+from edge_agent.folding import Checkpoint, Opened, fold_plan
 from edge_agent.jobs import (
     Answer,
     CancelJob,
     File,
     JobFailed,
     JobFinished,
+    JobProgress,
     LoadPlan,
     Operand,
     Order,
@@ -40,14 +42,16 @@ from edge_agent.jobs import (
 from edge_agent.pipe import Board, Pipe
 from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedPlan, check_plan
-from edge_agent.plan.errors import ArgumentMismatch, OpFailed, PlanMalformed
+from edge_agent.plan.errors import ArgumentMismatch, OpFailed
 from edge_agent.plan.format import decode_graph, decode_manifest, digest_of
-from edge_agent.tensor_files import map_tensor, tensor_path, write
+from edge_agent.tensor_files import FileAltered, map_tensor, tensor_path, write
 
 __all__ = ["Runtime", "Workbench", "serve"]
 
 _COALESCE_SECONDS = 0.001
 """How long an answer may wait for others, to be said with them."""
+
+_PROGRESS_SECONDS = 0.5
 
 _REMEMBERED_SIZES = 64
 """For how many different shapes of its arguments a plan's sizes are remembered."""
@@ -58,9 +62,6 @@ _OPEN_FRAME_BYTES = 4096
 
 _MAPPED_FILES = 8
 """How many tensor files stay mapped. One that is deleted meanwhile still takes its room on the disk."""
-
-_Opened: TypeAlias = tuple[str, tuple[int, ...], Any]
-"""dtype name, shape, the runtime's tensor."""
 
 
 class Runnable(Protocol):
@@ -104,6 +105,24 @@ class Runtime(Protocol):
     def elements(self, tensor: Any) -> memoryview:
         """A tensor's elements, C order, little-endian."""
 
+    def rows(self, tensor: Any, where: Any) -> Any:
+        """Rows of a tensor: ``where`` is a slice, or their numbers as a numpy array of int64."""
+
+    def stack(self, tensors: Sequence[Any]) -> Any:
+        """Tensors of one shape, along a new first dim."""
+
+
+class PartDamaged(EdgePlanError):
+    """What the store gave as a part of a plan is not that part. ``part``: its digest, in hex."""
+
+    def __init__(self, part: str, reason: str) -> None:
+        self.part = part
+        self.reason = reason
+        super().__init__(part, reason)
+
+    def __str__(self) -> str:
+        return f"expected part {self.part} of the plan, got something else: {self.reason}"
+
 
 class _Left(BaseException):
     """The job that is being run was cancelled: out of it, past everything that handles errors."""
@@ -142,10 +161,15 @@ class Workbench:
         self._folder = folder
         self._board = board
         self._plans: dict[bytes, _Loaded] = {}
-        self._frames: OrderedDict[bytes, _Opened] = OrderedDict()
-        self._files: OrderedDict[str, _Opened] = OrderedDict()
+        self._frames: OrderedDict[bytes, Opened] = OrderedDict()
+        self._files: OrderedDict[str, Opened] = OrderedDict()
         self._cancelled: set[int] = set()
         self._now_doing = 0
+        self._ops = 1  # of the plan that is being run
+        self._steps = (0, 1)  # done, and in all, where it is folded
+        self._told_at = math.inf
+        self.tell: Callable[[Answer], None] | None = None
+        """Says something at once, while an order is being done."""
 
     def cancel(self, n: int) -> None:
         """Don't start job ``n``."""
@@ -186,13 +210,10 @@ class Workbench:
 
     def _read(self, order: LoadPlan) -> _Loaded:
         manifest = decode_manifest(order.manifest)
-        graph_bytes, state = _whole(order.graph), [_whole(source) for source in order.state]
-        names = [manifest.graph, *manifest.state]
-        for name, part in zip(names, [graph_bytes, *state], strict=True):
-            if digest_of(part) != name:
-                raise PlanMalformed(
-                    f"expected a part of the plan with digest {name.hex()}, got {digest_of(part).hex()}"
-                )
+        sources = [order.graph, *order.state]
+        graph_bytes, *state = [
+            _part(name, source) for name, source in zip([manifest.graph, *manifest.state], sources, strict=True)
+        ]
         headers = [inspect(frame) for frame in state]
         checked = check_plan(manifest, decode_graph(graph_bytes), headers)
         variant = order.variant if not isinstance(order.variant, File) else Path(order.variant.path).read_bytes()
@@ -210,9 +231,24 @@ class Workbench:
             proof.parent.mkdir(exist_ok=True)
             proof.write_text(f"{error}\n")
 
-    def _between_ops(self, _index: int) -> None:
+    def _between_ops(self, index: int) -> None:
         if self._board.leave == self._now_doing:
             raise _Left
+        now = time.perf_counter()
+        if now >= self._told_at:
+            done, steps = self._steps
+            self.progress((done + index / self._ops) / steps)
+
+    def _step_done(self, done: int, steps: int) -> None:
+        self._steps = (done, max(1, steps))
+        self._between_ops(0)
+
+    def progress(self, done: float) -> None:
+        """So much of the job is done, 0 to 1: told every half second at most, for the broker to know."""
+        now = time.perf_counter()
+        if now >= self._told_at and self.tell is not None:
+            self._told_at = now + _PROGRESS_SECONDS
+            self.tell(JobProgress(n=self._now_doing, progress=done))
 
     # ------------------------------------------------------------------------------------------- jobs
 
@@ -227,8 +263,13 @@ class Workbench:
         if loaded is None:
             said = f"plan {job.plan.hex()} is not loaded"
             return JobFailed(n=job.n, failure=Failure(code="PlanNotFound", message=said))
+        self._ops = max(1, len(loaded.checked.graph.ops))
+        self._told_at = started + _PROGRESS_SECONDS
+        self._steps = (0, 1)
         try:
-            outputs = self._outputs(job, self._call(loaded, job.args))
+            opened = self._open(loaded, job.args)
+            values = self._call(loaded, opened) if job.fold is None else self._fold(loaded, job, job.fold, opened)
+            outputs = self._outputs(job, values)
         except _Left:
             return _left(job)
         except Exception as error:  # noqa: BLE001 - whatever a plan runs into is the invoker's to know
@@ -236,26 +277,44 @@ class Workbench:
         loaded.seconds = time.perf_counter() - started
         return JobFinished(n=job.n, outputs=outputs, seconds=loaded.seconds)
 
-    def _call(self, loaded: _Loaded, args: Sequence[Operand]) -> list[Any]:
+    def _call(self, loaded: _Loaded, opened: Sequence[Opened]) -> list[Any]:
+        sizes = loaded.sizes_of(tuple([(dtype, shape) for dtype, shape, _ in opened]))
+        return loaded.runnable.run([tensor for _, _, tensor in opened], sizes)
+
+    def _fold(self, loaded: _Loaded, job: RunJob, fold: Fold, opened: Sequence[Opened]) -> list[Any]:
+        checkpoint = Checkpoint(self._folder, job.id)
+        try:
+            values = fold_plan(
+                fold,
+                opened,
+                lambda arguments, _step: self._call(loaded, arguments),
+                self._runtime,
+                checkpoint=checkpoint,
+                on_step=self._step_done,
+            )
+        except BaseException:
+            checkpoint.drop()  # it has ended, with an error: nothing goes on from here
+            raise
+        checkpoint.drop()
+        return values
+
+    def _open(self, loaded: _Loaded, args: Sequence[Operand]) -> list[Opened]:
         if len(args) != len(loaded.inputs):
             name = loaded.checked.graph.name or "the plan"
             raise ArgumentMismatch(name, f"{len(loaded.inputs)} arguments", str(len(args)))
-        inputs: list[Any] = []
-        shapes: list[tuple[str, tuple[int, ...]]] = []
+        opened: list[Opened] = []
         for (name, kind, dtype), arg in zip(loaded.inputs, args, strict=True):
             if isinstance(arg, bytes):
-                of_tensor, shape, tensor = self._framed(arg)
+                opened.append(self._framed(arg))
             elif isinstance(arg, File):
-                of_tensor, shape, tensor = self._mapped(arg.path)
+                opened.append(self._mapped(arg))
             elif kind == "number":
-                of_tensor, shape, tensor = dtype, (), self._runtime.number(arg, dtype)
+                opened.append((dtype, (), self._runtime.number(arg, dtype)))
             else:
                 raise ArgumentMismatch(name, f"a tensor of {dtype}", f"the number {arg}")
-            shapes.append((of_tensor, shape))
-            inputs.append(tensor)
-        return loaded.runnable.run(inputs, loaded.sizes_of(tuple(shapes)))
+        return opened
 
-    def _framed(self, frame: bytes) -> _Opened:
+    def _framed(self, frame: bytes) -> Opened:
         """The tensor in a frame; small ones used last stay open: results become arguments, and data is used again."""
         opened = self._frames.get(frame) if len(frame) <= _OPEN_FRAME_BYTES else None
         if opened is None:
@@ -279,16 +338,16 @@ class Workbench:
                 source = self._runtime.frame(tensor)
             else:
                 path = tensor_path(self._folder, nth(job.id, k))
-                write(path, dtype, shape, self._runtime.elements(tensor))
-                source = File(str(path))
+                source = File(str(path), write(path, dtype, shape, self._runtime.elements(tensor)))
             outputs.append(Output(dtype=dtype, shape=list(shape), nbytes=nbytes, source=source))
         return outputs
 
-    def _mapped(self, path: str) -> _Opened:
-        """The tensor in a file; the files used last stay mapped."""
+    def _mapped(self, file: File) -> Opened:
+        """The tensor in a file; the files used last stay mapped. Raises `FileAltered`."""
+        path = file.path
         mapped = self._files.get(path)
         if mapped is None:
-            header = map_tensor(path)
+            header = map_tensor(path, file.check)
             mapped = self._files[path] = (header.dtype, header.shape, self._runtime.tensor(header))
             if len(self._files) > _MAPPED_FILES:
                 self._files.popitem(last=False)
@@ -299,6 +358,7 @@ class Workbench:
 
 def serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> None:
     """Do orders until the other end of the pipe is gone. Raises OSError when it goes while something is being said."""
+    bench.tell = lambda answer: pipe.say([answer])
     pipe.say([ready])
     orders: deque[Order] = deque()
     answers: list[Answer] = []
@@ -325,8 +385,15 @@ def serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> No
             answers.clear()
 
 
-def _whole(source: Source) -> bytes:
-    return source if isinstance(source, bytes) else Path(source.path).read_bytes()
+def _part(name: bytes, source: Source) -> bytes:
+    """A part of a plan. Raises `PartDamaged`."""
+    try:
+        part = source if isinstance(source, bytes) else Path(source.path).read_bytes()
+    except OSError as error:
+        raise PartDamaged(name.hex(), str(error)) from error
+    if (got := digest_of(part)) != name:
+        raise PartDamaged(name.hex(), f"its digest is {got.hex()}")
+    return part
 
 
 def _left(job: RunJob) -> JobFailed:
@@ -339,6 +406,9 @@ def _failure_of(error: Exception, plan: bytes) -> Failure:
     if isinstance(error, OpFailed):
         details |= {"op": error.op, "op_index": error.op_index, "error": error.error_type}
         return Failure(code="ExecutionFailed", message=error.message, details=details)
+    if isinstance(error, FileAltered | FileNotFoundError):
+        # A value that the store had, and has no more as it was.
+        return Failure(code="ResultLost", message=f"an argument was lost: {error}", details=details)
     if isinstance(error, EdgePlanError):
         details |= {name: value for name, value in vars(error).items() if isinstance(value, (str, int, float))}
         return Failure(code=type(error).__name__, message=str(error), details=details)

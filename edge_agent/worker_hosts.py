@@ -50,6 +50,9 @@ class WorkerHost(Protocol):
     def stop(self) -> None:
         """Let it end: `hear` gives None when it has."""
 
+    def kill(self) -> None:
+        """End it at once, as far as that can be: `hear` gives None then."""
+
     def bury(self) -> tuple[int, str]:
         """It is gone, or shall be: the number of the order that it was at, and how it ended."""
 
@@ -75,11 +78,13 @@ class _Piped:
         """Give it orders. If it is gone they are lost with it: `hear` will tell."""
         if self._pipe is None or self._board is None:
             return
-        for order in orders:
-            if isinstance(order, CancelJob) and self._board.doing == order.n:
-                self._board.leave = order.n
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.say(orders)
+        for order in orders:
+            # The worker hears the pipe between two jobs only. It may be about to start this one, so say it here, too;
+            # unless it is just leaving another one: then it hears of this one in time.
+            if isinstance(order, CancelJob) and (not self._board.doing or self._board.doing != self._board.leave):
+                self._board.leave = order.n
 
     def flush(self) -> None:
         """Give it the orders that did not fit."""
@@ -164,6 +169,11 @@ class ProcessWorker(_Piped):
             code = process.wait()
         return doing, _how_it_ended(code)
 
+    def kill(self) -> None:
+        """Kill it; what it was at has written nothing that anybody names."""
+        if self._process is not None:
+            self._process.kill()
+
 
 def _how_it_ended(code: int) -> str:
     if code >= 0:
@@ -212,8 +222,15 @@ class ThreadWorker(_Piped):
         finally:
             pipe.close()
 
+    def kill(self) -> None:
+        """Leave it alone with what it is at: a thread cannot be killed. What it says is not heard any more."""
+        self._thread, self._ended = None, "it did not stop"
+        if self._end is not None:
+            with contextlib.suppress(OSError):  # it is gone already
+                self._end.shutdown(socket.SHUT_RDWR)
+
     def bury(self) -> tuple[int, str]:
-        """Wait for its end; a thread cannot be killed, so one that is stuck is left alone."""
+        """Wait for its end; one that is stuck is left alone."""
         thread, self._thread = self._thread, None
         doing = self._close()
         if thread is not None:

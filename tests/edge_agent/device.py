@@ -295,7 +295,7 @@ class Device:
             do(self, instruction)
 
     def _keep(self, instruction: e.KeepResult) -> None:
-        self.shelf.keep(instruction.ended, instruction.values, durable=instruction.durable)
+        self.shelf.keep(instruction.ended, instruction.values, durable=instruction.durable, left=instruction.left)
         if instruction.durable:
             self.durable.append(instruction.ended.id)
 
@@ -305,6 +305,7 @@ class Device:
         e.Assign: lambda self, one: self.orders.extend(one.orders),
         e.KeepResult: _keep,
         e.MarkRecorded: lambda self, one: self.shelf.mark_recorded(one.ids),
+        e.MarkDeath: lambda self, one: self.shelf.mark_death(one.id, one.deaths),
         e.LedgerChanged: lambda self, _: self.shelf.mark_unrecorded(),
         e.DropValues: lambda self, one: self.shelf.drop(one.ids),
         e.KeepBlob: lambda self, one: self.shelf.keep_blob(one.digest, one.source, manifest=one.manifest),

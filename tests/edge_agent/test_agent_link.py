@@ -34,13 +34,13 @@ def test_what_the_broker_gave_is_kept_for_the_next_start() -> None:
 
 
 def test_the_whole_tag_index_is_announced_at_each_registration() -> None:
-    """First of all announcements, numbered from 1."""
+    """Last of all that was not recorded; numbers go on."""
     device = Device()
     device.shelf.keep(None, [own_value(1, "a"), own_value(2)], durable=True)
-    for _ in range(2):
+    for n in (1, 2):
         device.register()
         [announce] = device.take_sent(m.Announce)
-        assert announce == m.Announce(n=1, event=m.TagsChanged(entries=[own_value(1, "a").entry], whole=True))
+        assert announce == m.Announce(n=n, event=m.TagsChanged(entries=[own_value(1, "a").entry], whole=True))
         device.feed(LinkDown())
 
 
@@ -76,7 +76,7 @@ def test_an_announcement_is_repeated_until_it_is_recorded() -> None:
 
 
 def test_what_ended_while_the_link_was_down_is_announced_after_it() -> None:
-    """Also what was announced and not recorded; numbered anew, the tag index first."""
+    """Also what was announced and not recorded; under new numbers, the tag index last."""
     device = Device()
     device.ready(PLAN)
     device.invoke(PLAN, counter=1)
@@ -88,8 +88,10 @@ def test_what_ended_while_the_link_was_down_is_announced_after_it() -> None:
     assert device.sent == []
     device.register(epoch=1, first=4)
     announced = device.take_sent(m.Announce)
-    assert [message.n for message in announced] == [1, 2, 3]
-    assert [message.event.id for message in announced[1:] if not isinstance(message.event, m.TagsChanged)] == [
+    first = announced[0].n
+    assert [message.n for message in announced] == [first, first + 1, first + 2]
+    assert isinstance(announced[2].event, m.TagsChanged)
+    assert [message.event.id for message in announced[:2] if not isinstance(message.event, m.TagsChanged)] == [
         result_id(1),
         result_id(2),
     ]
@@ -184,13 +186,47 @@ def test_heartbeats_name_what_runs() -> None:
     assert len(device.take_sent(m.Heartbeat)) == 2
 
 
-@pytest.mark.parametrize("code", [m.RefusalCode.VERSION, m.RefusalCode.STALE_TOKEN, m.RefusalCode.NOT_ALLOWED])
+@pytest.mark.parametrize("code", [m.RefusalCode.VERSION, m.RefusalCode.FENCED, m.RefusalCode.NOT_ALLOWED])
 def test_a_refusal_for_good_ends_the_agent(code: m.RefusalCode) -> None:
-    """Another version, a cloned card, a policy."""
+    """Another version, another incarnation, a policy."""
     device = Device()
     device.feed(LinkUp())
     device.receive(m.Refused(version=(2, 0), code=code, reason="no"))
     assert device.take(e.GiveUp) == [e.GiveUp(code=code, reason="no")]
+
+
+def test_a_cloned_store_is_quarantined_and_does_not_flap() -> None:
+    """It says so once, and asks again after a minute, two, four, up to an hour: also when the link comes and goes."""
+    device = Device()
+    device.feed(LinkUp())
+    refusal = m.Refused(version=(1, 0), code=m.RefusalCode.STALE_TOKEN, reason="a copy")
+    waits = []
+    for _ in range(9):
+        assert len(device.take_sent(m.Register)) == 1
+        device.receive(refusal)
+        device.feed(LinkDown(), LinkUp())
+        assert device.take_sent(m.Register) == []
+        since = device.now
+        while not any(isinstance(message, m.Register) for message, _ in device.sent):
+            device.wait(1)
+        waits.append(device.now - since)
+    assert device.take(e.GiveUp) == []
+    assert device.take(e.Reconnect) == []
+    assert device.take(e.Quarantined) == [e.Quarantined(reason="a copy")] * 9
+    logged = [log for log in device.logs if log.event == "device_quarantined"]
+    assert [(log.level, log.fields["reason"]) for log in logged] == [(40, "a copy")] * 9
+    expected = [min(60 * 2**k, 3600) for k in range(9)]
+    assert all(0.9 * want <= wait <= 1.1 * want + 1 for want, wait in zip(expected, waits, strict=True))
+
+
+def test_a_device_that_is_let_out_of_quarantine_works() -> None:
+    """The broker's operator has decided: the next time it is taken, without a restart of the agent."""
+    device = Device()
+    device.feed(LinkUp())
+    device.receive(m.Refused(version=(1, 0), code=m.RefusalCode.STALE_TOKEN, reason="a copy"))
+    device.wait(70)
+    device.welcome()
+    assert device.core.registered
 
 
 def test_two_devices_of_one_id() -> None:

@@ -225,6 +225,50 @@ def test_a_large_value_is_offered_as_a_blob_before_it_is_answered() -> None:
         assert device.take_sent(m.Values) == [m.Values(r=r, outcomes=[outcome])]
 
 
+def test_small_values_ride_beside_large_ones() -> None:
+    """Whatever the order, and however many they are: only what is large takes a transfer of its own."""
+    device = Device()
+    large = tensor_frame(*[1.0] * 16_000)
+    sizes = {1: (large, 64_000), 2: (large, 64_000)} | {k: (tensor_frame(k), 4) for k in range(3, 20_003)}
+    for k, (frame, nbytes) in sizes.items():
+        device.shelf.keep(
+            None, [Held(id=result_id(k), dtype="float32", shape=(1,), nbytes=nbytes, source=frame)], durable=True
+        )
+    device.register()
+    device.receive(m.Fetch(r=1, ids=[result_id(k) for k in sizes]))
+    offers = device.take(e.OfferBlob)
+    for digest in {offer.digest for offer in offers}:
+        device.feed(e.BlobOffered(digest=digest))
+    [answer] = device.take_sent(m.Values)
+    blobs = [outcome.id for outcome in answer.outcomes if outcome.blob is not None]
+    assert blobs == [result_id(1), result_id(2)]
+
+
+def test_waiting_for_many_values_looks_at_each_once() -> None:
+    """Ten thousand results that end one by one, all wanted in one message: the work grows with their number, not with
+    its square.
+    """
+    device = Device(AgentConfig(runtimes=("torch",), window=20_000))
+    device.ready(PLAN)
+    count = 2000
+    looked = 0
+    find = device.shelf.find
+
+    def counting(id: bytes) -> Held | None:
+        nonlocal looked
+        looked += 1
+        return find(id)
+
+    device.shelf.find = counting  # type: ignore[method-assign]
+    for counter in range(1, count + 1):
+        device.invoke(PLAN, counter=counter)
+    device.receive(m.Fetch(r=1, ids=[result_id(counter) for counter in range(1, count + 1)]))
+    looked = 0
+    device.finish_all()
+    assert len(device.take_sent(m.Values)) == 1
+    assert looked < 10 * count
+
+
 def test_values_beyond_the_room_of_a_message_are_blobs() -> None:
     """Small ones that would make the message too large in all: each becomes a tensor file for the wire."""
     device = Device()

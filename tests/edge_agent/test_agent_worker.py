@@ -7,7 +7,7 @@ from __future__ import annotations
 from broker.protocol import messages as m
 from edge_agent import effects as e
 from edge_agent.core import AgentConfig
-from edge_agent.jobs import LoadPlan, WorkerReady, WorkerUnfit
+from edge_agent.jobs import CancelJob, JobFailed, JobProgress, LoadPlan, WorkerReady, WorkerUnfit
 from tests.edge_agent.device import DemoPlan, Device, result_id
 
 PLAN = DemoPlan()
@@ -78,6 +78,82 @@ def test_a_command_that_kills_two_workers_has_failed() -> None:
     failure = device.failure_of(result_id(2))
     assert (failure.code, failure.details["deaths"], failure.details["reason"]) == ("WorkerDied", 2, "SIGSEGV")
     assert device.finish_all() == [result_id(3)]
+
+
+def test_deaths_are_counted_across_a_restart_of_the_agent() -> None:
+    """The first is written down before the next attempt; after the second the command has failed, and is not run by
+    another start of the agent either.
+    """
+    device = Device()
+    device.ready(PLAN)
+    command = device.invoke(PLAN, counter=1)
+    device.kill_worker(doing=device.jobs()[0])
+    assert device.shelf.deaths(command.id) == 1
+    again = Device(shelf=device.shelf)
+    again.register()
+    again.deliver(command)
+    again.start_worker()
+    again.load()
+    again.kill_worker(doing=again.jobs()[0])
+    assert again.failure_of(command.id).code == "WorkerDied"
+    assert again.shelf.deaths(command.id) == 0  # its end is in the store
+    poisoned = Device(shelf=device.shelf)
+    poisoned.shelf.mark_death(result_id(2), 2)  # the agent was killed between writing this and the end
+    poisoned.register()
+    poisoned.invoke(PLAN, counter=2)
+    assert poisoned.failure_of(result_id(2)).code == "WorkerDied"
+
+
+def test_a_cancelled_job_that_does_not_stop_costs_its_worker() -> None:
+    """After a grace, counted from when the worker has come to it; those behind it are run by the next."""
+    device = Device(AgentConfig(runtimes=("torch",), cancel_grace=5.0))
+    device.ready(PLAN)
+    for counter in (1, 2, 3):
+        device.invoke(PLAN, counter=counter)
+    first, second, _ = device.jobs()
+    device.deliver(m.Cancel(id=result_id(2)))
+    assert device.take_orders(CancelJob) == [CancelJob(n=second.n)]
+    device.wait(60)
+    assert device.take(e.KillWorker) == []  # the first may take its time
+    device.finish(first)
+    device.wait(4.9)
+    assert device.take(e.KillWorker) == []
+    device.wait(0.2)
+    assert device.take(e.KillWorker) == [e.KillWorker()]
+    device.kill_worker(doing=second)
+    restart(device)
+    assert device.finish_all() == [result_id(3)]
+    assert device.shelf.deaths(result_id(2)) == 0
+
+
+def test_a_cancelled_job_that_stops_in_time_costs_nothing() -> None:
+    """The worker has left it between two ops."""
+    device = Device(AgentConfig(runtimes=("torch",), cancel_grace=5.0))
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    [job] = device.jobs()
+    device.deliver(m.Cancel(id=result_id(1)))
+    device.wait(4)
+    device.orders.clear()
+    device.feed(JobFailed(n=job.n, failure=m.Failure(code="InvocationCancelled", message="")))
+    device.wait(30)
+    assert device.take(e.KillWorker) == []
+
+
+def test_heartbeats_say_how_far_the_worker_is() -> None:
+    """With what runs; what waits in the worker's pipe is not known to be anywhere. Another attempt begins anew."""
+    device = Device()
+    device.ready(PLAN)
+    for counter in (1, 2):
+        device.invoke(PLAN, counter=counter)
+    job = device.jobs()[0]
+    device.feed(JobProgress(n=job.n, progress=0.25))
+    device.wait(11.1)
+    assert device.take_sent(m.Heartbeat)[-1].running == {result_id(1): 0.25, result_id(2): -1.0}
+    device.kill_worker(doing=job)
+    restart(device)
+    device.wait(11.1)
+    assert device.take_sent(m.Heartbeat)[-1].running[result_id(1)] == -1.0
 
 
 def test_deaths_that_name_no_order_end_too() -> None:

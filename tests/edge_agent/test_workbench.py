@@ -21,6 +21,7 @@ from edge_agent.jobs import (
     File,
     JobFailed,
     JobFinished,
+    JobProgress,
     LoadPlan,
     Operand,
     Order,
@@ -31,7 +32,8 @@ from edge_agent.jobs import (
     WorkerReady,
 )
 from edge_agent.pipe import Board, agent_end, worker_end
-from edge_agent.tensor_files import map_tensor, tensor_path, write
+from edge_agent.plan.format import digest_of
+from edge_agent.tensor_files import map_tensor, sum_of_file, tensor_path, write
 from edge_agent.workbench import Workbench, serve
 from edge_agent.worker_torch import TorchTensors
 from tests.edge_agent import small_plans
@@ -108,9 +110,33 @@ def test_large_tensors_are_files(bench: Workbench, tmp_path: Path) -> None:
     for _ in range(2):  # mapped, and then found mapped
         answer = run(bench, small_plans.double_abs(), File(str(tmp_path / "tensors" / "in")))
         assert isinstance(answer, JobFinished)
-        assert answer.outputs[0].source == File(str(tensor_path(tmp_path, result_id(1))))
+        path = tensor_path(tmp_path, result_id(1))
+        assert answer.outputs[0].source == File(str(path), sum_of_file(path))
         found = map_tensor(tensor_path(tmp_path, result_id(1)))
         assert np.array_equal(np.frombuffer(found.data, np.float32), np.abs(value * 2))
+
+
+def test_an_altered_file_is_not_computed_with(bench: Workbench, tmp_path: Path) -> None:
+    """One bit of it: the command fails, and says which file."""
+    path = tmp_path / "tensors" / "in"
+    check = write(path, "float32", (LARGE,), bytes(4 * LARGE))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    failure = failure_of(run(bench, small_plans.double_abs(), File(str(path), check)))
+    assert failure.code == "ResultLost"
+    assert "the tensor file in was altered: expected CRC-32" in failure.message
+
+
+def test_a_long_job_tells_how_far_it_is(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two ops, but not at each: every half second at most."""
+    told: list[object] = []
+    bench.tell = told.append
+    run(bench, small_plans.double_abs(), vector(1, 2))
+    assert told == []
+    monkeypatch.setattr("edge_agent.workbench._PROGRESS_SECONDS", 0.0)
+    run(bench, small_plans.double_abs(), vector(1, 2))
+    assert told == [JobProgress(n=2, progress=0.0), JobProgress(n=2, progress=0.5)]
 
 
 def test_nan_and_inf_are_data(bench: Workbench) -> None:
@@ -139,7 +165,7 @@ def test_an_op_that_fails_is_named(bench: Workbench) -> None:
         ([encode_array(np.array([1.0]))], "ArgumentMismatch"),
         ([encode_array(np.ones((2, 2), dtype=np.float32))], "ArgumentMismatch"),
         ([b"junk"], "TensorRefused"),
-        ([File("/nowhere")], "ExecutionFailed"),
+        ([File("/nowhere")], "ResultLost"),
     ],
 )
 def test_arguments_that_do_not_fit(bench: Workbench, args: list[Operand], code: str) -> None:
@@ -170,9 +196,10 @@ def test_plans_that_are_refused(bench: Workbench) -> None:
     altered = LoadPlan(
         n=1, plan=plan.id, manifest=plan.manifest, graph=plan.graph_bytes[:-1] + b"?", state=list(plan.state)
     )
-    assert refusal(bench, altered).code == "PlanMalformed"
+    damaged = refusal(bench, altered)
+    assert (damaged.code, damaged.details["part"]) == ("PartDamaged", digest_of(plan.graph_bytes).hex())
     other_state = LoadPlan(n=1, plan=plan.id, manifest=plan.manifest, graph=plan.graph_bytes, state=[vector(1, 2)])
-    assert refusal(bench, other_state).code == "PlanMalformed"
+    assert refusal(bench, other_state).code == "PartDamaged"
     junk = small_plans.HandMade(plan.graph, plan.outputs, [b"junk"])
     assert refusal(bench, junk.load()).code == "TensorRefused"
     no_manifest = LoadPlan(n=1, plan=plan.id, manifest=b"junk", graph=b"", state=[])

@@ -58,6 +58,8 @@ class DeviceNode(Client):
         self._write_at = float("inf")
         self._execute |= {
             e.StartWorker: self._start_worker,
+            e.MarkDeath: lambda event: self.shelf.mark_death(event.id, event.deaths),
+            e.KillWorker: lambda _: self._end_worker("killed"),
             e.StopWorker: lambda _: self._end_worker("told to"),
             e.Assign: self._assign,
             e.KeepResult: self._keep,
@@ -70,6 +72,7 @@ class DeviceNode(Client):
             e.OpenBlobs: lambda _: None,
             e.SaveRegistration: lambda event: self.shelf.save_registration(event.token, event.ledger),
             e.Reconnect: lambda _: self.disconnect(),
+            e.Quarantined: lambda event: self._give_up(e.GiveUp(code="stale_token", reason=event.reason)),
             e.GiveUp: self._give_up,
         }
 
