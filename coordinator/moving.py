@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from broker.protocol.messages import Invoke, Release
 from coordinator.core_events import PlanParts, SubmitCommand
+from coordinator.core_tables import Link
 from coordinator.errors import ForeignPointer
 from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
+from coordinator.variants import variant_name, variant_of
 from coordinator.waiting import Deadline, wait_for
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.format import (
@@ -60,8 +62,7 @@ def move(pointer: PointerTensor, device: Device) -> PointerTensor:
     if device.id == result.device:
         return pointer
     dtype, rank = _type_of(pointer)
-    bundle = identity(dtype, rank)
-    parts = PlanParts(plan=bundle.plan_id, blobs=bundle.parts)
+    parts = _parts(device, dtype, rank)
     ours = result.id.startswith(fleet.driver.core.incarnation)
     release = SubmitCommand(
         devices=(result.device,),
@@ -77,6 +78,7 @@ def move(pointer: PointerTensor, device: Device) -> PointerTensor:
             args=[pointer.result_id],
             tags=list(pointer.tags),
             description=pointer.description,
+            variant=parts.variant or None,
         )
         [moved] = driver.submit(SubmitCommand(devices=(device.id,), command=command, plan=parts, then=release))
     driver.flush()
@@ -92,6 +94,27 @@ def move(pointer: PointerTensor, device: Device) -> PointerTensor:
     )
     note((made,))
     return made
+
+
+def _parts(device: Device, dtype: str, rank: int) -> PlanParts:
+    """The plan as the device can run it: with a variant, where it is known to have no torch."""
+    fleet, bundle = device.fleet, identity(dtype, rank)
+    reachable = fleet.driver.core.link is Link.OPEN  # what else is known must do: a move waits for no broker
+    if not fleet.runtimes.without_torch([device], fleet.device_infos if reachable else tuple):
+        return PlanParts(plan=bundle.plan_id, blobs=bundle.parts)
+    variant = _variant(dtype, rank)
+    named = digest_of(variant)
+    return PlanParts(
+        plan=bundle.plan_id,
+        blobs=bundle.parts | {named: variant},
+        beside={variant_name(""): named},
+        variant=named,
+    )
+
+
+@lru_cache(maxsize=256)
+def _variant(dtype: str, rank: int) -> bytes:
+    return variant_of(identity(dtype, rank), (), "", {})
 
 
 def _type_of(pointer: PointerTensor) -> tuple[str, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from broker.protocol.errors import EdgePlanError
 from broker.protocol.messages import ResultStatus
 from coordinator import VirtualWorker, connect, func2plan, tagged
 from coordinator.errors import ArgumentFailed, ForeignPointer, ResultReleased
@@ -105,6 +106,20 @@ def test_a_copy_that_fails_leaves_the_source(fleet: Fleet, device_1: VirtualWork
     failed = broken.send(device_1)(torch.full((2, 2), 7.0))
     with pytest.raises(ArgumentFailed):
         failed.move(other).get(WITHIN)
+
+
+def test_a_device_without_torch(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """A tensor moves to a device that runs onnx and back, bit by bit; a type that onnx lacks is refused, and stays."""
+    light = VirtualWorker(fleet, "light", runtime="onnx")
+    tensor = torch.tensor([[1.5, -0.0, torch.inf]])
+    there = device_1.send(tensor).move(light)
+    assert bits(there.get(WITHIN)) == bits(tensor)
+    assert bits(there.move(device_1).get(WITHIN)) == bits(tensor)
+    source = device_1.send(torch.tensor([1j]))
+    with pytest.raises(EdgePlanError, match="onnx has no complex64"):
+        source.move(light)
+    assert torch.equal(source.get(WITHIN), torch.tensor([1j]))
+    light.close()
 
 
 def test_a_foreign_device(fleet: Fleet, device_1: VirtualWorker) -> None:
