@@ -21,7 +21,7 @@ from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 _REQUEST_BYTES = 1 << 16
-ANSWER_WITHIN = 120.0
+ANSWER_WITHIN = 300.0
 """Seconds: the first answer comes when torch is imported."""
 
 

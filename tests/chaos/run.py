@@ -22,7 +22,7 @@ from tests.chaos.plans import save_plans
 
 __all__ = ["Outcome", "print_outcome", "run_chaos"]
 
-READY_WITHIN = 60.0
+READY_WITHIN = 180.0
 HEARTBEAT_MS = "1000"
 
 

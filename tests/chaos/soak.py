@@ -27,7 +27,7 @@ from tests.chaos.plans import save_plans
 
 __all__ = ["Curve", "Soak", "print_soak", "run_soak"]
 
-READY_WITHIN = 60.0
+READY_WITHIN = 180.0
 WARM_UP = 0.3
 """The part of the time that does not count: until caches, pools and tables have the size that this load needs."""
 GROWTH = 0.03
