@@ -125,10 +125,13 @@ def golden_inputs(graph: Graph, sizes: Mapping[str, int], seed: int, fill: str) 
 
     The elements come from a counter (SplitMix64), so that they are the same on every machine and with every numpy.
     """
+    import numpy as np
+
     made = []
     for place, one in enumerate(graph.inputs):
         shape = tuple(int(evaluate(dim, sizes)) for dim in one.shape)
-        made.append((one.dtype, _filled(one.dtype, shape, (seed << 20) + place, fill)))
+        array = _filled(one.dtype, shape, (seed << 20) + place, fill)
+        made.append((one.dtype, np.asarray(array)))  # without dims, numpy makes numbers of arrays
     return made
 
 
@@ -150,8 +153,8 @@ def _filled(dtype: str, shape: tuple[int, ...], stream: int, fill: str) -> np.nd
     else:
         values = 0.5 + unit
     if dtype == "bfloat16":
-        bits = values.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
-        return bits.view(np.float32)
+        bits = np.asarray(values.astype(np.float32)).view(np.uint32) & np.uint32(0xFFFF0000)
+        return np.asarray(bits).view(np.float32)
     if dtype in ("complex64", "complex128"):
         other = _unit(stream + (1 << 40), count).reshape(shape)
         return (values + 1j * (2 * other - 1)).astype(dtype)
