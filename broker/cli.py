@@ -102,8 +102,11 @@ def run(
         if data is None:
             get_logger("broker").warning("ledger_in_memory")
         else:
-            store = DirectoryBlobs(data / "blobs")
             ledger = SqliteLedger(data / "ledger.sqlite")
+            ledger.reserve()  # before the store tidies up: the folder may be that of a broker that runs
+            store = DirectoryBlobs(data / "blobs")
+    except LedgerError as error:
+        raise _ledger_failed(error) from None
     except OSError as error:
         raise ProgramFailed(ExitCode.STORAGE, f"cannot use the folder {data}: {error.strerror}") from None
     config = BrokerConfig(

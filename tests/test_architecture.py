@@ -26,6 +26,7 @@ LOADS_NEVER = {
     "broker.protocol.tensors": TALK | HEAVY | {"sqlite3", "structlog"},
     "broker.core": TALK | HEAVY | {"sqlite3"},
     "broker.ledger.memory": {"zmq"} | HEAVY,
+    "broker.ledger.sqlite": {"zmq"} | HEAVY,
     "broker.server": HEAVY,
     "broker.cli": HEAVY,
     "edge_agent": HEAVY | {"zmq"},

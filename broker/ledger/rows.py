@@ -183,6 +183,11 @@ class Rows:
                 raise LedgerUnusable(self.path, str(error)) from None
             raise LedgerDamaged(self.path, str(error)) from None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a file to let go of."""
+        return self._connection is not None
+
     def _open(self, seen: int | None, new_ledger: Callable[[], bytes], of_the_past: bool) -> None:
         self._run("PRAGMA locking_mode = EXCLUSIVE")
         self._run("PRAGMA cell_size_check = ON")

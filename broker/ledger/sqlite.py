@@ -164,12 +164,17 @@ class SqliteLedger:
 
     # ------------------------------------------------------------------------------------------ the interface
 
+    def reserve(self) -> None:
+        """Lock the ledger, with all that is kept beside it; `open` does, too. Raises the errors of `open`."""
+        self._witness.open()
+
     def open(self) -> Snapshot:
         """See `broker.ledger.interface.Ledger`. Reads and checks all of it."""
         return self._open(of_the_past=False)
 
     def _open(self, *, of_the_past: bool) -> Snapshot:
-        self.close()
+        if self._rows.is_open:
+            self.close()
         self._reset()
         rows = self._rows
         rows.open(lambda: self._random_bytes(LEDGER_ID_BYTES), of_the_past=of_the_past)

@@ -29,7 +29,10 @@ class Witness(Protocol):
     """What remembers how many commits a ledger has."""
 
     def open(self) -> int | None:
-        """How many commits there were, at least; None: it is new. Raises `LedgerInUse`, `LedgerDamaged`."""
+        """How many commits there were, at least; None: it is new. Idempotent.
+
+        Raises `LedgerInUse`, `LedgerUnusable`, `LedgerDamaged`.
+        """
         ...
 
     def made(self) -> None:
@@ -58,16 +61,8 @@ class FileWitness:
 
     def open(self) -> int | None:
         """See `Witness`. Makes the file, and its folder, where there is none."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise LedgerUnusable(self._ledger, error.strerror or str(error)) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise LedgerInUse(self._ledger) from None
+        if self._file is None:
+            self._file = self._locked()
         if not os.fstat(self._file).st_size:
             return None
         counts = [count for slot in (0, 1) if (count := self._read(slot)) is not None]
@@ -75,6 +70,19 @@ class FileWitness:
             self.close()
             raise LedgerDamaged(self._ledger, f"expected a count of commits in {self.path}, got other bytes")
         return max(counts)
+
+    def _locked(self) -> int:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise LedgerUnusable(self._ledger, error.strerror or str(error)) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            raise LedgerInUse(self._ledger) from None
+        return file
 
     def _read(self, slot: int) -> int | None:
         assert self._file is not None

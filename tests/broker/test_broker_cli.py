@@ -78,7 +78,7 @@ def test_address_in_use(context: zmq.Context[zmq.Socket[bytes]]) -> None:
         (("--listen", "tcp://0.0.0.0:5750"), 2, "needs encryption"),
         (("--listen", "tcp://127.0.0.1:*", "--blobs", "tcp://10.0.0.1:7", "--insecure"), 2, "loopback"),
         (("--listen", "somewhere"), 2, "expected an endpoint"),
-        (("--listen", "tcp://127.0.0.1:*", "--data", "/dev/null/x"), 8, "cannot use the folder"),
+        (("--listen", "tcp://127.0.0.1:*", "--data", "/dev/null/x"), 8, "cannot be opened"),
     ],
 )
 def test_settings_that_are_refused(arguments: tuple[str, ...], code: int, words: str) -> None:

@@ -197,10 +197,13 @@ def test_a_backup_is_renewed(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_broker(tmp_path: Path) -> None:
-    """The second one is told that the ledger is in use."""
+    """The second one is told that the ledger is in use, and touches nothing."""
     with LocalProcess("broker", *RUN, "--data", str(tmp_path)) as broker:
         broker.wait_for("broker_listening")
+        half = tmp_path / "blobs" / f"{bytes(32).hex()}.1.tmp"
+        half.write_bytes(b"what the first one is about to store")
         finished = refused("--data", str(tmp_path))
+        assert half.exists()
     assert finished.returncode == 8
     assert finished.stderr.splitlines()[-1] == f"Error: the ledger {tmp_path}/ledger.sqlite is in use by another broker"
 
