@@ -69,3 +69,26 @@ def test_many_come_in_pages() -> None:
     for _ in range(2500):
         session.invoke()
     assert [entry.id for entry in mine(session)] == [nth(first, k) for k in range(2501)]
+
+
+def test_a_broker_that_restarts_knows_whose_results_they_are() -> None:
+    """What an earlier incarnation of a named session has sent belongs to the newest one also after a restart of the
+    broker: it is listed, and told of when it ends.
+    """
+    bench = Bench()
+    device = bench.device()
+    session = bench.session("nightly")
+    ended, waiting = session.invoke(), session.invoke()
+    first, second = device.take_all()
+    session.start()
+    session.connect()
+    session.open()
+    device.ready(first)
+    bench.restart()
+    device.connect()
+    device.register()
+    session.connect()
+    session.open()
+    assert [entry.id for entry in mine(session)] == [ended, waiting]
+    device.ready(second)
+    assert {notify.event.id for notify in session.notified()} == {ended, waiting}  # type: ignore[union-attr]
