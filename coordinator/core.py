@@ -317,7 +317,11 @@ class SessionCore:
         if self._silent_at == math.inf:
             self._silent_at = now + self._silence
         hello = OpenSession(
-            version=PROTOCOL_VERSION, incarnation=self.incarnation, session=self.config.session, seen=self._inbox.taken
+            version=PROTOCOL_VERSION,
+            incarnation=self.incarnation,
+            session=self.config.session,
+            seen=self._inbox.taken,
+            ledger=self._commands.ledger,
         )
         out.append(Send(message=hello))
 

@@ -25,8 +25,17 @@ def test_it_introduces_itself_when_the_connection_stands() -> None:
     session = Session(session="nightly")
     session.handle(LinkUp())
     (hello,) = session.sent(m.OpenSession)
-    assert (hello.incarnation, hello.session, hello.seen) == (b"incarnat", "nightly", 0)
+    assert (hello.incarnation, hello.session, hello.seen, hello.ledger) == (b"incarnat", "nightly", 0, b"")
     assert session.core.link is Link.OPENING
+
+
+def test_it_says_which_ledger_it_knows() -> None:
+    """After the first answer an OpenSession names the ledger, so that a broker can tell what it has forgotten."""
+    session = Session(session="nightly")
+    session.open()
+    session.told(m.Stranger())
+    (hello,) = session.sent(m.OpenSession)
+    assert hello.ledger == session.core._commands.ledger != b""
 
 
 def test_nothing_is_sent_before_the_broker_has_answered() -> None:
