@@ -18,7 +18,6 @@ from broker.ledger.interface import DropSession, MarkSeen, RecordSession
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
-    Accepted,
     Failure,
     HeartbeatSeen,
     Notify,
@@ -82,7 +81,7 @@ class Session:
         self.closed = False  # it has said goodbye, and nobody will come back for it
         self.inbox = Inbox(taken)
         self.accepted = taken  # commands that are in the ledger
-        self.repeat: int | None = None  # whether to say so again, and up to where it has certainly heard it
+        self.repeat = False  # whether to say so again
         self.told_busy = False
         self.highest = 0  # the largest counter of its ids
         self.forgotten = Intervals()  # counters of ids whose records are gone
@@ -171,15 +170,6 @@ class Session:
         """Tell it, perhaps again."""
         if self.peer is not None:
             self._context.send(self.peer, Rejected(n=n, failure=failure))
-
-    def say_accepted(self, after: int) -> None:
-        """Tell it how far it has come, and which of its commands behind ``after`` do nothing."""
-        assert self.peer is not None
-        n = self.accepted
-        rejected: dict[int, Failure] = {}
-        if self.rejected:
-            rejected = {each: failure for each, failure in self.rejected.items() if after < each <= n}
-        self._context.send(self.peer, Accepted(n=n, rejected=rejected))
 
     def forget_fetch(self, gathering: Gathering) -> None:
         """A fetch is answered, or nobody asks for it any more."""
@@ -295,12 +285,10 @@ class Sessions:
                 blobs=self.blobs_endpoint,
                 logs=self.logs_endpoint,
                 log_level=context.followed,
-                rejected={n: failure for n, failure in session.rejected.items() if n <= session.accepted},
             ),
         )
         for n, failure in session.rejected.items():
-            if n > session.accepted:
-                session.say_rejected(n, failure)
+            session.say_rejected(n, failure)
         self._watch(session)
         context.log(INFO, "session_opened", session=session.incarnation.hex(), name=session.name, new=new)
 
