@@ -449,6 +449,8 @@ class Promises:
     def _judge(self, command: Submitted) -> None:
         ended = command.ended
         excused = set(command.excuses) | _EXCUSES[self.kind]
+        if self.kind is Kind.LOST_LEDGER and command.released_at:
+            excused.add("ExecutionFailed")  # the device has dropped the value, and can't say again what it was
         if command.argument_may_fail():
             excused.add("ArgumentFailed")
         if self._trouble.get(command.device, 0) >= 2:

@@ -9,7 +9,7 @@ from broker.protocol.messages import Argument, Cancel, Invoke, Put, Release
 from coordinator.core_events import SendPlan, SubmitCommand
 from tests.simulation.broker_node import MOST_OUTPUTS
 from tests.simulation.fakes import FakePlan, answer_frames, fake_plans, tensor_frame
-from tests.simulation.promises import SHORT_DEADLINE_MS, Promises, Submitted
+from tests.simulation.promises import SHORT_DEADLINE_MS, Kind, Promises, Submitted
 from tests.simulation.session_node import SessionNode
 from tests.simulation.world import World
 
@@ -98,8 +98,9 @@ class User:
     def _use_an_id_again(self) -> None:
         """What no coordinator should do: another command under an id that is taken."""
         mine = self.node.session.incarnation
-        ended = [one for one in self._mine if one.ended and one.incarnation == mine and not one.used_again]
-        if self._rejects and ended and self.node.living:
+        records = self._promises.records
+        ended = [one for one in self._mine if one.id in records and one.incarnation == mine and not one.used_again]
+        if self._rejects and self._promises.kind is Kind.USUAL and ended and self.node.living:
             command = self._world.random.choice(ended)
             self._promises.used_again(command)
             frame = tensor_frame(self._world.random.randrange(1 << 40))
