@@ -319,8 +319,8 @@ class Fleet:
 
     def pointers(self) -> list[PointerTensor]:
         """Pointers to all results of this session, of all its incarnations if it has a name: those that the broker
-        remembers and that were not released, ended or not, with a value or without, in the order in which they were
-        sent.
+        remembers and that were not released, ended or not, with a value or without; those of one incarnation in the
+        order in which they were sent.
         """
         return take_up_session(self)
 

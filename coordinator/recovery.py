@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.protocol.ids import nth
+from broker.protocol.ids import counter_of, incarnation_of, nth
 from broker.protocol.messages import AskStatus, ResultStatus, StatusEntry, StatusReport
 from coordinator.core_events import Watch
 from coordinator.core_requests import failure_of
@@ -41,6 +41,9 @@ def take_up_session(fleet: Fleet) -> list[PointerTensor]:
     while page := _ask(fleet, [], mine=True, after=after):
         firsts += page
         after = page[-1].id
+    # A broker that has restarted tells of those that have ended first. The ids say in which order they were made.
+    incarnations = list(dict.fromkeys(incarnation_of(entry.id) for entry in firsts))
+    firsts.sort(key=lambda entry: (incarnations.index(incarnation_of(entry.id)), counter_of(entry.id)))
     known = {entry.id: entry for entry in firsts}
     ids = [nth(entry.id, k) for entry in firsts for k in range(entry.outputs)]
     more = [each for each in ids if each not in known]

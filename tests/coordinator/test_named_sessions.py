@@ -161,6 +161,7 @@ def test_a_coordinator_that_is_killed_gets_its_values_after_a_restart(tmp_path: 
             connect(restarted.endpoint, insecure=True, session="nightly") as fleet,
         ):
             assert {fleet.status(each) for each in ids} == {ResultStatus.DONE}
+            assert [pointer.id for pointer in fleet.pointers()] == ids
             assert torch.equal(fleet.pointer(ids[-1]).get(WITHIN), values[6])
     expected = torch.arange(90_000.0).reshape(300, 300) / 90_000
     assert torch.equal(values[0], expected)
