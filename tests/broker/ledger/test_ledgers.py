@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -34,6 +35,7 @@ from broker.ledger.interface import (
 from broker.ledger.memory import MemoryLedger
 from broker.ledger.sqlite import SqliteLedger
 from broker.protocol.messages import Put, Release, ResultInfo, ResultReady, ResultStatus, TagEntry
+from tests.broker.ledger.ledger_story import Story
 
 INFO = ResultInfo(dtype="int8", shape=[], nbytes=1)
 
@@ -208,3 +210,11 @@ def test_past_sessions_are_bounded(make: Make) -> None:
     ledger.open()
     ledger.commit([DropSession(incarnation=bytes([k]), highest=k) for k in range(5)])
     assert ledger.open().past_sessions == {b"\3": 3, b"\4": 4}
+
+
+def test_every_kind_of_write_is_known_to_both() -> None:
+    """A kind that a ledger did not know would end the broker; and the stories that tests tell have them all."""
+    kinds = set(get_args(Write))
+    assert set(MemoryLedger()._apply) == set(SqliteLedger("unused")._apply) == kinds
+    story = Story()
+    assert {type(write) for writes in story.commits(100) for write in writes} == kinds
