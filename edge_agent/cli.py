@@ -69,6 +69,13 @@ def cli() -> None:
 )
 @setting("--threads", type=click.IntRange(0), default=0, help="Threads that a plan may use; 0: half of the cores.")
 @setting("--idle", type=click.FloatRange(0), default=60.0, help="Seconds without work after which the worker ends.")
+@setting(
+    "--store-quota",
+    type=click.IntRange(0),
+    default=4 << 30,
+    metavar="BYTES",
+    help="How much coordinators' plans and results may take of the disk; 0: all of it. Your own data does not count.",
+)
 @setting("--label", multiple=True, metavar="KEY=VALUE", help="What you want to say of the device. May be repeated.")
 @insecure_option
 @log_options
@@ -80,6 +87,7 @@ def run(
     runtime: str | None,
     threads: int,
     idle: float,
+    store_quota: int,
     label: tuple[str, ...],
     insecure: bool,
 ) -> None:
@@ -93,7 +101,7 @@ def run(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--id") from None
     name = _runtime(runtime)
-    config = AgentConfig(runtimes=(name,), labels=_labels(label), idle_seconds=idle)
+    config = AgentConfig(runtimes=(name,), labels=_labels(label), idle_seconds=idle, store_quota=store_quota)
     agent = Agent(broker, device, store, runtime=name, threads=threads, config=config)
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.freeze()  # what is loaded by now stays: don't look through it again and again
@@ -200,6 +208,37 @@ def delete(id: str, store: Path) -> None:
             raise ProgramFailed(ExitCode.NOT_FOUND, str(error)) from error
         except NotTheOwner as error:
             raise ProgramFailed(ExitCode.FAILED, str(error)) from error
+
+
+@cli.command(epilog="Example: edgeplan-agent salvage --store ~/edgeplan --into ~/edgeplan-new")
+@store_option
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="The store to save to; made if it is not there.",
+)
+@json_option
+@config_option
+def salvage(store: Path, into: Path, as_json: bool) -> None:
+    """Save what is whole of your own data in a damaged store. Prints the old and the new id of each tensor."""
+    from edge_agent.store import StoreError
+    from edge_agent.store_salvage import salvage as save
+
+    try:
+        found = save(store, into)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--into") from None
+    except (StoreError, OSError, sqlite3.Error) as error:
+        raise ProgramFailed(ExitCode.STORAGE, str(error)) from error
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    for old, new in found.saved.items():
+        click.echo(f"{old}  {new}")
+    for lost in found.lost:
+        click.echo(f"lost: {lost}", err=True)
 
 
 def _opened(folder: Path) -> Store:

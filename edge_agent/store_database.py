@@ -150,6 +150,8 @@ class Database:
             with self.transaction(durable=True):
                 (version,) = run("PRAGMA user_version").fetchone()
                 if version == 0:  # nobody else was faster
+                    if sealed:
+                        raise RowDamaged("its index is empty")
                     self._make()
                 elif version < SCHEMA_VERSION:
                     self._migrate(version)
