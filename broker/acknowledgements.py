@@ -14,7 +14,7 @@ from typing import Any
 from broker.context import DEBUG, Context
 from broker.devices import Device
 from broker.effects import Persist
-from broker.protocol.messages import Accepted, Recorded
+from broker.protocol.messages import Recorded
 from broker.sessions import Session, Sessions
 
 __all__ = ["Acknowledgements"]
@@ -85,7 +85,7 @@ class Acknowledgements:
             if session.repeat:
                 session.repeat = False
                 if session.peer is not None:
-                    context.send(session.peer, Accepted(n=session.accepted))
+                    session.say_accepted()
         devices: list[tuple[Device, int, int]] = []
         for device in self._owed_devices:
             if device.inbox.taken > device.recorded:
@@ -116,7 +116,7 @@ class Acknowledgements:
                     continue  # a newer incarnation has taken over
                 session.accepted = taken
                 if session.peer is not None:
-                    context.send(session.peer, Accepted(n=taken))
+                    session.say_accepted()
                     if context.level <= DEBUG:
                         context.log(DEBUG, "commands_accepted", session=incarnation.hex(), n=taken)
             for device, registrations, taken in ticket.devices:

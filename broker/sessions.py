@@ -18,6 +18,7 @@ from broker.ledger.interface import DropSession, MarkSeen, RecordSession
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
+    Accepted,
     Failure,
     HeartbeatSeen,
     Notify,
@@ -159,7 +160,7 @@ class Session:
     def reject(self, n: int, failure: Failure) -> None:
         """Command ``n`` counts as taken, and does nothing."""
         self.rejected[n] = failure
-        while len(self.rejected) > _REJECTIONS_KEPT:
+        if len(self.rejected) > _REJECTIONS_KEPT:
             self.rejected.popitem(last=False)
         self._context.log(
             WARNING, "command_rejected", session=self.incarnation.hex(), n=n, code=failure.code, reason=failure.message
@@ -170,6 +171,20 @@ class Session:
         """Tell it, perhaps again."""
         if self.peer is not None:
             self._context.send(self.peer, Rejected(n=n, failure=failure))
+
+    def say_accepted(self) -> None:
+        """Tell it how far it has come, and which of its commands do nothing, unless it has certainly heard that."""
+        assert self.peer is not None
+        message = Accepted(n=self.accepted, rejected=self.rejections()) if self.rejected else Accepted(n=self.accepted)
+        self._context.send(self.peer, message)
+
+    def rejections(self) -> dict[int, Failure]:
+        """The commands that do nothing, of those that are accepted."""
+        # Whoever sends a number has heard that those a window before it were accepted, and so which of them were not.
+        known = self.inbox.taken - self._context.config.window
+        while self.rejected and next(iter(self.rejected)) <= known:
+            self.rejected.popitem(last=False)
+        return {n: failure for n, failure in self.rejected.items() if n <= self.accepted}
 
     def forget_fetch(self, gathering: Gathering) -> None:
         """A fetch is answered, or nobody asks for it any more."""
@@ -285,10 +300,12 @@ class Sessions:
                 blobs=self.blobs_endpoint,
                 logs=self.logs_endpoint,
                 log_level=context.followed,
+                rejected=session.rejections(),
             ),
         )
         for n, failure in session.rejected.items():
-            session.say_rejected(n, failure)
+            if n > session.accepted:
+                session.say_rejected(n, failure)
         self._watch(session)
         context.log(INFO, "session_opened", session=session.incarnation.hex(), name=session.name, new=new)
 

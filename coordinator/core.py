@@ -366,7 +366,7 @@ class SessionCore:
             out.append(Log(level=20, event="session_opened", fields=fields))
         self._opened_once = True
         self._watched.opened(message.ledger, now)
-        self._commands.opened(message.ledger, message.accepted, message.max_message, now, out)
+        self._commands.opened(message, now, out)
         self._requests.rewind()
         out += [SessionReady(message), StreamLevel(message.log_level)]
 
@@ -413,6 +413,8 @@ class SessionCore:
         out.append(SessionEnded(failure))
 
     def _on_accepted(self, message: Accepted, _event: Received, now: float, out: list[object]) -> None:
+        for n, failure in message.rejected.items():
+            self._commands.rejected(Rejected(n=n, failure=failure), out)
         self._commands.accepted(message.n, now, out)
 
     def _on_busy(self, message: Busy, _event: Received, now: float, out: list[object]) -> None:

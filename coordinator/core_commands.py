@@ -36,6 +36,7 @@ from broker.protocol.messages import (
     Put,
     Rejected,
     Release,
+    SessionOpened,
     StorePlan,
     Submit,
 )
@@ -325,17 +326,20 @@ class Commands:
 
     # --------------------------------------------------------------------------------------------- from the broker
 
-    def opened(self, ledger: bytes, accepted: int, max_message: int, now: float, out: list[object]) -> None:
+    def opened(self, message: SessionOpened, now: float, out: list[object]) -> None:
         """The broker has taken ``accepted`` commands of this session: go on from there, or start over where that is
         not our past.
         """
-        self.max_message = max_message
+        self.max_message = message.max_message
+        ledger, accepted = message.ledger, message.accepted
         if ledger != self.ledger or not self._outbox.acknowledged <= accepted <= self._outbox.last:
             if self.ledger:
                 out.append(Log(level=30, event="ledger_changed", fields={"unended": len(self._kept)}))
             self.ledger = ledger
             self._start_over(accepted, out)
             return
+        for n, failure in message.rejected.items():
+            self.rejected(Rejected(n=n, failure=failure), out)
         self.accepted(accepted, now, out)
         self._lacking.clear()
         self._outbox.rewind()
@@ -420,8 +424,8 @@ class Commands:
         """Command ``message.n`` is taken and does nothing."""
         # On a new connection the broker says first up to where it has taken, and then which of these it has rejected.
         outgoing = self._outbox.item(message.n) or self._accepted.get(message.n)
-        if outgoing is None:
-            return
+        if outgoing is None or outgoing.command is _NOTHING:
+            return  # it was said before
         failure = message.failure
         command = outgoing.command
         if isinstance(command, StorePlan):

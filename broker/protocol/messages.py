@@ -471,6 +471,7 @@ class OpenSession(_Tagged, frozen=True, kw_only=True, tag=34):
 class SessionOpened(_Tagged, frozen=True, kw_only=True, tag=35):
     """The broker knows the session now, and has taken its commands up to ``accepted``; limits in bytes.
 
+    ``rejected``: as in `Accepted`.
     ``blobs`` is the endpoint of the blob channel, ``logs`` the one on which logs and notifications are published; a
     host of ``*`` or ``0.0.0.0`` in them means this connection's host; empty: there is none.
     """
@@ -483,6 +484,7 @@ class SessionOpened(_Tagged, frozen=True, kw_only=True, tag=35):
     blobs: str = ""
     logs: str = ""
     log_level: Natural = 0
+    rejected: dict[int, Failure] = {}
 
 
 class OpenBlobChannel(_Tagged, frozen=True, kw_only=True, tag=36):
@@ -532,9 +534,13 @@ class Submit(_Tagged, frozen=True, kw_only=True, tag=48):
 
 
 class Accepted(_Tagged, frozen=True, kw_only=True, tag=49):
-    """All commands up to ``n`` are in the ledger, and every blob that they name."""
+    """All commands up to ``n`` are in the ledger, and every blob that they name.
+
+    ``rejected``: those of them that do nothing, and why; `Rejected` has said so before, and may have been lost.
+    """
 
     n: Natural
+    rejected: dict[int, Failure] = {}
 
 
 class Busy(_Tagged, frozen=True, kw_only=True, tag=50):

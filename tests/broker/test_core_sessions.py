@@ -6,13 +6,16 @@ import pytest
 
 from broker.config import BrokerConfig
 from broker.protocol.messages import (
+    Accepted,
     Busy,
     Goodbye,
     Heartbeat,
     HeartbeatSeen,
+    Invoke,
     Notify,
     Put,
     Refused,
+    Rejected,
     ResultStatus,
     SessionOpened,
     Stranger,
@@ -341,3 +344,26 @@ def test_idle_session_is_forgotten_sooner() -> None:
     assert [notify.event.id for notify in waiting.notified()] == [result]  # type: ignore[union-attr]
     idle.open()
     assert idle.take(SessionOpened).accepted == 0
+
+
+def test_a_rejection_is_said_with_what_is_accepted(bench: Bench) -> None:
+    """`Rejected` may be lost, and so may an `Accepted`: each `Accepted` says which commands up to there do nothing, and
+    so does the answer to an introduction, also after a restart; until the session has certainly heard it.
+    """
+    session, device = bench.session(), bench.device()
+    session.clear()
+    session.submit(Invoke(id=b"another's id....", plan=session.plan, args=[]))
+    failure = session.take(Rejected).failure
+    assert session.take(Accepted) == Accepted(n=2, rejected={2: failure})
+    session.invoke()
+    assert session.take(Accepted) == Accepted(n=3, rejected={2: failure})
+    bench.restart()
+    session.connect()
+    session.open()
+    assert session.take(SessionOpened).rejected == {2: failure}
+    device.come_back()
+    for _ in range(bench.config.window):
+        session.invoke()
+    assert session.all(Accepted)[-1].rejected == {}
+    session.submit(Invoke(id=b"another's id....", plan=session.plan, args=[]))
+    assert list(session.all(Accepted)[-1].rejected) == [session.n]
