@@ -207,7 +207,8 @@ class StoreShelf:
     def evictable(self, count: int) -> list[tuple[bytes, int]]:
         """As `Catalog.evictable`."""
         unrecorded: set[bytes] = set()
-        waiting = [(one.id, one.outputs) for batch in self._batches() for one in batch.ended.values()]
+        gathered = [one for batch in self._batches() for one in batch.ended.values()]
+        waiting = [(one.id, one.outputs) for one in gathered if not one.recorded]
         with self._database.read() as connection:
             waiting += connection.execute("SELECT id, outputs FROM commands WHERE recorded = 0").fetchall()
             for id, outputs in waiting:
@@ -432,6 +433,8 @@ class StoreShelf:
             self._writing, self._pending = self._pending, Batch()
             self._writing.clock = self._now()
             self._writer.write(self._writing)
+            if isinstance(self._writer, DirectWriter):
+                self._collect()
         ends, self._ends = self._ends, []
         return ends
 

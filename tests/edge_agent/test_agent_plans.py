@@ -237,3 +237,36 @@ def test_a_plan_that_the_store_cannot_keep_fails_its_commands_for_now() -> None:
     device.start_worker()
     device.load()
     assert device.finish_all() == [result_id(2)]
+
+
+def test_a_part_that_is_damaged_is_fetched_again() -> None:
+    """The worker finds it: it is dropped, had from the broker once more, and the command that waits is run; but one
+    that is damaged every time ends in a refusal.
+    """
+    plan = DemoPlan()
+    device = Device()
+    device.ready(plan)
+    graph = next(digest for digest in plan.parts if digest != plan.id)
+    again = Device(shelf=device.shelf)
+    again.register()
+    again.invoke(plan, counter=1)
+    again.start_worker()
+    why = m.Failure(code="PartDamaged", message="altered", details={"part": graph.hex()})
+    again.load(refuse=why)
+    [asked] = again.take_sent(m.NeedBlobs)
+    assert asked.digests == [graph]
+    assert again.shelf.blob(graph) is None
+    again.receive(m.Blobs(attached=[graph]), plan.parts[graph])
+    assert again.shelf.blob(graph) == plan.parts[graph]
+    again.load(refuse=why)
+    again.receive(m.Blobs(attached=[graph]), plan.parts[graph])
+    again.load()
+    assert again.finish_all() == [result_id(1)]
+    hopeless = Device(shelf=device.shelf)
+    hopeless.register()
+    hopeless.invoke(plan, counter=2)
+    hopeless.start_worker()
+    for _ in range(3):
+        hopeless.load(refuse=why)
+        hopeless.receive(m.Blobs(attached=[graph]), plan.parts[graph])
+    assert hopeless.failure_of(result_id(2)).code == "PartDamaged"
