@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from coordinator.translation.ops.pointwise import less, number, softplus
-from coordinator.translation.ops.reduction import reduced
+from coordinator.translation.ops.reduction import as_float, reduced
 from coordinator.translation.table import translates
 from coordinator.translation.writer import Value, Writer, unsupported
 from edge_agent.plan.dtypes import FLOATING
@@ -167,10 +165,4 @@ def _cross_entropy(
     if reduction == _SUM or x.rank == 1:
         return total
     count = w.count([dim for place, dim in enumerate(x.dims) if place != axis])
-    return w.op(
-        "Div",
-        total,
-        w.cast(w.size(count), total.dtype)
-        if not isinstance(count, int)
-        else w.constant(np.float64(count), total.dtype),
-    )
+    return w.op("Div", total, as_float(w, count, total))
