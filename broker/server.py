@@ -71,6 +71,9 @@ __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 MESSAGES_A_BATCH = 256
 """How many waiting messages are handled before acknowledgements go out."""
 
+LONGEST_WAIT = 3600.0
+"""Seconds until the loop looks at its timers again: some are due in months, and poll(2) takes 24 days at most."""
+
 HIGH_WATER = 4096
 """Messages that wait for one peer: more than the windows of its streams, so only a peer that asks and never reads
 gets there."""
@@ -344,7 +347,7 @@ class BrokerServer:
 
     def _timeout_ms(self, now: float) -> int | None:
         timer = self._core.next_timer()
-        return None if timer is None else max(0, math.ceil((timer - now) * 1000))
+        return None if timer is None else max(0, math.ceil(min(timer - now, LONGEST_WAIT) * 1000))
 
     def _drain(self) -> None:
         """Handle what peers have sent, up to a batch of it."""

@@ -17,6 +17,7 @@ import zmq
 from broker import logs
 from broker.config import BrokerConfig
 from broker.ledger.blobs import MemoryBlobs
+from broker.ledger.interface import RecordDevice
 from broker.ledger.memory import MemoryLedger
 from broker.protocol.framing import command_digest, decode
 from broker.protocol.messages import (
@@ -150,6 +151,29 @@ def served(context: Context) -> Iterator[Served]:
 
 
 # ------------------------------------------------------------------------------------------- the work
+
+
+def test_a_broker_whose_only_timer_is_months_away(context: Context) -> None:
+    """A broker that was started with a device that is away, and nobody else, waits for somebody to come."""
+    ledger = MemoryLedger()
+    ledger.open()
+    device = RecordDevice(
+        device="device_1",
+        store=b"store" * 3,
+        boot=b"boot" * 4,
+        confirmed=b"",
+        issued=b"token" * 2,
+        version=PROTOCOL_VERSION,
+        runtimes=[],
+        labels={},
+        last_seen=0,
+    )
+    ledger.commit([device])
+    with BrokerServer("inproc://months", context=context, ledger=ledger, config=CONFIG) as server:
+        served = Served(context, server)
+        served.check()
+        for peer in served.peers:
+            peer.close()
 
 
 def test_one_invocation(served: Served) -> None:
