@@ -78,7 +78,7 @@ HIGH_WATER = 4096
 """Messages that wait for one peer: more than the windows of its streams, so only a peer that asks and never reads
 gets there."""
 
-WRITER_STOPS_WITHIN = 30.0
+WRITER_STOPS_WITHIN = 20.0
 """Seconds that a broker that ends gives its ledger to write what waits."""
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
