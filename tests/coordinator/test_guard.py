@@ -150,7 +150,7 @@ def test_a_storm_of_ctrl_c_breaks_nothing(fleet: Fleet, device_1: VirtualWorker)
                 pointers[-1].wait(0)
             except KeyboardInterrupt:
                 strikes += 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # between two calls: the loop is over, before its time
         strikes += 1
     finally:
         while storming.is_alive():
@@ -159,7 +159,7 @@ def test_a_storm_of_ctrl_c_breaks_nothing(fleet: Fleet, device_1: VirtualWorker)
                 storming.join(WITHIN)
             except KeyboardInterrupt:
                 strikes += 1
-    assert strikes >= 20
+    assert strikes
     fleet.flush(WITHIN)
     assert all(torch.equal(value, torch.full((2,), 2.0)) for value in fleet.get(pointers, timeout=WITHIN))
     assert fleet.driver.core.unaccepted == 0
