@@ -258,11 +258,6 @@ class Sessions:
             self._refuse(peer, RefusalCode.FENCED, f"another coordinator has taken over session {name}")
             return
         session = self.by_incarnation.get(message.incarnation)
-        if session is None and message.session in self.by_name and message.ledger == self._ledger:
-            # It was let in before a crash that came before the commit, and is older than the one that was let in since.
-            reason = f"another coordinator has taken over session {message.session}"
-            self._refuse(peer, RefusalCode.FENCED, reason)
-            return
         if session is not None and session.name != message.session:
             reason = f"expected session {session.name!r} of this incarnation, got {message.session!r}"
             self._refuse(peer, RefusalCode.NOT_ALLOWED, reason)
