@@ -132,20 +132,6 @@ def test_session_is_taken_over(bench: Bench) -> None:
     assert len(bench.events("session_taken_over")) == 1
 
 
-def test_an_incarnation_that_the_ledger_never_saw(bench: Bench) -> None:
-    """One that was let in, and forgotten in a crash before the commit, fences none that came after it."""
-    bench.holding = True
-    old = bench.session("nightly")
-    bench.restart()
-    bench.holding = False
-    new = SessionPeer(bench, "nightly")
-    new.open()
-    old.connect()
-    old.open(ledger=b"L" * 16)
-    assert old.take(Refused).code == "fenced"
-    assert new.status(new.invoke()) is ResultStatus.QUEUED
-
-
 def test_acceptance_of_a_fenced_incarnation(bench: Bench) -> None:
     """What an older incarnation sent is not acknowledged to the newer one."""
     old = bench.session("nightly")
