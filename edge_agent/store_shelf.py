@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import queue
 import sqlite3
@@ -23,12 +22,13 @@ from typing import Any
 import msgspec
 
 from broker.protocol.ids import counter_of, incarnation_of, nth
-from broker.protocol.messages import DEFAULT_DEADLINE_MS, INLINE_TENSORS_BYTES, ResultInfo, ResultReady, TagEntry
+from broker.protocol.messages import DEFAULT_DEADLINE_MS, ResultInfo, ResultReady, TagEntry
 from edge_agent.catalog import Ended, Held, size_of
 from edge_agent.store_database import Database, StoreInUse
 from edge_agent.store_disk import DISK, Disk
+from edge_agent.store_parts import Parts
 from edge_agent.store_rows import COMMAND, VALUE, ended_of, value_columns
-from edge_agent.store_writes import Batch, Blob, DirectWriter, Writer, Written, written
+from edge_agent.store_writes import Batch, DirectWriter, Writer, Written, written
 from edge_agent.tensor_files import read_header, sum_of_file, tensor_path
 from edge_agent.tensor_format import header_of
 
@@ -101,6 +101,7 @@ class StoreShelf:
         self.changed = os.open(folder / "changed", os.O_RDWR | os.O_NONBLOCK)
         """A descriptor that can be read when another program has put or deleted something: see `look`."""
         self.store_id = self._database.meta("store_id")
+        self._parts = Parts(self._database)
         self._version = self._database.data_version()
         self._changes = self._database.changes()
         self._pending = Batch()
@@ -228,43 +229,21 @@ class StoreShelf:
 
     def blob(self, digest: bytes) -> bytes | str | None:
         """As `Catalog.blob`. One that is not what its name says is dropped: there are more where it came from."""
-        for batch in self._batches():
-            if (waiting := batch.blobs.get(digest)) is not None:
-                return waiting.data if waiting.data is not None else str(self._blob_path(digest))
-            if digest in batch.dropped_blobs:
-                return None
-        with self._database.read() as connection, self._database.whole():
-            row = connection.execute("SELECT data FROM blobs WHERE digest = ?", (digest,)).fetchone()
-        if row is None:
-            return None
-        if row[0] is None:
-            return str(self._blob_path(digest))
-        if hashlib.sha256(row[0]).digest() == digest:
-            return bytes(row[0])
-        self.drop_blobs([digest])
-        return None
+        part, dropped = self._parts.find(digest, self._batches())
+        if dropped:
+            self.drop_blobs([digest])
+        return part
 
     def plans(self) -> list[tuple[bytes, bytes]]:
         """As `Catalog.plans`."""
         self._settle()
-        with self._database.read() as connection, self._database.whole():
-            rows = connection.execute("SELECT digest, data FROM blobs WHERE manifest = 1 ORDER BY n").fetchall()
-        found = [(bytes(digest), bytes(data)) for digest, data in rows if hashlib.sha256(data).digest() == digest]
-        if len(found) < len(rows):
-            whole = {digest for digest, _ in found}
-            self.drop_blobs(digest for digest, _ in rows if digest not in whole)
+        found, damaged = self._parts.manifests()
+        self.drop_blobs(damaged)
         return found
 
     def blob_size(self, digest: bytes) -> int:
         """As `Catalog.blob_size`."""
-        for batch in self._batches():
-            if (waiting := batch.blobs.get(digest)) is not None:
-                return waiting.size
-            if digest in batch.dropped_blobs:
-                return 0
-        with self._database.read() as connection:
-            row = connection.execute("SELECT size FROM blobs WHERE digest = ?", (digest,)).fetchone()
-        return 0 if row is None else int(row[0])
+        return self._parts.size(digest, self._batches())
 
     def registration(self) -> tuple[bytes, bytes]:
         """The token and the ledger id of the last registration; empty where there was none."""
@@ -365,17 +344,8 @@ class StoreShelf:
         """As `Shelf.keep_blob`."""
         if any(digest in batch.dropped_blobs for batch in self._batches()):
             self._settle()  # else its file would be removed after it has come
-        if isinstance(source, str):
-            path = Path(source)
-            if path != self._blob_path(digest):
-                if not path.exists():
-                    return  # two plans have wanted it, and the other was first
-                self._disk.rename(path, self._blob_path(digest))
-            size = self._blob_path(digest).stat().st_size
-            blob = Blob(None, size, manifest, inline=False)
-        else:
-            blob = Blob(source, len(source), manifest, inline=manifest or len(source) <= INLINE_TENSORS_BYTES)
-        if not self.blob_size(digest):
+        blob = self._parts.take(digest, source, manifest=manifest)
+        if blob is not None and not self.blob_size(digest):
             self.used += blob.size
             self._pending.blobs[digest] = blob
 
@@ -466,7 +436,7 @@ class StoreShelf:
                 self._disk.remove(Path(held.source))
         for digest, blob in end.batch.blobs.items():
             self.used -= blob.size
-            self._disk.remove(self._blob_path(digest))
+            self._disk.remove(self._parts.path(digest))
 
     def _settle(self) -> None:
         """Wait until all that is gathered is written: for a question that only the index can answer."""
@@ -519,9 +489,6 @@ class StoreShelf:
 
     def _held(self, row: tuple[Any, ...]) -> Held:
         return value_columns(row, str(tensor_path(self.folder, row[0])))
-
-    def _blob_path(self, digest: bytes) -> Path:
-        return self.folder / "blobs" / digest.hex()
 
     def _remove_orphans(self) -> None:
         """Remove files that no row names: of writes that a crash has cut off. Not while one of the device's programs is
