@@ -28,6 +28,8 @@ _WEIGHTS = {
 }
 BROKEN = frozenset({"device_quarantined", "agent_crashed", "broker_failed", "ledger_damaged"})
 """What nobody says, whoever was killed."""
+ENOUGH = 10
+"""Findings after which chaos goes no further: programs that end by themselves are no load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class Monkey:
         until = time.monotonic() + within
         self._raging = True
         self._later(0.0, self._act)
-        while len(self.toll.kills) < kills and time.monotonic() < until:
+        while len(self.toll.kills) < kills and len(self.toll.deaths) < ENOUGH and time.monotonic() < until:
             self._wait_and_do(until)
         self._raging = False
 

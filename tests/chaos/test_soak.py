@@ -13,8 +13,8 @@ MB = 1e6
 
 @pytest.mark.timeout(240)
 def test_a_short_soak_leaves_memory_and_open_files_flat(tmp_path: Path) -> None:
-    """15 seconds of work: open files are the same after it, and memory has not run away."""
-    soak = run_soak(tmp_path, seconds=15, rate=60, every=0.2)
+    """12 seconds of work: open files are the same after it, and memory has not run away."""
+    soak = run_soak(tmp_path, seconds=12, rate=60, every=0.2)
     print_soak(soak)
     curves = {(curve.name, curve.what): curve for curve in soak.curves}
     assert soak.commands > 100
