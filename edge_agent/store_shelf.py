@@ -24,6 +24,7 @@ import msgspec
 from broker.protocol.ids import counter_of, incarnation_of, nth
 from broker.protocol.messages import DEFAULT_DEADLINE_MS, ResultInfo, ResultReady, TagEntry
 from edge_agent.catalog import Ended, Held, size_of
+from edge_agent.store_cache import ValueCache
 from edge_agent.store_database import Database, StoreInUse
 from edge_agent.store_disk import DISK, Disk
 from edge_agent.store_parts import Parts
@@ -34,8 +35,6 @@ from edge_agent.tensor_format import header_of
 
 __all__ = ["StoreShelf"]
 
-_CACHE_VALUES = 1024
-_CACHE_BYTES = 2 << 20
 _CACHE_SESSIONS = 1024
 _CHECKED_BYTES = 256 << 20
 """Up to which size of the index every row is looked at when the store is opened: about a second for 64 MiB."""
@@ -114,8 +113,7 @@ class StoreShelf:
         else:
             self._writer = Writer(folder, durable=durable, done=self._batch_written, disk=disk)
         self._wake = wake
-        self._cache: OrderedDict[bytes, Held] = OrderedDict()
-        self._cache_bytes = 0
+        self._cache = ValueCache()
         self._highest: OrderedDict[bytes, int] = (
             OrderedDict()
         )  # incarnation to the highest counter of its ended commands
@@ -141,7 +139,6 @@ class StoreShelf:
             return held
         held = self._cache.get(id)
         if held is not None:
-            self._cache.move_to_end(id)
             return held
         writing = self._writing
         if id in self._pending.dropped:
@@ -156,7 +153,7 @@ class StoreShelf:
             if row is None:
                 return None
             held = self._held(row)
-        self._remember(held)
+        self._cache.put(held)
         return held
 
     def ended(self, id: bytes) -> Ended | None:
@@ -261,8 +258,8 @@ class StoreShelf:
         if changes == self._changes:
             return False  # it was our own writer
         self._changes = changes
-        for id in [held.id for held in self._cache.values() if held.own]:
-            self._forget(id)
+        for id in self._cache.own():
+            self._cache.forget(id)
         return True
 
     # ------------------------------------------------------------------------------------------- writes
@@ -334,7 +331,7 @@ class StoreShelf:
                 continue
             pending.tags_changed = pending.tags_changed or bool(held.tags)
             self.used -= size_of(held.nbytes)
-            self._forget(value)
+            self._cache.forget(value)
             if pending.values.pop(value, None) is None:
                 pending.dropped[value] = None
             elif isinstance(held.source, str):
@@ -425,7 +422,7 @@ class StoreShelf:
         if end.failure is None:
             for held in end.batch.values.values():
                 if held.id not in self._pending.dropped:
-                    self._remember(held)
+                    self._cache.put(held)
             for command in end.batch.ended:
                 self._see(command)
             return
@@ -451,21 +448,7 @@ class StoreShelf:
         if self._pending.tags_changed or (self._writing is not None and self._writing.tags_changed):
             self._settle()
 
-    # ------------------------------------------------------------------------------------------- the cache
-
-    def _remember(self, held: Held) -> None:
-        if held.id in self._cache:
-            self._forget(held.id)
-        self._cache[held.id] = held
-        self._cache_bytes += _weight(held)
-        while len(self._cache) > _CACHE_VALUES or self._cache_bytes > _CACHE_BYTES:
-            _, oldest = self._cache.popitem(last=False)
-            self._cache_bytes -= _weight(oldest)
-
-    def _forget(self, id: bytes) -> None:
-        held = self._cache.pop(id, None)
-        if held is not None:
-            self._cache_bytes -= _weight(held)
+    # ------------------------------------------------------------------------------------------- what was seen
 
     def _see(self, id: bytes) -> None:
         session = incarnation_of(id)
@@ -519,10 +502,6 @@ class StoreShelf:
         os.close(self.changed)
         self._database.close()
         self._lock.close()
-
-
-def _weight(held: Held) -> int:
-    return len(held.source) + 256
 
 
 def _tag_entry(row: tuple[Any, ...]) -> TagEntry:
