@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.chaos.monkey import Pace
 from tests.chaos.run import print_outcome, run_chaos
 
 
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=40.0, help="how long it may take to kill so many")
     parser.add_argument("--devices", type=int, default=3)
     parser.add_argument("--coordinators", type=int, default=2)
+    parser.add_argument("--early", type=float, default=Pace().early, help="how likely the weak are hit, too")
     parser.add_argument("--folder", type=Path, help="keep journals and logs here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeplan-chaos-") as scratch:
@@ -28,6 +30,7 @@ def main() -> int:
             within=options.minutes * 60,
             devices=options.devices,
             coordinators=options.coordinators,
+            pace=Pace(early=options.early),
         )
     print_outcome(outcome)
     for complaint in outcome.audit.complaints:

@@ -88,41 +88,39 @@ def test_a_lost_ledger_and_a_session_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_lost_store(tmp_path: Path) -> None:
-    """The device's folder is gone: its recorded values are lost, and say so; what had not ended runs."""
+    """The device's folder is gone: what was recorded is lost, and says so; what had not ended is delivered again."""
     with broker_and_device(tmp_path) as (_stage, _broker, device, fleet):
-        on_device = plans.plus_one().send(fleet.device("device_1"))
-        inline = on_device(torch.zeros(2))
-        kept = on_device.options(inline=False, tags=["kept"])(torch.ones(2))
-        assert inline.wait(READY_WITHIN)
-        assert kept.wait(PATIENCE)
+        remote = fleet.device("device_1")
+        kept = remote.send(torch.ones(2), tags=["kept"])
+        assert kept.wait(READY_WITHIN)
         device.kill()
-        asked = [on_device(torch.full((2,), float(k))) for k in range(20)]
+        asked = [remote.send(torch.full((2,), float(k))) for k in range(20)]
         fleet.flush(timeout=PATIENCE)
 
         shutil.rmtree(tmp_path / "device_1")
         device.start()
 
         for k, pointer in enumerate(asked):
-            assert torch.equal(pointer.get(timeout=READY_WITHIN), torch.full((2,), float(k + 1)))
+            assert torch.equal(pointer.get(timeout=READY_WITHIN), torch.full((2,), float(k)))
         assert fleet.status(kept.id) == ResultStatus.LOST
         with pytest.raises(ResultLost):
             kept.get(timeout=PATIENCE)
-        assert fleet.device("device_1").search("kept") == []
-        assert torch.equal(inline.get(timeout=PATIENCE), torch.ones(2))  # the broker's record has it
+        assert remote.search("kept") == []
 
 
 def test_a_cloned_store(tmp_path: Path) -> None:
     """Two agents of one id, one with a copy of the other's store: the copy is quarantined, and the other works on."""
     with broker_and_device(tmp_path) as (stage, _broker, device, fleet):
-        on_device = plans.plus_one().send(fleet.device("device_1"))
-        assert on_device(torch.zeros(2)).wait(READY_WITHIN)
+        remote = fleet.device("device_1")
+        kept = remote.send(torch.zeros(2))
+        assert kept.wait(READY_WITHIN)
         device.end()
         shutil.copytree(tmp_path / "device_1", tmp_path / "copy", ignore=_pipes)
         device.start()
         stage.wait_for(device, "agent_registered", READY_WITHIN)
-        assert torch.equal(on_device(torch.ones(2)).get(timeout=READY_WITHIN), torch.full((2,), 2.0))
+        assert remote.send(torch.ones(2)).wait(READY_WITHIN)
         device.end()
-        asked = on_device(torch.zeros(2))
+        asked = remote.send(torch.full((2,), 2.0))
 
         clone = stage.agent("device_1", name="clone", store="copy")
         clone.start()
@@ -130,7 +128,8 @@ def test_a_cloned_store(tmp_path: Path) -> None:
         assert not asked.ready
 
         device.start()
-        assert torch.equal(asked.get(timeout=READY_WITHIN), torch.ones(2))
+        assert torch.equal(asked.get(timeout=READY_WITHIN), torch.full((2,), 2.0))
+        assert torch.equal(kept.get(timeout=PATIENCE), torch.zeros(2))
         assert clone.running  # it waits for somebody to look, and does not flap
 
 
