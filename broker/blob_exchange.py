@@ -25,6 +25,7 @@ from broker.blob_effects import (
     Instruction,
     OutgoingChunk,
 )
+from broker.blob_tallies import Tallies, Tally
 from broker.ledger.blob_store import BlobMissing, BlobStore, BlobStoreFull, Partial
 from broker.protocol import messages as m
 from broker.protocol.effects import Send
@@ -44,22 +45,11 @@ STALLS_TO_DROP = 6
 
 
 @dataclass(slots=True)
-class _Tally:
-    blobs_in: int = 0
-    blobs_out: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-
-    def counts(self) -> BlobCounts:
-        return BlobCounts(self.blobs_in, self.blobs_out, self.bytes_in, self.bytes_out)
-
-
-@dataclass(slots=True)
 class _Peer:
     role: str
     name: str
     sender: Sender
-    tally: _Tally
+    tally: Tally
     last: float
     served: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # what it pulled and has not stored yet
     incoming: int = 0  # transfers of which it is a source
@@ -96,8 +86,8 @@ class BlobExchange:
         self._reading_back: dict[bytes, None] = {}  # incoming blobs with an earlier part to hash
         self._turns: OrderedDict[bytes, None] = OrderedDict()  # peers that wait for chunks
         self._full: set[bytes] = set()  # those among them whose link takes no more just now
-        self._tallies: OrderedDict[tuple[str, str], _Tally] = OrderedDict()
-        self._total = _Tally()
+        self._tallies = Tallies(self.limits.peers)
+        self._total = Tally()
         self._complain_at = float("-inf")
         self._unreported = 0
 
@@ -105,18 +95,11 @@ class BlobExchange:
 
     def counts(self) -> dict[tuple[str, str], BlobCounts]:
         """What moved, by the peer's role and name; any thread may ask. Peers of long ago are left out."""
-        return {key: tally.counts() for key, tally in list(self._tallies.items())}
+        return self._tallies.counts()
 
     def total(self) -> BlobCounts:
         """What moved in all; any thread may ask."""
         return self._total.counts()
-
-    def _tally(self, role: str, name: str) -> _Tally:
-        tally = self._tallies.setdefault((role, name), _Tally())
-        self._tallies.move_to_end((role, name))
-        if len(self._tallies) > self.limits.peers:
-            self._tallies.popitem(last=False)
-        return tally
 
     # ------------------------------------------------------------------------------------------ what arrives
 
@@ -175,7 +158,7 @@ class BlobExchange:
         while len(self._peers) >= self.limits.peers:
             out += self.gone(next(iter(self._peers)), now)
         sender = Sender(chunk=self.limits.chunk)
-        self._peers[peer] = _Peer(message.role, message.name, sender, self._tally(message.role, message.name), now)
+        self._peers[peer] = _Peer(message.role, message.name, sender, self._tallies.of(message.role, message.name), now)
         opened = m.BlobChannelOpened(version=m.PROTOCOL_VERSION, chunk=self.limits.chunk, limit=self.limits.blob)
         return [*out, Send(message=opened, peer=peer)]
 
@@ -285,7 +268,7 @@ class BlobExchange:
         role, name = incoming.giver
         self._total.blobs_in += 1
         if name:
-            self._tally(role, name).blobs_in += 1
+            self._tallies.of(role, name).blobs_in += 1
         self._on_event(BlobArrived(digest=digest, size=incoming.size, role=role, name=name))
         return out
 
