@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -20,28 +19,27 @@ from tests.simulation.fleet import Outcome, run
 __all__ = ["main", "search"]
 
 
-def attempt(seed: int, *, everything: bool = False) -> Outcome | str:
+def attempt(seed: int) -> Outcome | str:
     """The outcome of a seed, or what went wrong."""
     try:
-        return run(seed, everything=everything)
+        return run(seed)
     except Exception as error:  # noqa: BLE001 - whatever a core raises is a finding, and is printed
         return "\n".join([f"seed {seed}: {type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
-def outcomes(first: int, count: int, processes: int, *, everything: bool) -> Iterator[Outcome | str]:
+def outcomes(first: int, count: int, processes: int) -> Iterator[Outcome | str]:
     """The outcomes of ``count`` seeds, in any order that keeps the processes busy."""
     with ProcessPoolExecutor(processes) as pool:
-        todo = functools.partial(attempt, everything=everything)
-        yield from pool.map(todo, range(first, first + count), chunksize=10)
+        yield from pool.map(attempt, range(first, first + count), chunksize=10)
 
 
-def search(first: int, count: int, processes: int, *, everything: bool = False) -> int:
+def search(first: int, count: int, processes: int) -> int:
     """Simulate ``count`` seeds from ``first`` on, and print what came of them: 0, or 1 if any broke a promise."""
     console = Console()
     total: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     failed: list[str] = []
-    found = outcomes(first, count, processes, everything=everything)
+    found = outcomes(first, count, processes)
     for outcome in track(found, "simulating", total=count, console=console):
         if isinstance(outcome, str):
             failed.append(outcome)
@@ -73,14 +71,13 @@ def main() -> int:
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--count", type=int, default=1000, help="how many seeds (default: 1000)")
     parser.add_argument("--processes", type=int, default=2, help="how many processes (default: 2)")
-    parser.add_argument("--everything", action="store_true", help="let brokers die, too: see Scenario.draw")
     options = parser.parse_args()
     console = Console()
     if options.seed is not None:
-        outcome = attempt(options.seed, everything=options.everything)
+        outcome = attempt(options.seed)
         console.print(outcome, markup=False, highlight=False, soft_wrap=True)
         return int(isinstance(outcome, str))
-    return search(options.first, options.count, options.processes, everything=options.everything)
+    return search(options.first, options.count, options.processes)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class BrokerNode(Node):
             self.boot()
 
     def _end(self, at_least: float) -> None:
-        self._promises.broker_ended()
+        self._promises.broker_ended(self.disk.sessions)
         self.reachable = False
         self.crash()
         for connection in self._connections.values():

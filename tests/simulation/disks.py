@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from broker.ledger.interface import DropResults, RecordCommand, RecordDevice, RecordTerminal, Snapshot, Write
+from broker.ledger.interface import (
+    DropResults,
+    RecordCommand,
+    RecordDevice,
+    RecordSession,
+    RecordTerminal,
+    Snapshot,
+    Write,
+)
 from broker.ledger.memory import MemoryLedger
 from broker.protocol.messages import DEFAULT_DEADLINE_MS
 from edge_agent.catalog import Ended, Held, MemoryShelf
@@ -40,6 +48,7 @@ class LedgerDisk:
         self.commands: dict[bytes, RecordCommand] = {}
         self.terminals: dict[bytes, RecordTerminal] = {}
         self.devices: set[str] = set()
+        self.sessions: set[bytes] = set()
 
     def open(self) -> Snapshot:
         """What a broker starts from: all that survived."""
@@ -90,6 +99,8 @@ class LedgerDisk:
                 self.commands[write.id] = write
             elif isinstance(write, RecordDevice):
                 self.devices.add(write.device)
+            elif isinstance(write, RecordSession):
+                self.sessions.add(write.incarnation)
             elif isinstance(write, DropResults):
                 self._promises.dropped(write.ids)
         self._durable.commit(transaction)

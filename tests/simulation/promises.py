@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -247,7 +248,7 @@ class Promises:
         """The broker tells a session that it has its commands up to ``n``: they must be on its disk."""
         name, numbered = self._sessions[incarnation], self._numbered[incarnation]
         first = self._accepted.get(incarnation, 0) + 1
-        if name and n >= first and self._open[name][-1] != incarnation:
+        if name and n >= first and incarnation not in self._open[name][-1:]:
             self.broken("the newest incarnation fences the older", f"{incarnation.hex()} was accepted up to {n}")
         for number in range(first, n + 1):
             if (incarnation, number) in self._rejected:
@@ -264,8 +265,10 @@ class Promises:
 
     # ------------------------------------------------------------------------------------------- crashes
 
-    def broker_ended(self) -> None:
-        """What the broker told and did not get to its disk it may have forgotten."""
+    def broker_ended(self, sessions: AbstractSet[bytes]) -> None:
+        """What the broker told and did not get to its disk it may have forgotten. ``sessions``: which are on it."""
+        for name, known in self._open.items():
+            self._open[name] = [incarnation for incarnation in known if incarnation in sessions]
         for command in self.submitted.values():
             if command.word and command.id not in self.records:
                 command.broker_forgot = True
@@ -479,7 +482,7 @@ class Promises:
             right = {ResultStatus.UNKNOWN, ResultStatus.FORGOTTEN} if record is None else {record.status}
             if right == {ResultStatus.DONE} and command.released_at:
                 right = {ResultStatus.RELEASED}
-                if not command.release_accepted:
+                if not (command.release_accepted and command.accepted):
                     right.add(ResultStatus.DONE)
             if entry.status not in right:
                 self.broken("ask at any time", f"{command} is {entry.status}, not {right}")

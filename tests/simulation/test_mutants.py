@@ -20,7 +20,7 @@ def test_broken_code_breaks_a_promise(mutant: Mutant) -> None:
     """Each mutant breaks a promise, or stops a core, under a seed that the right code stands."""
     for seed in itertools.chain(mutant.seeds, range(SEARCH)):
         if _breaks(mutant, seed):
-            run(seed, everything=mutant.everything)
+            run(seed)
             return
     pytest.fail(f"{mutant.name} is not found by {SEARCH} seeds")
 
@@ -29,7 +29,7 @@ def _breaks(mutant: Mutant, seed: int) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         mutant.mutate(patch)
         try:
-            run(seed, everything=mutant.everything)
+            run(seed)
         except Exception:  # noqa: BLE001 - a broken promise, or whatever a broken core raises
             return True
     return False

@@ -34,7 +34,6 @@ class User:
         *,
         everything: list[Submitted],
         order: itertools.count[int],
-        rejects: bool,
     ) -> None:
         self._world = world
         self._promises = promises
@@ -43,7 +42,6 @@ class User:
         self._mine: list[Submitted] = []
         self._everything = everything
         self._order = order
-        self._rejects = rejects
 
     def act(self, actions: int, seconds: float) -> None:
         """Plan ``actions`` things over about ``seconds``: alone, and in bursts."""
@@ -92,15 +90,15 @@ class User:
         self._invoke_on(tuple(self._world.random.sample(self._devices, k=min(2, len(self._devices)))))
 
     def _invoke_too_much(self) -> None:
-        if self._rejects:
-            self._invoke_on((self._device(),), outputs=MOST_OUTPUTS + 1)
+        self._invoke_on((self._device(),), outputs=MOST_OUTPUTS + 1)
 
     def _use_an_id_again(self) -> None:
         """What no coordinator should do: another command under an id that is taken."""
         mine = self.node.session.incarnation
         records = self._promises.records
-        ended = [one for one in self._mine if one.id in records and one.incarnation == mine and not one.used_again]
-        if self._rejects and self._promises.kind is Kind.USUAL and ended and self.node.living:
+        mine_ended = [one for one in self._mine if one.ended and one.id in records and one.incarnation == mine]
+        ended = [one for one in mine_ended if not one.used_again]
+        if self._promises.kind is Kind.USUAL and ended and self.node.living:
             command = self._world.random.choice(ended)
             self._promises.used_again(command)
             frame = tensor_frame(self._world.random.randrange(1 << 40))
@@ -111,7 +109,7 @@ class User:
         if not self.node.living:
             return
         random = self._world.random
-        plan: FakePlan = random.choices(fake_plans(), (50, 50, 30, 10, 1, 0.5 * self._rejects))[0]
+        plan: FakePlan = random.choices(fake_plans(), (50, 50, 30, 10, 1, 0.5))[0]
         args, operands, frames, earlier = self._arguments()
         worthless = plan.fails or plan.poison or plan.deadly
         excuses = {"ExecutionFailed"} if plan.fails else {"WorkerDied"} if worthless else set()
