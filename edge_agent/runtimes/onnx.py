@@ -77,9 +77,11 @@ class OnnxPlan:
         if [one.name for one in session.get_outputs()] != self._outputs:
             raise PlanMalformed("expected a model whose outputs are those of the graph, got others")
 
-    def run(self, user_inputs: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
+    def run(
+        self, user_inputs: Sequence[Array], sizes: Mapping[str, int], *, seed: int = 0, step: int = 0
+    ) -> list[Array]:
         """The plan's outputs, one a leaf of its output tree. Raises `OpFailed`."""
-        del sizes  # the model takes them from the shapes
+        del sizes, seed, step  # the model takes sizes from the shapes, and draws nothing
         if self.between_ops is not None:
             self.between_ops(0)
         feed = {name: widened(user_inputs[k]) for k, name, _ in self._user}

@@ -41,7 +41,10 @@ def _mse(w: Writer, a: Value, b: Value, reduction: int) -> Value:
 
 @translates("l1_loss")
 def _l1(w: Writer, a: Value, b: Value, reduction: int) -> Value:
-    return _finished(w, w.op("Abs", _gap(w, a, b)), _shape(w, a, b), reduction)
+    # the difference of integers is taken in their own dtype, and only then summed in a wider one
+    dtype = w.common(a, b)
+    gap = _gap(w, a, b) if dtype in FLOATING else w.op("Sub", w.cast(a, dtype), w.cast(b, dtype))
+    return _finished(w, w.wide(w.op("Abs", gap)), _shape(w, a, b), reduction)
 
 
 def _bent(w: Writer, size: Value, delta: float, *, huber: bool) -> Value:

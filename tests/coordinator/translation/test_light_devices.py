@@ -119,7 +119,7 @@ def test_new_weights_need_no_new_translation(light: VirtualWorker, net: Net) -> 
     value(net.send(light)(x))
     old = net.id
     with torch.no_grad():
-        net.layers[0].weight.mul_(2)
+        net.get_parameter("layers.0.weight").mul_(2)
     assert net.id != old
     assert net.variant(net.bundle()) is before
     torch.testing.assert_close(value(net.send(light)(x)), net.run_plan(x), rtol=1e-5, atol=1e-5)
@@ -147,7 +147,8 @@ def test_what_cannot_be_translated_is_said_when_it_is_sent(light: VirtualWorker)
 
     @func2plan(args_shape=[(3, 3)])
     def inverse(x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.inv(x)
+        inverted: torch.Tensor = torch.linalg.inv(x)
+        return inverted
 
     with pytest.raises(TranslationUnsupported) as caught:
         inverse.send(light)
