@@ -102,7 +102,7 @@ class AgentCore:
             m.Stranger: lambda _message, _: self._link.stranger(),
             m.HeartbeatSeen: lambda message, _: self._link.heartbeat_seen(message),
             m.SetLogLevel: lambda message, _: self._hear_log_level(message.level),
-            m.Fetch: lambda message, _: self._fetches.asked(message),
+            m.Fetch: self._fetch,
             m.Supply: runs.arguments.supplied,
             m.Blobs: self._blobs.answered,
         }
@@ -155,6 +155,11 @@ class AgentCore:
             self._runs.cancel(body.id)
         else:
             self._desk.log(WARNING, "message_unexpected", message=type(body).__name__)
+
+    def _fetch(self, message: m.Fetch, _frames: tuple[m.Frame, ...]) -> None:
+        # Any word after `Registered` confirms its token. If that was lost, an answer would confirm what is not here.
+        if self._link.registered:
+            self._fetches.asked(message)
 
     def _registered(self, message: m.Registered, _frames: tuple[m.Frame, ...]) -> None:
         new_ledger = self._link.welcome(message)

@@ -25,6 +25,17 @@ def test_a_device_introduces_itself_on_every_connection() -> None:
     assert (second.token, second.epoch, second.boot) == (b"token-01", 1, b"boot-001")
 
 
+def test_a_device_that_is_not_registered_answers_nothing() -> None:
+    """An answer would tell the broker that the token of a `Registered` that was lost has come."""
+    device = Device()
+    device.feed(LinkUp())
+    device.receive(m.Fetch(r=1, ids=[]))
+    assert device.take_sent(m.Values) == []
+    device.welcome()
+    device.receive(m.Fetch(r=1, ids=[]))
+    assert [values.r for values in device.take_sent(m.Values)] == [1]
+
+
 def test_what_the_broker_gave_is_kept_for_the_next_start() -> None:
     """Token and ledger id, to be written down by the driver; and where blobs are to be had."""
     device = Device()
