@@ -56,6 +56,18 @@ def test_plan_with_all_its_parts(bench: Bench) -> None:
     assert device.all(Deliver)
 
 
+def test_what_another_session_put_beside_a_plan_stays(bench: Bench) -> None:
+    """A variant is named by the commands of the session that made it, also when others store the plan without."""
+    first, second = bench.session(), bench.session()
+    variant = b"a model"
+    for session, beside in ((first, {"source": LINES}), (second, {"onnx": variant}), (first, {"source": LINES})):
+        names = {name: digest_of(content) for name, content in beside.items()}
+        command = StorePlan(plan=PLAN, parts=PARTS, attached=[PLAN, *PARTS, *names.values()], beside=names)
+        session.submit(command, MANIFEST, GRAPH, WEIGHT, *beside.values(), devices=())
+    for content in (MANIFEST, GRAPH, WEIGHT, LINES, variant):
+        assert bench.pins[digest_of(content)] == {f"plan:{PLAN.hex()}"}
+
+
 def test_parts_that_are_lacking(bench: Bench) -> None:
     """The broker names what it lacks, keeps what came, and takes the plan when the rest has come."""
     session = bench.session()
