@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from broker.config import BrokerConfig
 from broker.protocol.ids import nth
 from broker.protocol.messages import AskStatus, ResultStatus, StatusEntry, StatusReport
 from tests.chaos.journal import (
@@ -42,6 +43,8 @@ DELIVERIES = 5
 """A command that was delivered to so many starts of an agent, and did not end, is failed."""
 DEATHS = 2
 """A command at which so many workers died is failed."""
+GRACE = BrokerConfig().restart_grace + 15.0
+"""Seconds from the kill of a broker to the end of the next one's grace period."""
 COMMIT_WITHIN = 10.0
 """Seconds that a commit may take on a machine as busy as this one. Until then an end that was seen is provisional."""
 
@@ -72,7 +75,8 @@ class Part:
     values: list[list[str]] = field(default_factory=list)
     cancelled: bool = False
     released: bool = False
-    unknown: bool = False
+    unknown: float | None = None
+    """When the session's next process was told that there is no such command."""
     fetch_errors: list[str] = field(default_factory=list)
     status: ResultStatus = ResultStatus.UNKNOWN
     code: str = ""
@@ -154,7 +158,7 @@ class _Auditor:
         elif isinstance(entry, ReleaseEntry):
             part.released = True
         elif isinstance(entry, UnknownEntry):
-            part.unknown = True
+            part.unknown = entry.at
         elif isinstance(entry, EndedEntry):
             # Who asks for a result that its session has released meanwhile has not seen it end with that.
             if entry.code != "ResultReleased" or not part.released:
@@ -192,7 +196,7 @@ class _Auditor:
             return
         done.terminal[part.status.value if not part.code else f"{part.status.value}: {part.code}"] += 1
         done.accepted_terminal += part.accepted
-        if part.unknown:
+        if part.unknown is not None and (part.accepted or not self._in_grace(part.unknown)):
             done.unexplained.append(f"{what} was unknown to its session's next process, and is {part.status} now")
         recorded = "" if part.status in {ResultStatus.DONE, ResultStatus.RELEASED} else part.code or part.status.value
         if set(part.ends) - {recorded}:
@@ -219,6 +223,12 @@ class _Auditor:
         else:
             self.done.never_arrived += 1
 
+    def _in_grace(self, at: float) -> bool:
+        """Whether a broker had been killed shortly before: until all devices have said what they know, it may not know
+        of a command that it had passed on, and not accepted.
+        """
+        return any(kill.kind == "broker" and kill.at < at < kill.at + GRACE for kill in self._toll.kills)
+
     def _provisional(self, part: Part) -> bool:
         """Whether nobody saw it end, or the broker was killed before it can have written that down: then it was never
         accepted, and its coordinator, which would have sent it again, was killed as well.
@@ -236,6 +246,8 @@ class _Auditor:
         if code == "WorkerDied":
             worn_out = part.message.startswith("delivered ")
             kinds, enough = ({"agent"}, DELIVERIES) if worn_out else ({"worker", "agent"}, DEATHS)
+            if part.message.startswith("no worker starts"):
+                from_ = 0.0  # of workers that were killed at their start, before it came
             kills = [kill for kill in self._toll.kills if kill.name == part.device and from_ <= kill.at <= until]
             deaths = sum(kill.kind in kinds for kill in kills)
             return "" if deaths >= enough else f"failed with WorkerDied after {deaths} deaths: {part.message}"
