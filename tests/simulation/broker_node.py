@@ -75,6 +75,7 @@ class BrokerNode(Node):
         )
         self.start(self.broker)
         self.reachable = True
+        self._promises.grace_over = self.world.now + self._config.restart_grace
 
     # ------------------------------------------------------------------------------------------- its end
 

@@ -185,6 +185,8 @@ class Promises:
         self.records: dict[bytes, RecordTerminal] = {}
         self.refused: dict[str, str] = {}
         self.accepted_commands = 0
+        self.grace_over = 0.0
+        """Until when the broker, which has started anew, leaves open what devices may have ended."""
         self._started: dict[tuple[bytes, str], int] = {}
         self._numbered: dict[bytes, dict[int, _Numbered]] = {}
         self._accepted: dict[bytes, int] = {}
@@ -357,7 +359,9 @@ class Promises:
             command.word = word
         elif command.word != word:
             both = command.broker_forgot and command.device_forgot  # two machines at once: not promised
-            if not both and self.kind is Kind.USUAL:
+            # What was told before its commit is provisional: its device may come back when the grace is over.
+            late = command.broker_forgot and self.world.now >= self.grace_over
+            if not (both or late) and self.kind is Kind.USUAL:
                 self.broken("one end", f"{command} ended as {command.word}, and then as {word}")
             command.word = word
         if word == "DeadlineExpired" and self.world.now < command.at + SHORT_DEADLINE_MS / 1000:
