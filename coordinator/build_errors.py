@@ -10,10 +10,12 @@ from edge_agent.plan.errors import UnknownOp
 
 __all__ = [
     "ArgumentNotSupported",
+    "BranchesDiffer",
     "DataDependentBranch",
     "DataDependentSize",
     "DimPinned",
     "GradientsNotSupported",
+    "LoopNotSupported",
     "MutatedInput",
     "MutatedState",
     "NumpyInPlan",
@@ -90,6 +92,33 @@ class DataDependentBranch(PlanBuildError):
         )
 
 
+class BranchesDiffer(PlanBuildError):
+    """The branches of a torch.cond give different types."""
+
+    def __init__(self, if_true: str, if_false: str, *, where: SourceLine | None = None) -> None:
+        self.if_true = if_true
+        self.if_false = if_false
+        super().__init__(
+            f"the branches of torch.cond must give tensors of the same dtypes and shapes, and give {if_true} and "
+            f"{if_false}: make them equal, with .to() and .expand()",
+            where=where,
+        )
+
+
+class LoopNotSupported(PlanBuildError):
+    """A loop that runs as often as data, or a varying size, say. ``loop`` names it."""
+
+    def __init__(self, loop: str, by: str, *, where: SourceLine | None = None) -> None:
+        self.loop = loop
+        self.by = by
+        super().__init__(
+            f"{loop} runs as often as {by} says, which plans can't: write a loop with a bound, "
+            "for _ in range(n): state = torch.where(going, after(state), state); or torch.func.vmap where rows don't "
+            "depend on each other, cumsum and cumprod where they do, or a plan that a device folds over its data",
+            where=where,
+        )
+
+
 class DataDependentSize(PlanBuildError):
     """A shape, or a number that Python sees, would be made of what a tensor holds."""
 
@@ -134,13 +163,13 @@ class PythonRandomness(PlanBuildError):
 
 
 class RandomOpNotSupported(PlanBuildError):
-    """A random torch op; plans get a generator of their own in a later version."""
+    """A random torch op that plans have no numbers for."""
 
     def __init__(self, op: str, *, where: SourceLine | None = None) -> None:
         self.op = op
         super().__init__(
-            f"{op} draws random numbers, which plans can't do yet: make them an argument of the plan, "
-            "or call eval() on the module if this is dropout",
+            f"{op} draws random numbers in a way that plans can't: make them of torch.rand, torch.randn or "
+            "torch.randint, or an argument of the plan",
             where=where,
         )
 

@@ -9,6 +9,8 @@
     ├── PlanBuildError                      the function can't become a plan; `where` is the line
     │   ├── ArgumentNotSupported            an example argument that can't travel, or doesn't fit args_shape
     │   ├── OutputNotSupported              a result that is neither a tensor nor a number nor a nest of them
+    │   ├── BranchesDiffer                  a torch.cond whose branches give different dtypes or shapes
+    │   ├── LoopNotSupported                a loop that runs as often as data, or a varying size, say
     │   ├── DataDependentBranch             an `if` or `while` on what a tensor holds
     │   ├── DataDependentSize               a shape, or a Python number, made of what a tensor holds
     │   ├── DimPinned                       a dim declared dynamic for which the code works at one size only
@@ -36,6 +38,7 @@
         ├── InvocationCancelled, DeadlineExpired
         ├── ResultReleased, ResultLost, UnknownResult, UnknownDevice
         ├── TagNotFound, TagAmbiguous, PlanNotFound
+        ├── PlanOverQuota                   a run takes more memory, operations or time than its device allows
         ├── IdConflict, StoreFull, WorkerDied, QueueFull, NotAllowed
         └── Remote...                       what a device's own check refused: also an `ArgumentMismatch`,
                                             a `ConditionFailed`, an `UnknownOp`, a `PlanMalformed`,
@@ -50,10 +53,12 @@ from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.messages import Failure
 from coordinator.build_errors import (
     ArgumentNotSupported,
+    BranchesDiffer,
     DataDependentBranch,
     DataDependentSize,
     DimPinned,
     GradientsNotSupported,
+    LoopNotSupported,
     MutatedInput,
     MutatedState,
     NumpyInPlan,
@@ -86,6 +91,7 @@ from edge_agent.plan.errors import (
 __all__ = [
     "ArgumentFailed",
     "ArgumentNotSupported",
+    "BranchesDiffer",
     "BrokerUnreachable",
     "DataDependentBranch",
     "DataDependentSize",
@@ -98,6 +104,7 @@ __all__ = [
     "IdConflict",
     "InvocationCancelled",
     "LedgerLost",
+    "LoopNotSupported",
     "MutatedInput",
     "MutatedState",
     "NotAccepted",
@@ -110,6 +117,7 @@ __all__ = [
     "PlanBuildError",
     "PlanNotBuilt",
     "PlanNotFound",
+    "PlanOverQuota",
     "PlanStale",
     "PointerError",
     "ProtectedName",
@@ -357,6 +365,19 @@ class NotAllowed(RemoteError):
     """A policy forbids it."""
 
 
+class PlanOverQuota(RemoteError):
+    """A run takes more than the device's owner allows: ``what`` is ``memory`` (in bytes), ``operations`` or ``time``
+    (in seconds); ``needed`` (None: not known, but more than that) and ``allowed`` say how much.
+    """
+
+    def __init__(self, failure: Failure, *, device: str = "", id: str = "", source: SourceLine | None = None) -> None:
+        super().__init__(failure, device=device, id=id, source=source)
+        self.what = self._text("what")
+        needed, allowed = self.details.get("needed"), self.details.get("allowed")
+        self.needed = needed if isinstance(needed, int | float) else None
+        self.allowed = allowed if isinstance(allowed, int | float) else None
+
+
 class RemoteArgumentMismatch(RemoteError, ArgumentMismatch):
     """A device's check refused an argument."""
 
@@ -455,6 +476,7 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         WorkerDied,
         QueueFull,
         NotAllowed,
+        PlanOverQuota,
     )
 } | {
     "ArgumentMismatch": RemoteArgumentMismatch,

@@ -17,7 +17,6 @@ from coordinator.variants import variant_name, variant_of
 from coordinator.waiting import Deadline, wait_for
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.format import (
-    FORMAT_VERSION,
     Dim,
     Graph,
     Input,
@@ -50,7 +49,7 @@ def identity(dtype: str, rank: int) -> PlanBundle:
             name="identity",
         )
     )
-    manifest = Manifest(version=FORMAT_VERSION, graph=digest_of(graph), outputs=[TensorType(dtype=dtype, shape=shape)])
+    manifest = Manifest(version=1, graph=digest_of(graph), outputs=[TensorType(dtype=dtype, shape=shape)])
     return PlanBundle(manifest, graph)
 
 

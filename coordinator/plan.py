@@ -27,7 +27,7 @@ from coordinator.variants import variant_of
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.checker import check_graph, check_plan
 from edge_agent.plan.cost import Cost, CostModel, cost_of
-from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, TensorType, Tree, digest_of, encode_graph
+from edge_agent.plan.format import Graph, Manifest, TensorType, Tree, digest_of, encode_graph, version_of
 from edge_agent.plan.readable import readable
 from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
 from edge_agent.runtimes.torch_tensors import decode_tensor, encode_tensor
@@ -52,6 +52,7 @@ _PROTECTED = frozenset(
         "load",
         "methods",
         "name",
+        "options",
         "output_tree",
         "output_types",
         "owner",
@@ -66,6 +67,8 @@ _PROTECTED = frozenset(
     }
 )
 """Attributes that a plan needs for itself."""
+
+_SEED_BITS = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -304,7 +307,10 @@ class Plan(nn.Module):
             digests.append(digest)
             frames[digest] = frame
         manifest = Manifest(
-            version=FORMAT_VERSION, graph=digest_of(built.graph_bytes), outputs=list(built.outputs), state=digests
+            version=version_of(built.graph),
+            graph=digest_of(built.graph_bytes),
+            outputs=list(built.outputs),
+            state=digests,
         )
         return PlanBundle(
             manifest,
@@ -363,10 +369,25 @@ class Plan(nn.Module):
 
         Raises `PlanNotBuilt`, `PlanStale`, `ArgumentMismatch` or `ConditionFailed`.
         """
+        return self._run(None, args, kwargs)
+
+    def options(self, *, seed: int) -> Callable[..., Any]:
+        """`run_plan` with a seed for what the plan draws at random: equal seeds give equal results, here and on
+        devices (`PointerPlan.options`). Without one, a seed comes from torch's generator.
+        """
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self._run(seed, args, kwargs)
+
+        return run
+
+    def _run(self, seed: int | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         built = self._need("being run")
         leaves = built.signature.bind(args, kwargs)
         sizes = built.signature.sizes(leaves)
-        values = self._load().run(built.signature.tensors(leaves), sizes)
+        if seed is None and built.graph.inputs and built.graph.inputs[-1].kind == "random":
+            seed = int(torch.empty((), dtype=torch.int64).random_())
+        values = self._load().run(built.signature.tensors(leaves), sizes, seed=(seed or 0) & _SEED_BITS)
         return built.signature.results(values)
 
     def _load(self) -> LoadedPlan:

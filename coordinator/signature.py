@@ -33,7 +33,7 @@ class Signature:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.inputs: tuple[Input, ...] = tuple(given for given in graph.inputs if given.kind != "state")
+        self.inputs: tuple[Input, ...] = tuple(graph.given)
         call: Any = graph.signature  # ["t", positional tree, named tree]: the checker has seen to that
         _, positional, named = call
         self._positional: list[Tree] = positional[1:]

@@ -39,6 +39,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
 from coordinator.capture.derivatives import BENEATH
+from coordinator.capture.draws import RANDOM, drawing
 from coordinator.capture.environment import ALONE, Env, patched, replaced
 from coordinator.capture.failures import explained_failure
 from coordinator.capture.inline import while_inlining
@@ -97,8 +98,8 @@ class _Tracing:
     def program(self) -> tuple[_Program, Tree]:
         """The graph in ops of the registry, and how its results nest."""
         self._give()
-        with torch.enable_grad():
-            graph = self._traced(self._user, {**BENEATH.missing, **BENEATH.mutating, **BENEATH.random})
+        with torch.enable_grad(), drawing(0):
+            graph = self._traced(self._user, {**BENEATH.missing, **BENEATH.mutating, **RANDOM})
         graph = self._with_constants_given(graph)
         graph = self._functional(graph)
         while table := _table(graph, self.decomposed):

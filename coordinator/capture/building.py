@@ -13,16 +13,18 @@ import torch
 from broker.protocol.tensors import inspect
 from coordinator.capture.arguments import Arguments
 from coordinator.capture.beneath import copies_of, trace_beneath, with_tensors
+from coordinator.capture.control_flow import control_flow
+from coordinator.capture.draws import Drawn, drawing
 from coordinator.capture.environment import torch_as_traced
 from coordinator.capture.graphs import StateSource, graph_of
 from coordinator.capture.inline import while_inlining
-from coordinator.capture.sidebyside import SideBySide, resized
+from coordinator.capture.sidebyside import SEED, SideBySide, resized
 from coordinator.capture.tracing import Target, Traced, trace
 from coordinator.capture.watch import BeneathAutograd, run_watched
 from coordinator.errors import DimPinned, PlanBuildError, SourceLine
 from edge_agent.plan.checker import CheckedGraph, check_graph, check_plan
 from edge_agent.plan.errors import PlanError
-from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, digest_of, encode_graph
+from edge_agent.plan.format import Graph, Manifest, digest_of, encode_graph, version_of
 from edge_agent.runtimes.torch import TorchRuntime
 from edge_agent.runtimes.torch_tensors import encode_tensor
 
@@ -92,7 +94,7 @@ def _capture(target: Target, arguments: Arguments, traced: Traced, traced_with: 
     tensors = [_tensor_of(target, source) for source in state]
     frames = [encode_tensor(tensor) for tensor in tensors]
     manifest = Manifest(
-        version=FORMAT_VERSION,
+        version=version_of(graph),
         graph=digest_of(encode_graph(graph)),
         outputs=checked.output_types,
         state=[digest_of(frame) for frame in frames],
@@ -138,12 +140,14 @@ class _Eager:
             if not self._gradients:
                 return self._target.call(self._target.state, args, kwargs)
             with contextlib.ExitStack() as stack:
+                stack.enter_context(drawing(SEED))
+                stack.enter_context(Drawn())  # type: ignore[no-untyped-call]
                 for module in self._target.modules.values():
                     stack.enter_context(with_tensors(module, copies_of(module)))
                 state = [tensor.detach().clone() for tensor in self._target.state]
                 return self._target.call(state, args, kwargs)
 
-        with torch_as_traced(), while_inlining(), torch.set_grad_enabled(self._gradients):
+        with torch_as_traced(), control_flow(traced=False), while_inlining(), torch.set_grad_enabled(self._gradients):
             if self._watched:
                 return call()
             self._watched = True

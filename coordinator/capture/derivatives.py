@@ -306,7 +306,6 @@ _MUTATING = {
 class _Beneath:
     missing: Mapping[Any, Any]
     mutating: Mapping[Any, Any]
-    random: Mapping[Any, Any]
 
 
-BENEATH = _Beneath(_MISSING, _MUTATING, {})
+BENEATH = _Beneath(_MISSING, _MUTATING)

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch._decomp.decompositions as torchs_decompositions
 import torch._export.non_strict_utils as non_strict
 import torch._functorch.eager_transforms as eager_transforms
 import torch.export._trace as export_trace
@@ -27,6 +28,8 @@ from torch.fx.proxy import TracerBase
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coordinator.capture import places
+from coordinator.capture.control_flow import control_flow
+from coordinator.capture.draws import recurrent_layers
 from coordinator.capture.symbols import Guard
 from coordinator.capture.watch import BeneathAutograd, TraceWatch, is_fake
 from coordinator.errors import SourceLine
@@ -141,6 +144,7 @@ def patched(*, gradients: bool = False) -> Iterator[list[Any]]:
         if gradients:
             # how a convolution would be run here is nobody's concern, and asking makes guards of it
             core = torch._C  # noqa: SLF001
+            stack.enter_context(replaced(torchs_decompositions, "_rnn_helper", recurrent_layers))
             layout = "_conv_determine_backend_memory_format"
             stack.enter_context(replaced(core, "_select_conv_backend", lambda *_, **__: None))
             stack.enter_context(replaced(core, layout, lambda *_: torch.contiguous_format))
@@ -149,6 +153,7 @@ def patched(*, gradients: bool = False) -> Iterator[list[Any]]:
             stack.enter_context(replaced(eager_transforms, "jvp_increment_nesting", _leave))
         stack.enter_context(shapes_config.patch(use_duck_shape=False))  # type: ignore[attr-defined]
         stack.enter_context(torch_as_traced())
+        stack.enter_context(control_flow(traced=True))
         stack.enter_context(warnings.catch_warnings())
         # torch.export copies its own tree specs in a way that its own pytree deprecates
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)

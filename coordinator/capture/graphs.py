@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
+from coordinator.capture.draws import DRAW
 from coordinator.capture.lowering import is_random
 from coordinator.capture.symbols import Bounds, Sizes
 from coordinator.capture.tracing import Traced
@@ -26,7 +27,7 @@ from coordinator.errors import (
     RandomOpNotSupported,
     SourceLine,
 )
-from edge_agent.plan.format import Argument, Graph, Input, Op, Special
+from edge_agent.plan.format import Argument, Dim, Draw, Graph, Input, Op, Special
 from edge_agent.plan.registry import registered
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
@@ -210,7 +211,28 @@ class _Translation:
                 )
             )
             state.append(source)
+        for node in self.nodes:
+            if node.target is DRAW and node in live:
+                self.numbers[node] = len(inputs)
+                inputs.append(self._random(node))
         return inputs, state
+
+    def _random(self, node: Node) -> Input:
+        arguments: Any = node.args
+        size, distribution, dtype, number = arguments
+        return Input(
+            name=f"random[{number}]",
+            dtype=DTYPE_NAMES[dtype],
+            shape=[self._size(dim, self._line(node)) for dim in size],
+            kind="random",
+            draw=Draw(distribution=str(distribution), number=int(number)),
+        )
+
+    def _size(self, value: Any, where: SourceLine | None) -> Dim:
+        found = self._argument(value, where)
+        if isinstance(found, Special) and found.s is not None:
+            return found.s
+        return int(found)  # type: ignore[arg-type]
 
     def _called(self, target: str) -> str:
         """What the user calls a parameter or buffer: ``user.fc1.weight`` and ``outer.0.weight`` are names of ours."""
@@ -245,7 +267,7 @@ class _Translation:
             position: Any = node.args[1]
             self.numbers[node] = self.numbers[self._resolved(source)] + position
             return 0
-        if node.target in _SAID_ELSEWHERE:
+        if node.target in _SAID_ELSEWHERE or node.target is DRAW:
             return 0
         name, where = str(node.target), self._line(node)
         if node.target in _VALUE_TO_NUMBER or _has_unknown_size(value):

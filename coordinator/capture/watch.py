@@ -81,7 +81,7 @@ class TraceWatch(TorchFunctionMode):
 
 
 def _innermost(value: object) -> object:
-    while isinstance(value, torch.Tensor) and functorch.is_functorch_wrapped_tensor(value):
+    while type(value) is torch.Tensor and functorch.is_functorch_wrapped_tensor(value):
         value = functorch.get_unwrapped(value)
     return value
 

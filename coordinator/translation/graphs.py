@@ -40,6 +40,8 @@ def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), pr
     op: Op | None = None
     index = 0
     try:
+        if any(one.kind == "random" for one in graph.inputs):
+            raise TranslationUnsupported("onnx devices draw no random numbers yet")
         for k, (name, kind) in enumerate(inputs):
             values.append(writer.cast(writer.input(name, kind), types[k].dtype))
         for index, op in enumerate(graph.ops):

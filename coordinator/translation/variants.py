@@ -128,7 +128,7 @@ def _run(checked: CheckedGraph, sizes: Mapping[str, int], seed: int, fill: str) 
         torch.from_numpy(array).to(TORCH_DTYPES[dtype])
         for dtype, array in golden_inputs(checked.graph, sizes, seed, fill)
     ]
-    user = sum(one.kind != "state" for one in checked.graph.inputs)
+    user = len(checked.graph.given)
     try:
         return TorchRuntime().load(_plan(checked), tensors[user:]).run(tensors[:user], sizes)
     except OpFailed:

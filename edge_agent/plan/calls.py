@@ -26,11 +26,7 @@ def bind_sizes(graph: Graph, shapes: Sequence[Argument]) -> dict[str, int]:
     unchecked. Raises `ArgumentMismatch`, which names the argument, what was expected and what came, or
     `ConditionFailed`.
     """
-    inputs = (
-        [one for one in graph.inputs if one.kind != "state"]
-        if graph.inputs and graph.inputs[-1].kind == "state"
-        else graph.inputs
-    )
+    inputs = graph.given if graph.inputs and graph.inputs[-1].kind in ("state", "random") else graph.inputs
     if len(shapes) != len(inputs):
         raise ArgumentMismatch("the arguments", f"{len(inputs)} of them", str(len(shapes)))
     sizes: dict[str, int] = {}

@@ -31,7 +31,8 @@ MAX_VALUES = 100_000
 MAX_SYMBOLS = 256
 MAX_CONDITIONS = 1024
 _MAX_NAME = 256
-_KINDS = ("user", "number", "state")
+_KINDS = ("user", "number", "state", "random")
+_DRAWN = {"uniform": ("float32", "float64"), "normal": ("float32", "float64"), "permutation": ("int64",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def _check_inputs(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[
         raise PlanMalformed(f"expected at most {MAX_VALUES} values, got {len(graph.inputs)} inputs")
     names: set[str] = set()
     types: list[TensorType] = []
-    seen_state = False
+    last = ""
     for one in graph.inputs:
         if not 0 < len(one.name) <= _MAX_NAME or one.name in names:
             raise PlanMalformed(
@@ -156,9 +157,12 @@ def _check_inputs(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[
         names.add(one.name)
         if one.kind not in _KINDS:
             raise PlanMalformed(f"expected an input of kind {', '.join(_KINDS)}, got {one.kind[:64]!r}")
-        if seen_state and one.kind != "state":
-            raise PlanMalformed(f"expected the user's inputs before the state, got {one.name} after it")
-        seen_state = seen_state or one.kind == "state"
+        if last in ("state", "random") and one.kind != last and one.kind != "random":
+            raise PlanMalformed(
+                f"expected the user's inputs before the state, and what is drawn after it, got {one.name} after it"
+            )
+        last = one.kind
+        _check_draw(one)
         types.append(_input_type(one, symbols, sizes))
     _check_told(graph, symbols)
     return types
@@ -180,11 +184,29 @@ def _input_type(one: Input, symbols: dict[str, None], sizes: Sizes) -> TensorTyp
     return TensorType(dtype=one.dtype, shape=[sizes.normal(dim) for dim in one.shape])
 
 
+def _check_draw(one: Input) -> None:
+    if (one.kind == "random") != (one.draw is not None):
+        raise PlanMalformed(f"expected a draw for each random input and for no other, got {one.name} otherwise")
+    if one.draw is not None:
+        dtypes = _DRAWN.get(one.draw.distribution)
+        if dtypes is None:
+            raise PlanMalformed(
+                f"expected a draw of {', '.join(_DRAWN)} for {one.name}, got {one.draw.distribution[:64]!r}"
+            )
+        if one.dtype not in dtypes or (one.draw.distribution == "permutation" and len(one.shape) != 1):
+            raise PlanTypeError(
+                f"expected a {one.draw.distribution} of {' or '.join(dtypes)} for {one.name}, "
+                f"got {_brief(one.dtype, one.shape)}"
+            )
+        if one.draw.number >> 32:
+            raise PlanMalformed(f"expected a draw's number of 32 bits for {one.name}, got a larger one")
+
+
 def _check_told(graph: Graph, symbols: dict[str, None]) -> None:
     """Every symbol must be told by some argument: by a dim that is the symbol, or a multiple of it plus a constant."""
     plain = Sizes()
     told: set[str] = set()
-    for one in graph.inputs:
+    for one in graph.given:
         for dim in one.shape:
             if isinstance(dim, str):
                 told.add(dim)
@@ -196,7 +218,7 @@ def _check_told(graph: Graph, symbols: dict[str, None]) -> None:
 
 
 def _check_signature(graph: Graph) -> None:
-    given = sum(one.kind != "state" for one in graph.inputs)
+    given = len(graph.given)
     tree: Any = graph.signature
     if (
         not isinstance(tree, list)

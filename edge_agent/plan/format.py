@@ -23,6 +23,7 @@ __all__ = [
     "FORMAT_VERSION",
     "Argument",
     "Dim",
+    "Draw",
     "Expression",
     "Graph",
     "Input",
@@ -37,10 +38,13 @@ __all__ = [
     "digest_of",
     "encode_graph",
     "encode_manifest",
+    "version_of",
 ]
 
-FORMAT_VERSION = 1
-"""The version of this format. A later version reads all earlier ones."""
+FORMAT_VERSION = 2
+"""The version of this format. A later version reads all earlier ones; a plan names the earliest that has all it needs
+(`version_of`), so that its id stays what it was.
+"""
 
 Natural: TypeAlias = Annotated[int, Meta(ge=0)]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -76,16 +80,27 @@ class TensorType(_Part, frozen=True, kw_only=True):
     shape: list[Dim]
 
 
+class Draw(_Part, frozen=True, kw_only=True):
+    """How a random input is filled: ``uniform`` in [0, 1), ``normal`` of mean 0 and variance 1 (both float32 or
+    float64), or a ``permutation`` (int64). ``number`` tells one draw of a plan from the others. See
+    `edge_agent.runtimes.random`.
+    """
+
+    distribution: str
+    number: Natural = 0
+
+
 class Input(_Part, frozen=True, kw_only=True):
     """An input of the graph. The user's inputs come first, in the order of the leaves of `Graph.signature`; then the
-    state's, in the order of `Manifest.state`. ``kind``: ``user``, ``number`` (a Python number, as a 0-d tensor) or
-    ``state``.
+    state's, in the order of `Manifest.state`; then those that the device draws. ``kind``: ``user``, ``number`` (a
+    Python number, as a 0-d tensor), ``state`` or ``random``; only the last has a ``draw`` (since version 2).
     """
 
     name: str
     dtype: str
     shape: list[Dim] = []
     kind: str = "user"
+    draw: Draw | None = None
 
 
 Argument: TypeAlias = Union[None, bool, int, float, str, "Special"]
@@ -141,6 +156,11 @@ class Graph(_Part, frozen=True, kw_only=True):
     conditions: list[Expression] = []
     name: str = ""
 
+    @property
+    def given(self) -> list[Input]:
+        """The inputs that a call gives: the user's, with its numbers."""
+        return [one for one in self.inputs if one.kind in ("user", "number")]
+
 
 class Manifest(_Part, frozen=True, kw_only=True):
     """What a plan consists of. ``outputs`` are the types of its results, in order: an invocation takes that many
@@ -159,7 +179,7 @@ _defaults: dict[type[_Part], list[Any]] = {
         one.default if one.default_factory is msgspec.NODEFAULT else one.default_factory()
         for one in msgspec.structs.fields(kind)
     ]
-    for kind in (Symbol, TensorType, Input, Op, Graph, Manifest)
+    for kind in (Symbol, TensorType, Draw, Input, Op, Graph, Manifest)
 }
 _graph_decoder = msgspec.msgpack.Decoder(Graph)
 _manifest_decoder = msgspec.msgpack.Decoder(Manifest)
@@ -168,6 +188,11 @@ _manifest_decoder = msgspec.msgpack.Decoder(Manifest)
 def digest_of(data: bytes | memoryview) -> bytes:
     """SHA-256, 32 bytes: the name of a graph, a manifest (the plan's id), or a state tensor's frame."""
     return hashlib.sha256(data).digest()
+
+
+def version_of(graph: Graph) -> int:
+    """The earliest version of the format that has all that a graph needs."""
+    return 2 if any(one.kind == "random" for one in graph.inputs) else 1
 
 
 def _plain(part: Any) -> Any:

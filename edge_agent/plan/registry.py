@@ -24,6 +24,7 @@ from edge_agent.plan.ops import (
     pointwise,
     reduction,
     sorting,
+    spectral,
     splits,
     views,
 )
@@ -43,6 +44,7 @@ FAMILIES = (
     conversion,
     indexing,
     sorting,
+    spectral,
     matrix,
     convolution,
     network,

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from edge_agent.plan.checker import CheckedPlan
-from edge_agent.plan.errors import OpFailed
+from edge_agent.plan.errors import ConditionFailed, OpFailed
 from edge_agent.plan.expressions import evaluate
-from edge_agent.plan.format import Argument, Expression, Graph, Op, Special
+from edge_agent.plan.format import Argument, Expression, Graph, Input, Op, Special
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.registry import REGISTRY, OpSpec, Parameter
+from edge_agent.runtimes.random import draw
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
 __all__ = ["LoadedPlan", "OpFailed", "TorchRuntime", "overload"]
@@ -70,18 +71,24 @@ class LoadedPlan:
         self._symbolic = layout.symbolic
         self._outputs = layout.outputs
         self._deterministic = layout.deterministic
-        self._inputs = sum(one.kind != "state" for one in graph.inputs)
+        self._inputs = len(graph.given)
+        self._draws = [(slot, one) for slot, one in enumerate(graph.inputs) if one.kind == "random"]
 
-    def run(self, user_inputs: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
+    def run(
+        self, user_inputs: Sequence[torch.Tensor], sizes: Mapping[str, int], *, seed: int = 0, step: int = 0
+    ) -> list[torch.Tensor]:
         """The plan's outputs, one a leaf of its output tree, sharing no memory with each other, with the inputs or
         with the state.
 
-        ``sizes`` comes from `edge_agent.plan.calls.bind_sizes`, which has checked the inputs. Raises `OpFailed`.
+        ``sizes`` comes from `edge_agent.plan.calls.bind_sizes`, which has checked the inputs. ``seed`` and ``step``
+        decide what is drawn. Raises `OpFailed`, or `ConditionFailed` for a size that is not one.
         """
         slots = self._slots.copy()
         slots[: self._inputs] = user_inputs
         for slot, expression in self._symbolic:
             slots[slot] = evaluate(expression, sizes)
+        for slot, one in self._draws:
+            slots[slot] = _drawn(one, sizes, seed, step)
         with_grad = torch.is_grad_enabled()
         # what torch.no_grad() does; that itself costs as much as a small op
         torch._C._set_grad_enabled(False)  # noqa: SLF001
@@ -144,7 +151,8 @@ class _Layout:
         graph = checked.graph
         inputs = len(graph.inputs)
         self.slots: list[Any] = [None] * len(checked.checked.types)
-        self.slots[inputs - len(state) : inputs] = state
+        user = len(graph.given)
+        self.slots[user : user + len(state)] = state
         self.symbolic: list[tuple[int, Expression]] = []
         self._constants: dict[tuple[type, str], int] = {}
         self._expressions: dict[str, int] = {}
@@ -158,8 +166,7 @@ class _Layout:
                 steps.append(step)
                 uses.append(slots)
             bound += op.outputs
-        user = inputs - len(state)
-        passing = {*range(user), *range(inputs, bound), *self._lists} - set(graph.outputs)
+        passing = {*range(user), *range(user + len(state), bound), *self._lists} - set(graph.outputs)
         self.steps = _freeing(steps, uses, passing)
         self.deterministic = any(_needs_order(op) for op in graph.ops)
         self.outputs = self._shared(graph, inputs)
@@ -235,6 +242,15 @@ class _Layout:
             outputs.append((value, root in taken))
             taken.add(root)
         return outputs
+
+
+def _drawn(one: Input, sizes: Mapping[str, int], seed: int, step: int) -> torch.Tensor:
+    shape = [int(evaluate(dim, sizes)) for dim in one.shape]
+    if min(shape, default=0) < 0:
+        raise ConditionFailed(f"sizes of 0 or more for {one.name}", dict(sizes))
+    assert one.draw is not None  # the checker has seen to that
+    numbers = draw(one.draw.distribution, one.dtype, shape, seed=seed, number=one.draw.number, step=step)
+    return torch.from_numpy(numbers)
 
 
 def _freeing(steps: Sequence[_Step], uses: Sequence[Sequence[int]], passing: set[int]) -> list[_Step]:

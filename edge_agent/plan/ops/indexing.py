@@ -308,6 +308,13 @@ def _bucketed(scope: Scope, values: Operand, boundaries: TensorType, out_int32: 
     return _searched(scope, boundaries, values, out_int32, right, None, None)
 
 
+def _places(_: Scope, self: TensorType, size: Any, fill_value: Any) -> TensorType:
+    del fill_value
+    if type(size) is int and size < 0:
+        raise misfit("a size of 0 or more", str(size))
+    return tensor("int64", [size, len(self.shape)])
+
+
 OPS = [
     *define(FAMILY, _gathered, "gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False) -> Tensor"),
     *define(FAMILY, _selected, "index_select(Tensor self, int dim, Tensor index) -> Tensor"),
@@ -397,4 +404,5 @@ OPS = [
         bucketize.Tensor(Tensor self, Tensor boundaries, *, bool out_int32=False, bool right=False) -> Tensor
         """,
     ),
+    *define(FAMILY, _places, "nonzero_static(Tensor self, *, int size, int fill_value=-1) -> Tensor"),
 ]

@@ -11,7 +11,19 @@ import pytest
 from broker.protocol.tensors import TensorHeader, inspect
 from edge_agent.plan.checker import MAX_CONDITIONS, MAX_SYMBOLS, MAX_VALUES, check_graph, check_plan
 from edge_agent.plan.errors import PlanError, PlanMalformed, PlanTypeError, UnknownOp
-from edge_agent.plan.format import Graph, Input, Op, Special, Symbol, TensorType
+from edge_agent.plan.format import (
+    Dim,
+    Draw,
+    Graph,
+    Input,
+    Op,
+    Special,
+    Symbol,
+    TensorType,
+    decode_graph,
+    encode_graph,
+    version_of,
+)
 from edge_agent.runtimes.torch_tensors import encode_tensor
 from tests.edge_agent.plan.graphs import bundle_of, double_abs, graph_of, listed, net, op, value
 
@@ -168,7 +180,7 @@ WRONG: list[tuple[Graph, type[PlanError], str]] = [
     (with_input(shape=["n"]), PlanMalformed, "expected a declared symbol, got 'n'"),
     (with_input(shape=[["truediv", 3, 2]]), PlanMalformed, "expected sizes of 0 or more for the input x, got 3 / 2"),
     (with_input(shape=[1] * 33), PlanTypeError, "expected at most 32 dims for the input x, got 33"),
-    (with_input(kind="secret"), PlanMalformed, "expected an input of kind user, number, state, got 'secret'"),
+    (with_input(kind="secret"), PlanMalformed, "expected an input of kind user, number, state, random, got 'secret'"),
     (with_input(kind="number"), PlanMalformed, "expected no dims for the number x, got 1"),
     (with_input(name=""), PlanMalformed, "expected a name of its own of at most 256 characters for each input, got ''"),
     (with_input(name="x" * 257), PlanMalformed, "expected a name of its own of at most 256 characters for each input"),
@@ -180,7 +192,7 @@ WRONG: list[tuple[Graph, type[PlanError], str]] = [
     (
         graph_of([Input(name="w", dtype="float32", kind="state"), X], [], [0]),
         PlanMalformed,
-        "expected the user's inputs before the state, got x after it",
+        "expected the user's inputs before the state, and what is drawn after it, got x after it",
     ),
     (
         graph_of([Input(name="w", dtype="float32", shape=["n"], kind="state")], [], [0], symbols=SYMBOL),
@@ -346,3 +358,45 @@ def test_checking_is_fast() -> None:
         check_graph(graph)
         elapsed.append(time.perf_counter() - started)
     assert min(elapsed) < 0.05
+
+
+def _drawn(draw: Draw | None, dtype: str = "float32", shape: list[Dim] | None = None) -> Graph:
+    return Graph(
+        inputs=[
+            Input(name="x", dtype="float32", shape=["n"]),
+            Input(name="noise", dtype=dtype, shape=["n"] if shape is None else shape, kind="random", draw=draw),
+        ],
+        ops=[Op(name="aten.add.Tensor", args=[Special(v=0), Special(v=1)])],
+        outputs=[2],
+        signature=["t", ["t", 0], ["d"]],
+        tree=0,
+        symbols=[Symbol(name="n")],
+    )
+
+
+def test_random_inputs_need_a_draw_that_fits() -> None:
+    """A random input is drawn, and no other; with a distribution that there is, and a dtype that it has."""
+    good = _drawn(Draw(distribution="normal", number=3))
+    assert check_graph(good).output_types == [TensorType(dtype="float32", shape=["n"])]
+    assert decode_graph(encode_graph(good)) == good
+    assert version_of(good) == 2
+    for graph, sentence in (
+        (_drawn(None), "expected a draw for each random input and for no other, got noise otherwise"),
+        (
+            _drawn(Draw(distribution="cauchy")),
+            "expected a draw of uniform, normal, permutation for noise, got 'cauchy'",
+        ),
+        (_drawn(Draw(distribution="uniform"), "int64"), "expected a uniform of float32 or float64 for noise"),
+        (_drawn(Draw(distribution="permutation"), "int64", []), "expected a permutation of int64 for noise"),
+        (_drawn(Draw(distribution="uniform", number=1 << 32)), "expected a draw's number of 32 bits for noise"),
+    ):
+        with pytest.raises(PlanError) as caught:
+            check_graph(graph)
+        assert sentence in str(caught.value)
+
+
+def test_what_is_drawn_tells_no_size() -> None:
+    """A size must come from an argument: a random input's own would be anything."""
+    graph = _drawn(Draw(distribution="uniform"), shape=["m"])
+    with pytest.raises(PlanMalformed, match="expected an input whose shape tells the size m, got none"):
+        check_graph(msgspec.structs.replace(graph, symbols=[Symbol(name="n"), Symbol(name="m")]))

@@ -25,6 +25,8 @@ SORTED = T("float32", (5,), "sorted")
 SORTED_ROWS = T("float32", (2, 5), "sorted")
 
 CASES = [
+    call("nonzero_static", boolean(4, 3), size=5),
+    call("nonzero_static", f32(4), size=6, fill_value=0),
     call("gather", f32(3, 4), 1, i64(3, 2)),
     call("gather", f32(3, 4), 0, i64(2, 4)),
     call("gather", f32(3), 0, i64(), sparse_grad=False),

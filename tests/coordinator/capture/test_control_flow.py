@@ -1,0 +1,126 @@
+"""torch.cond, map, scan and loops with constant bounds in plans; what runs as often as data say is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch._higher_order_ops as torchs_operators
+
+from coordinator.build_errors import BranchesDiffer, LoopNotSupported
+from tests.coordinator.capture.checks import assert_same, built, refused
+
+operators: Any = torchs_operators
+
+
+def _randn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_a_branch_on_data() -> None:
+    """torch.cond takes either branch, by what the tensor holds, at any size; nested, and with values from around."""
+
+    def function(x: torch.Tensor) -> Any:
+        shift = x.mean()
+
+        def negative(a: torch.Tensor) -> Any:
+            return torch.cond(a.sum() < -10, lambda b: (b * 0, b.sum()), lambda b: (b - shift, b.sum()), (a,))
+
+        return torch.cond(x.sum() > 0, lambda a: (a * 2, a.sum() + shift), negative, (x,))
+
+    plan = built(function, _randn(5, 3), shape=[(-1, 3)])
+    for x in (torch.ones(2, 3), -torch.ones(2, 3), -9 * torch.ones(4, 3)):
+        wanted = (x * 2, x.sum() + x.mean()) if x.sum() > 0 else (x * 0 if x.sum() < -10 else x - x.mean(), x.sum())
+        torch.testing.assert_close(plan(x), wanted)
+
+
+def test_a_gradient_through_a_branch() -> None:
+    """The gradient is that of the branch taken."""
+
+    def function(x: torch.Tensor) -> Any:
+        def loss(a: torch.Tensor) -> Any:
+            return torch.cond(a.sum() > 0, lambda b: (b**2).sum(), lambda b: b.sum(), (a,))
+
+        return torch.func.grad(loss)(x)
+
+    plan = built(function, _randn(5), shape=[(-1,)])
+    torch.testing.assert_close(plan(torch.ones(3)), torch.full((3,), 2.0))
+    torch.testing.assert_close(plan(-torch.ones(3)), torch.ones(3))
+
+
+def test_map_over_rows() -> None:
+    """map runs a function on each row, however many there are."""
+
+    def function(x: torch.Tensor) -> Any:
+        return operators.map(lambda row, offset: (row.cumsum(0) + offset, row.max()), x, x.sum())
+
+    def rows(x: torch.Tensor) -> Any:
+        return x.cumsum(1) + x.sum(), x.amax(1)
+
+    plan = built(function, _randn(5, 3), shape=[(-1, 3)])
+    for size in (2, 8):
+        torch.testing.assert_close(plan(_randn(size, 3)), rows(_randn(size, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_scan_over_a_fixed_size() -> None:
+    """scan is unrolled over a size that is fixed, forwards and backwards, while the batch varies."""
+
+    def step(carry: torch.Tensor, row: torch.Tensor) -> Any:
+        carry = torch.tanh(carry + row)
+        return carry, carry * 2
+
+    def function(x: torch.Tensor) -> Any:
+        forth = operators.scan(step, torch.zeros(x.shape[0]), x, dim=1)
+        back = operators.scan(step, torch.zeros(x.shape[0]), x, dim=1, reverse=True)
+        return forth, back
+
+    plan = built(function, _randn(5, 4), shape=[(-1, 4)])
+    x = _randn(7, 4)
+    (last, each), (first, _) = plan(x)
+    carry = torch.zeros(7)
+    for k in range(4):
+        carry = torch.tanh(carry + x[:, k])
+        torch.testing.assert_close(each[k], carry * 2)
+    torch.testing.assert_close(last, carry)
+    carry = torch.zeros(7)
+    for k in reversed(range(4)):
+        carry = torch.tanh(carry + x[:, k])
+    torch.testing.assert_close(first, carry)
+
+
+def test_a_loop_with_a_constant_bound() -> None:
+    """Python's own loop is unrolled, and may stop by torch.where."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(6):
+            x = torch.where(x.norm() > 1, x / 2, x)
+        return x
+
+    plan = built(function, _randn(5) * 10, shape=[(-1,)])
+    for size in (2, 9):
+        assert_same(plan, function, _randn(size) * 10)
+
+
+def test_loops_without_a_bound() -> None:
+    """while_loop, and scan over a size that varies, are refused with the line and what to write instead."""
+
+    def by_data(x: torch.Tensor) -> Any:
+        return operators.while_loop(lambda a: a.norm() > 1, lambda a: (a / 2,), (x,))
+
+    def by_size(x: torch.Tensor) -> Any:
+        return operators.scan(lambda carry, row: (carry + row, carry), x[0] * 0, x)
+
+    error = refused(LoopNotSupported, by_data, torch.randn(5), line="operators.while_loop")
+    assert str(error).startswith("torch.while_loop runs as often as what a tensor holds says, which plans can't")
+    assert "for _ in range(n): state = torch.where(going, after(state), state)" in str(error)
+    refused(LoopNotSupported, by_size, torch.randn(5, 2), shape=[(-1, 2)], line="operators.scan")
+
+
+def test_branches_that_differ() -> None:
+    """Branches must give the same types: which they give is said."""
+
+    def function(x: torch.Tensor) -> Any:
+        return torch.cond(x.sum() > 0, lambda a: a, lambda a: a.sum(), (x,))
+
+    error = refused(BranchesDiffer, function, torch.randn(3), line="torch.cond")
+    assert "give float32[3] and float32[]" in str(error)
