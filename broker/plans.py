@@ -208,7 +208,9 @@ class Plans:
     # ------------------------------------------------------------------------------------------ to devices
 
     def provide(self, peer: bytes, tally: Tally, digests: Sequence[bytes]) -> None:
-        """A device needs these blobs: the small ones go at once."""
+        """A device needs these blobs: the small ones go at once. That a blob does not exist is said only when it is
+        sure: a device may have commands of a broker that died before it had committed them.
+        """
         context = self._context
         attached: list[bytes] = []
         pull: dict[bytes, int] = {}
@@ -217,7 +219,8 @@ class Plans:
         for digest in dict.fromkeys(digests):
             size = self._blobs.size(digest)
             if size is None:
-                none.append(digest)
+                if not context.unsure:  # else it may be part of what is not in the ledger yet, and comes again
+                    none.append(digest)
             elif size <= room:
                 room -= size
                 attached.append(digest)
@@ -226,6 +229,8 @@ class Plans:
                     counted.blob_bytes_out += size
             else:
                 pull[digest] = size
+        if not (attached or pull or none):
+            return
         context.total.control += 1
         context.out.append(SendBlobs(peer=peer, attached=attached, pull=pull, none=none))
         if context.level <= DEBUG:

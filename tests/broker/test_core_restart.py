@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol.messages import (
+    Blobs,
     Cancel,
     Fetch,
     Goodbye,
     Invoke,
+    NeedBlobs,
     Put,
     Registered,
     Release,
@@ -167,6 +169,25 @@ def test_plan_whose_blob_is_gone(bench: Bench) -> None:
     del bench.blobs[gone]
     kill(bench, session)
     assert len(bench.core.plans) == 1
+
+
+def test_no_blob_is_denied_before_the_grace_is_over(bench: Bench) -> None:
+    """A device may run a plan of a command that died with the broker before its commit, and that comes again: it is
+    not told that a part does not exist.
+    """
+    device = bench.device()
+    here, gone = digest_of(b"here"), digest_of(b"gone")
+    bench.blobs[here] = b"here"
+    kill(bench, device)
+    device.clear()
+    device.tell(NeedBlobs(digests=[gone]))
+    assert device.all(Blobs) == []
+    device.tell(NeedBlobs(digests=[here, gone]))
+    assert device.take(Blobs) == Blobs(attached=[here])
+    bench.pass_time(bench.config.restart_grace)
+    device.come_back(restarted=False)
+    device.tell(NeedBlobs(digests=[gone]))
+    assert device.take(Blobs).none == [gone]
 
 
 def test_releases_survive(bench: Bench) -> None:
