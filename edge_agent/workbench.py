@@ -44,6 +44,7 @@ from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedPlan, check_plan
 from edge_agent.plan.errors import ArgumentMismatch, OpFailed
 from edge_agent.plan.format import decode_graph, decode_manifest, digest_of
+from edge_agent.runtimes.random import seed_of
 from edge_agent.tensor_files import FileAltered, map_tensor, tensor_path, write
 
 __all__ = ["Runtime", "Workbench", "serve"]
@@ -60,6 +61,8 @@ _OPEN_FRAMES = 256
 _OPEN_FRAME_BYTES = 4096
 """How many frames stay open as tensors, and how large they may be."""
 
+_SEED_BITS = (1 << 64) - 1
+
 _MAPPED_FILES = 8
 """How many tensor files stay mapped. One that is deleted meanwhile still takes its room on the disk."""
 
@@ -70,7 +73,9 @@ class Runnable(Protocol):
     between_ops: Callable[[int], None] | None
 
     def run(self, user_inputs: Sequence[Any], sizes: dict[str, int]) -> list[Any]:
-        """Its outputs. Raises `OpFailed`."""
+        """Its outputs. Of a plan that draws random numbers, it takes ``seed`` and ``step`` as well. Raises
+        `OpFailed`.
+        """
 
 
 @runtime_checkable
@@ -129,9 +134,11 @@ class _Left(BaseException):
 
 
 class _Loaded:
-    """A plan on the bench, ``id`` its own. ``inputs``: kind and dtype of each user input."""
+    """A plan on the bench, ``id`` its own. ``inputs``: kind and dtype of each user input. ``draws``: whether it draws
+    random numbers.
+    """
 
-    __slots__ = ("_sizes", "checked", "id", "inputs", "runnable", "seconds")
+    __slots__ = ("_sizes", "checked", "draws", "id", "inputs", "runnable", "seconds")
 
     def __init__(self, id: bytes, checked: CheckedPlan, runnable: Runnable) -> None:
         self.id = id
@@ -139,7 +146,8 @@ class _Loaded:
         self.seconds = math.inf  # that the last run took
         self.checked = checked
         self.runnable = runnable
-        self.inputs = [(one.name, one.kind, one.dtype) for one in checked.graph.inputs if one.kind != "state"]
+        self.inputs = [(one.name, one.kind, one.dtype) for one in checked.graph.given]
+        self.draws = len(checked.graph.inputs) > 0 and checked.graph.inputs[-1].kind == "random"
 
     def sizes_of(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, int]:
         """The sizes that these arguments give to the plan's symbols; remembered, since most calls are alike."""
@@ -268,7 +276,7 @@ class Workbench:
         self._steps = (0, 1)
         try:
             opened = self._open(loaded, job.args)
-            values = self._call(loaded, opened) if job.fold is None else self._fold(loaded, job, job.fold, opened)
+            values = self._call(loaded, opened, job) if job.fold is None else self._fold(loaded, job, job.fold, opened)
             outputs = self._outputs(job, values)
         except _Left:
             return _left(job)
@@ -277,8 +285,12 @@ class Workbench:
         loaded.seconds = time.perf_counter() - started
         return JobFinished(n=job.n, outputs=outputs, seconds=loaded.seconds)
 
-    def _call(self, loaded: _Loaded, opened: Sequence[Opened]) -> list[Any]:
+    def _call(self, loaded: _Loaded, opened: Sequence[Opened], job: RunJob, step: int = 0) -> list[Any]:
         sizes = loaded.sizes_of(tuple([(dtype, shape) for dtype, shape, _ in opened]))
+        if loaded.draws:
+            seed = (seed_of(job.id) if job.seed is None else job.seed) & _SEED_BITS
+            run: Callable[..., list[Any]] = loaded.runnable.run
+            return run([tensor for _, _, tensor in opened], sizes, seed=seed, step=step)
         return loaded.runnable.run([tensor for _, _, tensor in opened], sizes)
 
     def _fold(self, loaded: _Loaded, job: RunJob, fold: Fold, opened: Sequence[Opened]) -> list[Any]:
@@ -287,7 +299,7 @@ class Workbench:
             values = fold_plan(
                 fold,
                 opened,
-                lambda arguments, _step: self._call(loaded, arguments),
+                lambda arguments, step: self._call(loaded, arguments, job, step),
                 self._runtime,
                 checkpoint=checkpoint,
                 on_step=self._step_done,
