@@ -8,7 +8,7 @@ from broker import effects as b
 from broker.config import BrokerConfig
 from broker.core import BrokerCore
 from broker.protocol.effects import Log, Received, Send
-from broker.protocol.messages import Accepted, Blobs, Frame, Message, SessionOpened
+from broker.protocol.messages import Accepted, Announce, Blobs, Frame, Message, SessionOpened
 from tests.simulation.disks import LedgerDisk
 from tests.simulation.network import Connection
 from tests.simulation.nodes import Node
@@ -130,6 +130,8 @@ class BrokerNode(Node):
     def receive(self, received: Received) -> None:
         """A message has come."""
         if received.peer in self._connections:
+            if type(received.message) is Announce:
+                self._promises.arrived(received.message.event)
             self.feed(received)
 
     def _send(self, send: Send) -> None:

@@ -39,6 +39,8 @@ from tests.simulation.world import World
 __all__ = ["BrokenPromise", "Kind", "Promises", "Submitted"]
 
 SHORT_DEADLINE_MS = 3_000
+COMMIT_SECONDS = 0.1
+"""Within this time what the broker has decided is on its disk."""
 MOST_STARTS = 12
 """No command is started more often: after 5 deliveries, in each of which 2 workers may die of it, it has ended."""
 
@@ -118,6 +120,10 @@ class Submitted:
     """How many other commands were submitted under its id."""
     broker_forgot: bool = False
     device_forgot: bool = False
+    announced_at: float = math.inf
+    """When the broker that runs was told of its end."""
+    taken_back: bool = False
+    """Its end was provisional, and is another one now."""
 
     @property
     def accepted(self) -> bool:
@@ -139,6 +145,7 @@ class Submitted:
         mine = self.incarnation
         return any(
             argument.ended != "value"
+            or argument.taken_back
             or (argument.released_at and (argument.released_by != mine or argument.released_at < self.number))
             or (argument.incarnation != mine and self._not_known_yet(argument))
             for argument in self.arguments
@@ -272,6 +279,7 @@ class Promises:
         for name, known in self._open.items():
             self._open[name] = [incarnation for incarnation in known if incarnation in sessions]
         for command in self.submitted.values():
+            command.announced_at = math.inf
             if command.word and command.id not in self.records:
                 command.broker_forgot = True
 
@@ -328,6 +336,12 @@ class Promises:
         if isinstance(event, ResultReady) and not event.inline and not store.safe(event.id):
             self.broken("announced means on disk", f"{event.id.hex()} would not survive a loss of power")
 
+    def arrived(self, event: Event) -> None:
+        """An announcement has come to the broker."""
+        command = self.submitted.get(event.id) if isinstance(event, ResultReady | ResultFailed) else None
+        if command is not None:
+            command.announced_at = min(command.announced_at, self.world.now)
+
     def start(self, id: bytes, device: str, before: Ended | None) -> None:
         """A device's worker starts a job. ``before``: how the device's store says that it ended."""
         command = self.submitted.get(id)
@@ -359,15 +373,25 @@ class Promises:
             command.word = word
         elif command.word != word:
             both = command.broker_forgot and command.device_forgot  # two machines at once: not promised
-            # What was told before its commit is provisional: its device may come back when the grace is over.
-            late = command.broker_forgot and self.world.now >= self.grace_over
-            if not (both or late) and self.kind is Kind.USUAL:
+            taken_back = self._grace_has_passed(command, word)
+            if not (both or taken_back) and self.kind is Kind.USUAL:
                 self.broken("one end", f"{command} ended as {command.word}, and then as {word}")
             command.word = word
+            command.taken_back = command.taken_back or taken_back
         if word == "DeadlineExpired" and self.world.now < command.at + SHORT_DEADLINE_MS / 1000:
             self.broken("a deadline is no shorter than it says", f"{command} has expired")
         if word == "value" and command.worthless:
             self.broken("the value is that of the plan on its arguments", f"{command} can't have one")
+
+    def _grace_has_passed(self, command: Submitted, word: str) -> bool:
+        """Whether it expired, or was cancelled, while its device was away, after an end that was told before its
+        commit: that one was provisional, and is kept for a grace after a restart of the broker, or until its device has
+        announced it again.
+        """
+        if word not in ("DeadlineExpired", "InvocationCancelled") or not command.broker_forgot:
+            return False
+        announced_again = command.announced_at < self.world.now - COMMIT_SECONDS
+        return self.world.now >= self.grace_over and not announced_again
 
     def ended(self, id: bytes, *, frames: Sequence[Frame | None] = (), failure: Failure | None = None) -> None:
         """A session learned how a command ended; no frames and no failure: the value is on the device."""
@@ -420,14 +444,17 @@ class Promises:
         provisional = failure is not None and failure.code == "NotReady" and command.broker_forgot
         lost = self.kind is Kind.LOST_STORE and failure is not None and failure.code == "ResultLost"
         told = self.kind in (Kind.USUAL, Kind.LOST_STORE)
-        if told and not (command.released_at or provisional or lost):
+        if told and not (command.released_at or provisional or lost or command.taken_back):
             self.broken("a value is kept until it is released", f"{id.hex()} gave {failure}")
 
     # ------------------------------------------------------------------------------------------- when all is calm
 
     def waiting(self) -> bool:
         """Whether anything that was submitted has not ended yet, and must."""
-        return any(not command.ended and command.id not in self.records for command in self.submitted.values())
+        return any(
+            not command.ended and (command.id not in self.records or command.incarnation not in self._over)
+            for command in self.submitted.values()
+        )
 
     def judge(self) -> None:
         """Everything that was submitted has ended, and the ledger says the same as the sessions."""
@@ -472,7 +499,7 @@ class Promises:
         if record is None:
             if ended not in ("NotAllowed", "UnknownResult", "LedgerLost"):
                 self.broken("an end is recorded", f"{command} ended as {ended} without a record")
-        elif _word_of(record) != ended:
+        elif _word_of(record) != ended and not command.taken_back:
             self.broken("one end", f"{command} ended as {ended}, and the ledger says {record}")
 
     def final_status(self, entries: Sequence[StatusEntry]) -> None:
