@@ -490,7 +490,8 @@ class Promises:
         if self._trouble.get(command.device, 0) >= 2:
             excused.add("WorkerDied")
         if command.incarnation in self._over and not command.accepted:
-            excused |= {"UnknownResult", "LedgerLost"}
+            # Neither was its plan, which its device may have had in part.
+            excused |= {"UnknownResult", "LedgerLost", "PlanNotFound"}
         if ended not in excused and ended not in ("value", "refused"):
             self.broken("an error says why", f"{command} ended with {command.failure or ended}")
         if self.kind is not Kind.USUAL:
