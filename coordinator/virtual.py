@@ -12,7 +12,8 @@ from coordinator.device import Device
 from coordinator.errors import BrokerUnreachable
 from coordinator.fleet import Fleet
 from coordinator.tagging import description_of, tags_of
-from edge_agent.agent import Agent
+from edge_agent.agent import Agent, AgentConfig
+from edge_agent.limits import Limits
 from edge_agent.store import Store
 
 __all__ = ["VirtualWorker"]
@@ -26,8 +27,8 @@ class VirtualWorker(Device):
 
     ``data``: tensors that it owns from the start, with the tags that `tagged` gave them. ``store``: a folder for its
     store, which survives it; without one, a temporary one. ``runtime``: ``torch``, or ``onnx`` as on devices without
-    it. Returns when the broker knows the device and its tags. It
-    ends with its fleet, or by `close`.
+    it. ``limits``: what a run of a plan may take. Returns when the broker knows the device and its tags. It ends with
+    its fleet, or by `close`.
 
     Raises `ConnectionRefused` when the broker does not take it (there is a device of that id), `BrokerUnreachable`
     when it is not taken within ``timeout`` seconds.
@@ -41,6 +42,7 @@ class VirtualWorker(Device):
         data: Iterable[torch.Tensor] = (),
         store: str | os.PathLike[str] | None = None,
         runtime: str = "torch",
+        limits: Limits | None = None,
         timeout: float = 30.0,
     ) -> None:
         super().__init__(fleet, fleet.device(id).id)
@@ -49,8 +51,21 @@ class VirtualWorker(Device):
         try:
             kept = [(self._keep(tensor), tags_of(tensor)) for tensor in data]
             expected = {id_ for id_, tags in kept if tags}
+            limits = limits or Limits()
+            config = AgentConfig(
+                runtimes=(runtime,),
+                max_memory=limits.memory_bytes,
+                max_ops=limits.ops,
+                max_seconds=limits.seconds,
+            )
             self._agent = Agent(
-                fleet.endpoint, id, self._store, context=fleet.context, worker="thread", runtime=runtime
+                fleet.endpoint,
+                id,
+                self._store,
+                context=fleet.context,
+                worker="thread",
+                runtime=runtime,
+                config=config,
             )
             self._agent.start()
             fleet.own(self)

@@ -42,6 +42,7 @@ from edge_agent.agent_chores import Chores
 from edge_agent.agent_socket import BrokerSocket
 from edge_agent.core import AgentCore
 from edge_agent.core_desk import AgentConfig
+from edge_agent.limits import Limits
 from edge_agent.store import Store
 from edge_agent.store_shelf import StoreShelf
 from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
@@ -200,10 +201,15 @@ class Agent:
             log_level=self._log.level,
             now=_clock(),
         )
+        config = self._config
+        every = config.checkpoint_seconds
+        limits = Limits(memory_bytes=config.max_memory, ops=config.max_ops, seconds=config.max_seconds)
         if self._worker_kind == "process":
-            self._host = ProcessWorker(self._runtime, self._folder, threads=self._threads)
+            self._host = ProcessWorker(
+                self._runtime, self._folder, threads=self._threads, limits=limits, checkpoint_seconds=every
+            )
         else:
-            self._host = ThreadWorker(self._load_runtime, self._folder)
+            self._host = ThreadWorker(self._load_runtime, self._folder, limits=limits, checkpoint_seconds=every)
         self._blobs = BlobDesk(self._context, self.device, self._folder, self._endpoint, self._say)
         self._chores = Chores(shelf, self._say)
         self._do = {

@@ -76,6 +76,32 @@ def cli() -> None:
     metavar="BYTES",
     help="How much coordinators' plans and results may take of the disk; 0: all of it. Your own data does not count.",
 )
+@setting(
+    "--checkpoint-seconds",
+    type=click.FloatRange(0),
+    default=30.0,
+    help="How much work of a long fold a crash costs at most; each checkpoint is written to the disk.",
+)
+@setting(
+    "--max-memory",
+    type=click.IntRange(0),
+    default=0,
+    metavar="BYTES",
+    help="How much memory a run of a plan may take for its values; 0: no limit.",
+)
+@setting(
+    "--max-ops",
+    type=click.IntRange(0),
+    default=0,
+    metavar="COUNT",
+    help="How many operations on numbers a run of a plan may take; 0: no limit.",
+)
+@setting(
+    "--max-seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="How long a run of a plan, or one step of a fold, may take; 0: no limit.",
+)
 @setting("--label", multiple=True, metavar="KEY=VALUE", help="What you want to say of the device. May be repeated.")
 @insecure_option
 @log_options
@@ -88,6 +114,10 @@ def run(
     threads: int,
     idle: float,
     store_quota: int,
+    checkpoint_seconds: float,
+    max_memory: int,
+    max_ops: int,
+    max_seconds: float,
     label: tuple[str, ...],
     insecure: bool,
 ) -> None:
@@ -101,7 +131,16 @@ def run(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--id") from None
     name = _runtime(runtime)
-    config = AgentConfig(runtimes=(name,), labels=_labels(label), idle_seconds=idle, store_quota=store_quota)
+    config = AgentConfig(
+        runtimes=(name,),
+        labels=_labels(label),
+        idle_seconds=idle,
+        store_quota=store_quota,
+        checkpoint_seconds=checkpoint_seconds,
+        max_memory=max_memory,
+        max_ops=max_ops,
+        max_seconds=max_seconds,
+    )
     agent = Agent(broker, device, store, runtime=name, threads=threads, config=config)
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.freeze()  # what is loaded by now stays: don't look through it again and again

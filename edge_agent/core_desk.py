@@ -9,6 +9,7 @@ from msgspec import Struct
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Failure, Frame, LogValue, Message
 from edge_agent.effects import AgentInstruction
+from edge_agent.jobs import CHECKPOINT_SECONDS
 
 __all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "AgentConfig", "Desk", "failure"]
 
@@ -41,6 +42,14 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     store_quota: int = 4 << 30
     """How many bytes the plans and values of coordinators may have in the store; 0: as many as the disk takes. The
     owner's own data does not count."""
+    max_memory: int = 0
+    """How many bytes one run of a plan may take for its values; 0: no limit."""
+    max_ops: int = 0
+    """How many operations on numbers it may take; 0: no limit."""
+    max_seconds: float = 0.0
+    """How long it may take, or one step of a fold; 0: no limit."""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    """How much work of a fold the death of its worker costs at most."""
     cancel_grace: float = 5.0
     """How long a cancelled plan may take to come to the end of an op, before the worker is ended."""
     borrowed_count: int = 256

@@ -121,8 +121,9 @@ class Ends:
                 self.fail(command, why)
 
     def expire(self, command: Command) -> None:
-        """Its time is over before it was run."""
-        why = failure("DeadlineExpired", f"{command.id.hex()} has expired before it was run")
+        """Its time is over."""
+        when = "while it ran" if command.step is Step.RUNNING else "before it was run"
+        why = failure("DeadlineExpired", f"{command.id.hex()} has expired {when}")
         self._end(command, m.Expired(id=command.id, digest=command.digest), why)
 
     def cancel(self, command: Command) -> None:

@@ -13,7 +13,7 @@ from edge_agent.catalog import Catalog, Held, announcement
 from edge_agent.core_arguments import Arguments
 from edge_agent.core_blobs import BlobWants
 from edge_agent.core_commands import Command, StartQueue
-from edge_agent.core_desk import DEBUG, WARNING, AgentConfig, Desk, failure
+from edge_agent.core_desk import DEBUG, INFO, WARNING, AgentConfig, Desk, failure
 from edge_agent.core_ends import Ends
 from edge_agent.core_link import Link
 from edge_agent.core_plans import Plan, Plans
@@ -52,6 +52,7 @@ class Runs:
         self._catalog = catalog
         self._link = link
         self._max_deaths = config.worker_deaths
+        self._max_seconds = config.max_seconds
         self._device = device
         self._own = store_id[:8]
         self._order = 0
@@ -326,6 +327,9 @@ class Runs:
         command = self.worker.under_way.get(answer.n)
         if isinstance(command, Command):
             command.progress = answer.progress
+            self.worker.progressed(answer.n)
+            if answer.resumed:
+                self._desk.log(INFO, "fold_resumed", result=command.id.hex(), steps=answer.resumed)
 
     def worker_died(self, event: e.WorkerDied) -> None:
         """The worker is gone. What it had is started again, but for what it has died of too often."""
@@ -380,13 +384,24 @@ class Runs:
         """Time has passed."""
         now = self._desk.now
         self.worker.tick(work=bool(self._queue))
+        if (overdue := self.worker.overdue()) is not None:
+            self._overrun(overdue)
         if self._expires_at is None or now < self._expires_at:
             return
-        queued = [command for command in self._commands.values() if command.step in _QUEUED]
-        for command in queued:
+        under_way = [one for one in self._commands.values() if one.step in _QUEUED or one.step is Step.RUNNING]
+        for command in under_way:
             if command.deadline <= now:
+                if command.step is Step.RUNNING:
+                    self.worker.cancel(command.job)
                 self.ends.expire(command)
-        self._expires_at = min((command.deadline for command in queued if command.deadline > now), default=None)
+        self._expires_at = min((command.deadline for command in under_way if command.deadline > now), default=None)
+
+    def _overrun(self, command: Command) -> None:
+        """It takes longer than a run may, and does not come to the end of an op."""
+        allowed = self._max_seconds
+        said = f"a run of the plan needs more than {allowed:g} seconds, and this device allows {allowed:g} seconds"
+        self.worker.cancel(command.job)
+        self.ends.fail(command, failure("PlanOverQuota", said, device=self._device, what="time", allowed=allowed))
 
     def next_timer(self) -> float | None:
         """When `tick` is due."""

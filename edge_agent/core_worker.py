@@ -16,6 +16,10 @@ _BACKOFF = 0.5
 """Seconds before another worker is started after one that did not start; doubled each time, up to 64 times as long."""
 
 
+_SAID_SECONDS = 1.0
+"""How much later than the worker itself we look whether a job takes too long: it may be about to say so."""
+
+
 class WorkerDesk:
     """What the worker was given and has not answered yet, by number."""
 
@@ -31,6 +35,8 @@ class WorkerDesk:
         self._cancelled: set[int] = set()
         self._ending = 0  # the cancelled job that the worker is at
         self._kill_at: float | None = None  # when it has been at that for too long
+        self._timed = 0  # the job that the worker is at, where jobs may not take as long as they like
+        self._overdue_at: float | None = None  # when that has taken too long
         self.step = WorkerStep.ABSENT
         self.under_way: dict[int, Command | Plan] = {}
 
@@ -78,6 +84,8 @@ class WorkerDesk:
             self._orders = []
         if self._cancelled or self._ending:
             self._watch_cancelled()
+        if self._config.max_seconds:
+            self._watch_time()
         if self.under_way:
             self._idle_at = None
         elif self._idle_at is None and self.step is WorkerStep.UP:
@@ -90,6 +98,28 @@ class WorkerDesk:
             self._ending, self._kill_at = 0, None
         elif first != self._ending:
             self._ending, self._kill_at = first, self._desk.now + self._config.cancel_grace
+
+    def _watch_time(self) -> None:
+        first = next(iter(self.under_way), 0)
+        if first != self._timed:
+            self._timed = first
+            self.progressed(first)
+
+    def progressed(self, n: int) -> None:
+        """The worker is still at job ``n``, and has come further: another step of a fold, at least another op. It
+        looks at the time itself then; what does not come to the end of an op is for us to end.
+        """
+        if self._config.max_seconds and n == self._timed:
+            patience = self._config.max_seconds + _SAID_SECONDS
+            self._overdue_at = self._desk.now + patience if isinstance(self.under_way.get(n), Command) else None
+
+    def overdue(self) -> Command | None:
+        """The command that the worker has been at for too long without a word, if that is so."""
+        if self._overdue_at is None or self._desk.now < self._overdue_at:
+            return None
+        self._overdue_at = None
+        subject = self.under_way.get(self._timed)
+        return subject if isinstance(subject, Command) else None
 
     def ready(self, answer: WorkerReady) -> None:
         """It has started."""
@@ -123,8 +153,8 @@ class WorkerDesk:
     def next_timer(self, *, work: bool) -> float | None:
         """When `tick` is due."""
         if self.step is WorkerStep.UP:
-            if self._kill_at is not None:
-                return self._kill_at
+            if self._kill_at is not None or self._overdue_at is not None:
+                return min(at for at in (self._kill_at, self._overdue_at) if at is not None)
             return (
                 None if work else self._idle_at
             )  # with work to come it does not idle, though it may have nothing to do
@@ -144,6 +174,7 @@ class WorkerDesk:
         self.under_way.clear()
         self._cancelled.clear()
         self._ending, self._kill_at = 0, None
+        self._timed, self._overdue_at = 0, None
         self._orders.clear()
         self._idle_at = None
         self._desk.log(

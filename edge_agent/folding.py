@@ -1,7 +1,8 @@
 """Runs a plan over data, batch by batch: what a worker does with a `broker.protocol.messages.Fold`.
 
 ``carry`` goes from step to step, the other outputs are stacked, one entry a step. In between the whole state is kept
-in a file every `CHECKPOINT_SECONDS`, so that a worker that dies, or a device that loses power, goes on from there.
+in a file, every `CHECKPOINT_SECONDS` unless the agent is told otherwise, so that a worker that dies, or a device that
+loses power, goes on from there.
 
 The order of shuffled rows is part of the format: rows sorted (stably) by 64-bit numbers of Philox4x64-10 (Salmon et
 al., "Parallel random numbers: as easy as 1, 2, 3", 2011), key (seed, epoch), counted from 1 as numpy does, so that
@@ -20,13 +21,11 @@ import msgspec
 
 from broker.protocol.messages import Fold
 from broker.protocol.tensors import TensorHeader, inspect
+from edge_agent.jobs import CHECKPOINT_SECONDS
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.tensor_files import write_whole
 
-__all__ = ["CHECKPOINT_SECONDS", "Checkpoint", "Opened", "Tensors", "fold_plan", "shuffled_rows", "steps_of"]
-
-CHECKPOINT_SECONDS = 30.0
-"""How much work a crash costs at most: an SD card wears, and a checkpoint of a large carry takes time."""
+__all__ = ["Checkpoint", "Opened", "Tensors", "fold_plan", "shuffled_rows", "steps_of"]
 
 _KEPT_CHECKPOINTS = 32
 """Checkpoints of invocations that never came back are deleted beyond so many."""
@@ -117,12 +116,14 @@ def fold_plan(
     *,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    on_resumed: Callable[[int, int], None] = lambda _done, _total: None,
     every: float = CHECKPOINT_SECONDS,
 ) -> list[Any]:
     """The outputs: the carry after the last step, and the others stacked.
 
     ``run`` runs one step with its arguments and its number, from 0; ``on_step`` is told how many steps of how many are
-    done, and may raise to end it. Raises `ArgumentMismatch`, and what ``run`` raises.
+    done, and may raise to end it; ``on_resumed`` the same, once, where it goes on from a checkpoint. Raises
+    `ArgumentMismatch`, and what ``run`` raises.
     """
     carry, data = list(arguments[: fold.carry]), arguments[fold.carry :]
     rows = _rows_of(fold, data)
@@ -136,6 +137,7 @@ def fold_plan(
         done, framed = kept.step, kept.outs
         carry = [_opened(tensors, frame) for frame in kept.carry]
         outs = [[_opened(tensors, frame)[2] for frame in one] for one in framed]
+        on_resumed(done, total)
     save_at = time.monotonic() + every
     for step, where in _batches(fold, rows, done):
         on_step(step, total)

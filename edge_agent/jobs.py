@@ -16,6 +16,7 @@ from msgspec import Struct
 from broker.protocol.messages import Failure, Fold
 
 __all__ = [
+    "CHECKPOINT_SECONDS",
     "Answer",
     "CancelJob",
     "File",
@@ -35,6 +36,9 @@ __all__ = [
     "WorkerUnfit",
     "as_source",
 ]
+
+CHECKPOINT_SECONDS = 30.0
+"""How much work of a fold a crash costs at most: an SD card wears, and a checkpoint of a large carry takes time."""
 
 
 class _Spoken(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True):
@@ -157,10 +161,14 @@ class JobFailed(_Spoken, frozen=True, kw_only=True, tag=20):
 
 
 class JobProgress(_Spoken, frozen=True, kw_only=True, tag=22):
-    """The job is still at it: ``progress`` of it is done, 0 to 1. Said every half second at most."""
+    """The job is still at it: ``progress`` of it is done, 0 to 1. Said every half second at most.
+
+    ``resumed``: it goes on from a checkpoint, with so many steps done by a worker before; said once.
+    """
 
     n: int
     progress: float
+    resumed: int = 0
 
 
 Answer: TypeAlias = WorkerReady | WorkerUnfit | PlanLoaded | PlanRefused | JobFinished | JobFailed | JobProgress

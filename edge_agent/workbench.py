@@ -20,8 +20,10 @@ from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import nth
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold, LogValue
 from broker.protocol.tensors import TensorHeader, inspect, nbytes_of
+from edge_agent.admission import Admission, as_over_quota, ceiling
 from edge_agent.folding import Checkpoint, Opened, fold_plan
 from edge_agent.jobs import (
+    CHECKPOINT_SECONDS,
     Answer,
     CancelJob,
     File,
@@ -39,10 +41,11 @@ from edge_agent.jobs import (
     UnloadPlan,
     WorkerReady,
 )
+from edge_agent.limits import Limits
 from edge_agent.pipe import Board, Pipe
 from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedPlan, check_plan
-from edge_agent.plan.errors import ArgumentMismatch, OpFailed
+from edge_agent.plan.errors import ArgumentMismatch, OpFailed, PlanOverQuota
 from edge_agent.plan.format import decode_graph, decode_manifest, digest_of
 from edge_agent.runtimes.random import seed_of
 from edge_agent.tensor_files import FileAltered, map_tensor, tensor_path, write
@@ -135,13 +138,14 @@ class _Left(BaseException):
 
 class _Loaded:
     """A plan on the bench, ``id`` its own. ``inputs``: kind and dtype of each user input. ``draws``: whether it draws
-    random numbers.
+    random numbers. ``admission`` None: there is no limit.
     """
 
-    __slots__ = ("_sizes", "checked", "draws", "id", "inputs", "runnable", "seconds")
+    __slots__ = ("_sizes", "admission", "checked", "draws", "id", "inputs", "runnable", "seconds")
 
-    def __init__(self, id: bytes, checked: CheckedPlan, runnable: Runnable) -> None:
+    def __init__(self, id: bytes, checked: CheckedPlan, runnable: Runnable, admission: Admission | None) -> None:
         self.id = id
+        self.admission = admission
         self._sizes: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = {}
         self.seconds = math.inf  # that the last run took
         self.checked = checked
@@ -161,11 +165,26 @@ class _Loaded:
 
 class Workbench:
     """Does one order at a time. ``folder`` is the store's; large results go there as files, on the disk before they
-    are told of.
+    are told of. ``limits``: what a run may take. ``alone``: this process is the worker's own, so that the kernel can
+    watch its memory.
     """
 
-    def __init__(self, runtime: Runtime, folder: Path, board: Board) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        folder: Path,
+        board: Board,
+        *,
+        limits: Limits | None = None,
+        alone: bool = False,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
         self._runtime = runtime
+        self._checkpoint_seconds = checkpoint_seconds
+        self._limits = limits or Limits()
+        self._ceiling = self._limits.memory_bytes if alone else 0
+        self._call = self._call_limited if self._limits else self._call_freely
+        self._over_at = math.inf  # when what is being run will have taken too long
         self._folder = folder
         self._board = board
         self._plans: dict[bytes, _Loaded] = {}
@@ -229,7 +248,8 @@ class Workbench:
         if variant is not None and isinstance(runnable, Provable):
             self._prove(runnable, variant)
         runnable.between_ops = self._between_ops
-        return _Loaded(digest_of(order.manifest), checked, runnable)
+        admission = Admission(self._limits, checked.checked) if self._limits else None
+        return _Loaded(digest_of(order.manifest), checked, runnable, admission)
 
     def _prove(self, runnable: Provable, variant: bytes) -> None:
         """Once for each variant and version of the runtime: it gives what torch gave whoever made it."""
@@ -243,6 +263,9 @@ class Workbench:
         if self._board.leave == self._now_doing:
             raise _Left
         now = time.perf_counter()
+        if now >= self._over_at:
+            seconds = self._limits.seconds
+            raise PlanOverQuota("time", now - self._over_at + seconds, seconds, at_least=True)
         if now >= self._told_at:
             done, steps = self._steps
             self.progress((done + index / self._ops) / steps)
@@ -250,6 +273,10 @@ class Workbench:
     def _step_done(self, done: int, steps: int) -> None:
         self._steps = (done, max(1, steps))
         self._between_ops(0)
+
+    def _resumed(self, job: RunJob, done: int, steps: int) -> None:
+        if self.tell is not None:
+            self.tell(JobProgress(n=job.n, progress=done / steps, resumed=done))
 
     def progress(self, done: float) -> None:
         """So much of the job is done, 0 to 1: told every half second at most, for the broker to know."""
@@ -285,7 +312,28 @@ class Workbench:
         loaded.seconds = time.perf_counter() - started
         return JobFinished(n=job.n, outputs=outputs, seconds=loaded.seconds)
 
-    def _call(self, loaded: _Loaded, opened: Sequence[Opened], job: RunJob, step: int = 0) -> list[Any]:
+    def _call_limited(self, loaded: _Loaded, opened: Sequence[Opened], job: RunJob, step: int = 0) -> list[Any]:
+        """As `_call_freely`, of what may run. Raises `PlanOverQuota`."""
+        if loaded.admission is not None:
+            loaded.admission.admit(loaded.sizes_of(tuple([(dtype, shape) for dtype, shape, _ in opened])))
+        seconds = self._limits.seconds
+        started = time.perf_counter()
+        self._over_at = started + seconds if seconds else math.inf
+        try:
+            with ceiling(self._ceiling):
+                values = self._call_freely(loaded, opened, job, step)
+        except (OpFailed, MemoryError, RuntimeError) as error:
+            over = as_over_quota(error, self._limits)
+            if over is None:
+                raise
+            raise over from error
+        finally:
+            self._over_at = math.inf
+        if seconds and (took := time.perf_counter() - started) >= seconds:
+            raise PlanOverQuota("time", took, seconds)
+        return values
+
+    def _call_freely(self, loaded: _Loaded, opened: Sequence[Opened], job: RunJob, step: int = 0) -> list[Any]:
         sizes = loaded.sizes_of(tuple([(dtype, shape) for dtype, shape, _ in opened]))
         if loaded.draws:
             seed = (seed_of(job.id) if job.seed is None else job.seed) & _SEED_BITS
@@ -303,6 +351,8 @@ class Workbench:
                 self._runtime,
                 checkpoint=checkpoint,
                 on_step=self._step_done,
+                on_resumed=lambda done, steps: self._resumed(job, done, steps),
+                every=self._checkpoint_seconds,
             )
         except BaseException:
             checkpoint.drop()  # it has ended, with an error: nothing goes on from here

@@ -18,7 +18,8 @@ import socket
 import sys
 from pathlib import Path
 
-from edge_agent.jobs import Answer, Order, WorkerReady, WorkerUnfit
+from edge_agent.jobs import CHECKPOINT_SECONDS, Answer, Order, WorkerReady, WorkerUnfit
+from edge_agent.limits import Limits
 from edge_agent.pipe import Board, Pipe, worker_end
 from edge_agent.workbench import Runtime, Workbench, serve
 
@@ -52,6 +53,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--runtime", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS)
+    parser.add_argument("--max-memory", type=int, default=0)
+    parser.add_argument("--max-ops", type=int, default=0)
+    parser.add_argument("--max-seconds", type=float, default=0.0)
     options = parser.parse_args()
 
     _die_with(options.parent)
@@ -65,7 +70,10 @@ def main() -> None:
             code = 1
         else:
             ready = WorkerReady(pid=os.getpid(), runtime=runtime.name, version=runtime.version)
-            serve(pipe, Workbench(runtime, options.folder, board), ready)
+            limits = Limits(memory_bytes=options.max_memory, ops=options.max_ops, seconds=options.max_seconds)
+            every = options.checkpoint_seconds
+            bench = Workbench(runtime, options.folder, board, limits=limits, alone=True, checkpoint_seconds=every)
+            serve(pipe, bench, ready)
     os._exit(code)  # all is on the disk that should be; taking torch apart would only take time
 
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edge_agent.jobs import Answer, CancelJob, Order, WorkerReady, WorkerUnfit
+from edge_agent.jobs import CHECKPOINT_SECONDS, Answer, CancelJob, Order, WorkerReady, WorkerUnfit
 from edge_agent.pipe import Board, Pipe, agent_end, worker_end
 
 if TYPE_CHECKING:
+    from edge_agent.limits import Limits
     from edge_agent.workbench import Runtime
 
 __all__ = ["ProcessWorker", "ThreadWorker", "WorkerHost"]
@@ -116,13 +117,25 @@ class _Piped:
 
 
 class ProcessWorker(_Piped):
-    """A worker as a process: the agent's own never imports what runs plans. ``threads``: how many a plan may use."""
+    """A worker as a process: the agent's own never imports what runs plans. ``threads``: how many a plan may use;
+    ``limits``: what else; ``checkpoint_seconds``: how much work of a fold its death costs at most.
+    """
 
-    def __init__(self, runtime: str, folder: Path, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        runtime: str,
+        folder: Path,
+        *,
+        threads: int = 0,
+        limits: Limits | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
         super().__init__()
         self._runtime = runtime
         self._folder = folder
         self._threads = threads or max(1, (os.cpu_count() or 1) // 2)
+        self._limits = limits
+        self._checkpoint_seconds = checkpoint_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -144,7 +157,10 @@ class ProcessWorker(_Piped):
         }
         command = [sys.executable, "-m", "edge_agent.worker", "--pipe", str(theirs.fileno()), "--board", str(memory)]
         command += ["--parent", str(os.getpid()), "--folder", str(self._folder), "--runtime", self._runtime]
-        command += ["--threads", str(self._threads)]
+        command += ["--threads", str(self._threads), "--checkpoint-seconds", str(self._checkpoint_seconds)]
+        if self._limits:
+            command += ["--max-memory", str(self._limits.memory_bytes), "--max-ops", str(self._limits.ops)]
+            command += ["--max-seconds", str(self._limits.seconds)]
         try:
             self._process = subprocess.Popen(
                 command, pass_fds=(theirs.fileno(), memory), stdin=subprocess.DEVNULL, env=environment
@@ -185,10 +201,21 @@ def _how_it_ended(code: int) -> str:
 
 
 class ThreadWorker(_Piped):
-    """A worker as a thread, for virtual devices. ``runtime`` is called on that thread."""
+    """A worker as a thread, for virtual devices. ``runtime`` is called on that thread. Of the ``limits``, that of
+    memory is kept by what a plan is known to cost, not by the kernel: the process is not the worker's own.
+    """
 
-    def __init__(self, runtime: Callable[[], Runtime], folder: Path) -> None:
+    def __init__(
+        self,
+        runtime: Callable[[], Runtime],
+        folder: Path,
+        *,
+        limits: Limits | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
         super().__init__()
+        self._checkpoint_seconds = checkpoint_seconds
+        self._limits = limits
         self._runtime = runtime
         self._folder = folder
         self._thread: threading.Thread | None = None
@@ -213,7 +240,9 @@ class ThreadWorker(_Piped):
                 pipe.say([WorkerUnfit(reason=f"{type(error).__name__}: {error}")])
                 return
             ready = WorkerReady(pid=os.getpid(), runtime=runtime.name, version=runtime.version)
-            serve(pipe, Workbench(runtime, self._folder, board), ready)
+            every = self._checkpoint_seconds
+            bench = Workbench(runtime, self._folder, board, limits=self._limits, checkpoint_seconds=every)
+            serve(pipe, bench, ready)
         except OSError:
             return  # the agent is gone
         except BaseException as error:

@@ -9,6 +9,7 @@
     ├── ArgumentMismatch   an argument of a call that the plan's signature does not take
     ├── ConditionFailed    sizes for which the plan was not made
     ├── OpFailed           an op of a checked plan that failed while it ran
+    ├── PlanOverQuota      a run that takes more memory, operations or time than this device allows
     └── VariantRefused     a plan's translation that this device does not run
 """
 
@@ -22,6 +23,7 @@ __all__ = [
     "OpFailed",
     "PlanError",
     "PlanMalformed",
+    "PlanOverQuota",
     "PlanTypeError",
     "UnknownOp",
     "VariantRefused",
@@ -102,6 +104,31 @@ class OpFailed(PlanError):
 
     def __str__(self) -> str:
         return f"op {self.op_index} of the plan, {self.op}, failed with {self.error_type}: {self.message}"
+
+
+class PlanOverQuota(PlanError):
+    """A run needs more than the device's owner allows.
+
+    ``what``: ``memory`` (in bytes), ``operations`` or ``time`` (in seconds). ``at_least``: ``needed`` is not all that
+    the run needs, but what it had come to when it was ended.
+    """
+
+    def __init__(self, what: str, needed: float, allowed: float, *, at_least: bool = False) -> None:
+        self.what = what
+        self.needed = needed
+        self.allowed = allowed
+        self.at_least = at_least
+        super().__init__(what, needed, allowed, at_least)
+
+    def __str__(self) -> str:
+        more = " or more" if self.at_least else ""
+        needed, allowed = self._amount(self.needed), self._amount(self.allowed)
+        return f"a run of the plan needs {needed}{more}, and this device allows {allowed}"
+
+    def _amount(self, number: float) -> str:
+        if self.what == "memory":
+            return f"{int(number):,} bytes of memory"
+        return f"{number:.3g} seconds" if self.what == "time" else f"{int(number):,} operations"
 
 
 class VariantRefused(PlanError):

@@ -133,6 +133,7 @@ def test_a_failed_argument_says_why() -> None:
         "WorkerDied",
         "QueueFull",
         "NotAllowed",
+        "PlanOverQuota",
     ],
 )
 def test_codes_name_their_classes(code: str) -> None:

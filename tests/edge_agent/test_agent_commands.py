@@ -432,15 +432,17 @@ def test_nobody_releases_the_owners_tensor() -> None:
 
 
 def test_a_command_past_its_deadline_is_not_started() -> None:
-    """The device counts the time left itself: queued it expires, running it does not."""
+    """The device counts the time left itself: queued it expires, and running it is left between two ops."""
     device = Device(AgentConfig(window=1))
     device.ready(PLAN)
     running = device.invoke(PLAN, counter=1, deadline_ms=1000)
     waiting = device.invoke(PLAN, counter=2, deadline_ms=2000)
     longer = device.invoke(PLAN, counter=3, deadline_ms=60_000)
     device.wait(5)
-    assert [event.id for event in device.announced() if isinstance(event, m.Expired)] == [waiting.id]
-    assert device.finish_all() == [running.id, longer.id]
+    assert [event.id for event in device.announced() if isinstance(event, m.Expired)] == [running.id, waiting.id]
+    assert device.finish_all() == [running.id, longer.id]  # the worker has not heard of it in time
+    ends = {event.id: type(event) for event in device.announced()}
+    assert ends == {running.id: m.Expired, waiting.id: m.Expired, longer.id: m.ResultReady}
 
 
 def test_everything_ended_is_remembered_with_its_digest() -> None:
