@@ -171,6 +171,24 @@ def stats(fleet: Fleet, *, as_json: bool) -> None:
     _print(gauges, empty="")
 
 
+@cli.command("dead-letters", epilog="Example: edgeplan dead-letters --limit 10 --insecure")
+@click.option("--limit", default=100, type=click.IntRange(1, 1000), show_default=True, help="List the last ones only.")
+@_fleet_options
+def dead_letters(fleet: Fleet, *, limit: int, as_json: bool) -> None:
+    """List the commands that were given up, the last first: workers died of them, or they never ended."""
+    found = fleet.dead_letters(limit)
+    if as_json:
+        _print_json({"total": found.total, "entries": [_fields(entry) for entry in found.entries]})
+        return
+    table = _table("id", "device", "reason", "plan")
+    for entry in found.entries:
+        reason = "" if entry.failure is None else entry.failure.message
+        _row(table, entry.id.hex(), entry.device, reason, "" if entry.plan is None else entry.plan.hex())
+    _print(table, empty="no command was given up")
+    if found.total > len(found.entries):
+        click.echo(f"and {found.total - len(found.entries):,} more, given up earlier", err=True)
+
+
 # ------------------------------------------------------------------------------------------------- the log stream
 
 

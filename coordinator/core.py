@@ -22,6 +22,7 @@ from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
     Busy,
+    DeadLetters,
     DeviceList,
     Event,
     Failure,
@@ -145,6 +146,7 @@ class SessionCore:
             StatusReport: self._on_answer,
             DeviceList: self._on_answer,
             Stats: self._on_answer,
+            DeadLetters: self._on_answer,
             Values: self._on_answer,
         }
         self._events: dict[type, Callable[[Any, float, list[object]], None]] = {

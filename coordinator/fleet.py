@@ -20,8 +20,10 @@ from broker.logs import LEVELS
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import check_device_id, nth, parse_result_id
 from broker.protocol.messages import (
+    AskDeadLetters,
     AskStats,
     AskStatus,
+    DeadLetters,
     DeviceInfo,
     DeviceList,
     Failure,
@@ -285,6 +287,15 @@ class Fleet:
         ``gauges``.
         """
         return self.ask(Stats, lambda r: AskStats(r=r))
+
+    def dead_letters(self, limit: int = 100) -> DeadLetters:
+        """The commands that were given up because workers died of them, or because they were delivered again and again
+        without an end. ``entries``: the last ``limit`` of them (1,000 at most), the last first, each with its
+        ``failure``; ``total``: how many the broker remembers. Raises ValueError for a limit below 0.
+        """
+        if limit < 0:
+            raise ValueError(f"expected a limit of at least 0, got {limit}")
+        return self.ask(DeadLetters, lambda r: AskDeadLetters(r=r, limit=limit))
 
     # --------------------------------------------------------------------------------------------- results
 

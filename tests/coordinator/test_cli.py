@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -15,13 +17,26 @@ from typing import Any
 import click
 import pytest
 import torch
+import zmq
 from click.testing import CliRunner, Result
 
+from broker.config import BrokerConfig
+from broker.protocol.messages import (
+    PROTOCOL_VERSION,
+    Announce,
+    Deliver,
+    Failure,
+    Invoke,
+    Register,
+    Registered,
+    ResultFailed,
+)
 from broker.server import BrokerServer
 from broker.settings import ExitCode
 from coordinator import VirtualWorker, connect, func2plan, tagged
 from coordinator.cli import cli
 from coordinator.fleet import Fleet
+from tests.broker.raw_peer import RawPeer
 
 WITHIN = 30.0
 
@@ -46,6 +61,19 @@ def fleet(server: BrokerServer) -> Iterator[Fleet]:
     with connect(server.endpoints.listen, insecure=True) as made:
         VirtualWorker(made, "pi-attic", data=[tagged(torch.ones(2), "input", "[bold]", description="two")])
         yield made
+
+
+@contextlib.contextmanager
+def device_of(server: BrokerServer, name: str) -> Iterator[RawPeer]:
+    """A device that has registered, does nothing by itself, and goes without a word."""
+    with zmq.Context() as context:
+        device = RawPeer(context, server.endpoints.listen)
+        try:
+            device.say(Register(version=PROTOCOL_VERSION, device=name, store=os.urandom(16), boot=os.urandom(16)))
+            device.hear(Registered)
+            yield device
+        finally:
+            device.close()
 
 
 def run(server: BrokerServer, *arguments: str) -> Result:
@@ -104,6 +132,58 @@ def test_stats(server: BrokerServer, fleet: Fleet) -> None:
     assert counted["total"]["commands"] == counted["devices"]["pi-attic"]["commands"]
     assert counted["gauges"]["devices_online"] == 1
     assert "notifications" in run(server, "stats").stdout
+
+
+def test_dead_letters(server: BrokerServer) -> None:
+    """The commands that were given up, the last first, with the reason; or that there is none."""
+    assert run(server, "dead-letters").stdout == "no command was given up\n"
+    with BrokerServer("tcp://127.0.0.1:*") as broken, device_of(broken, "pi-cellar") as device:
+        with connect(broken.endpoints.listen, insecure=True) as fleet:
+            pointers = [double.send(fleet.device("pi-cellar"))(torch.ones(2)) for _ in range(2)]
+            for n in (1, 2):
+                deliver = device.hear(Deliver)
+                assert isinstance(deliver.command, Invoke)
+                why = Failure(code="WorkerDied", message=f"the worker died twice of [it] {n}")
+                event = ResultFailed(id=deliver.command.id, digest=deliver.digest, failure=why)
+                device.say(Announce(n=n, event=event))
+            assert all(pointer.wait(WITHIN) for pointer in pointers)
+            assert [entry.id.hex() for entry in fleet.dead_letters(1).entries] == [pointers[1].id]
+            with pytest.raises(ValueError, match="expected a limit of at least 0, got -1"):
+                fleet.dead_letters(-1)
+        found = printed(broken, "dead-letters")
+        assert (found["total"], [entry["id"] for entry in found["entries"]]) == (2, [p.id for p in pointers[::-1]])
+        assert found["entries"][0]["failure"]["code"] == "WorkerDied"
+        last = run(broken, "dead-letters", "--limit", "1")
+        assert pointers[1].id in last.stdout
+        assert "pi-cellar" in last.stdout
+        assert "the worker died twice of [it] 2" in last.stdout
+        assert pointers[0].id not in last.stdout
+        assert last.stderr == "and 1 more, given up earlier\n"
+
+
+def test_logs_tell_of_devices_that_are_lost_and_return() -> None:
+    """Whoever follows the stream sees a device join, and go without a word."""
+    with BrokerServer("tcp://127.0.0.1:*", config=BrokerConfig(heartbeat_ms=200)) as server:
+        stop = threading.Event()
+
+        def flap() -> None:
+            for k in itertools.count():
+                with device_of(server, f"pi-{k}"):
+                    if stop.wait(0.1):
+                        return
+
+        flapping = threading.Thread(target=flap)
+        flapping.start()
+        try:
+            printed = run(server, "logs", "--seconds", "2", "--json").stdout
+        finally:
+            stop.set()
+            flapping.join(WITHIN)
+    records = [json.loads(line) for line in printed.splitlines()]
+    joined = {record["device"] for record in records if record["event"] == "device_joined"}
+    lost = {record["device"] for record in records if record["event"] == "device_lost"}
+    assert joined & lost
+    assert {record["level"] for record in records if record["event"] == "device_lost"} == {"warning"}
 
 
 def test_logs_tell_the_way_of_one_result(server: BrokerServer, fleet: Fleet) -> None:
@@ -205,7 +285,7 @@ def test_every_command_has_help_with_an_example() -> None:
     """--help of the program and of each command, and --version."""
     runner = CliRunner()
     names = cli.list_commands(click.Context(cli))
-    assert set(names) == {"demo", "devices", "logs", "search", "stats", "status"}
+    assert set(names) == {"dead-letters", "demo", "devices", "logs", "search", "stats", "status"}
     for name in names:
         result = runner.invoke(cli, [name, "--help"])
         assert result.exit_code == 0
