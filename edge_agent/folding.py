@@ -87,7 +87,8 @@ class Checkpoint:
 
     def drop(self) -> None:
         """The folding has ended."""
-        self._path.unlink(missing_ok=True)
+        for path in self._path.parent.glob(f"{self._path.name}*"):  # also what a crash has cut off
+            path.unlink(missing_ok=True)
 
     def _prune(self) -> None:
         files = sorted(self._path.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)
