@@ -25,7 +25,8 @@ def translated_ops() -> tuple[str, ...]:
 
 def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), precision: str = "") -> bytes:
     """The ONNX model of a checked graph: inputs ``x0``, ``x1``, ... in the graph's order, state among them, so that
-    new weights need no new model; outputs ``y0``, ``y1``, ... Equal graphs give equal bytes.
+    new weights need no new model, and random numbers, which the device draws; outputs ``y0``, ``y1``, ... Equal graphs
+    give equal bytes.
 
     ``precision`` ``float16``: what is float32 in the plan is rounded to float16 after every op; inputs and outputs stay
     as they are.
@@ -40,8 +41,6 @@ def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), pr
     op: Op | None = None
     index = 0
     try:
-        if any(one.kind == "random" for one in graph.inputs):
-            raise TranslationUnsupported("onnx devices draw no random numbers yet")
         for k, (name, kind) in enumerate(inputs):
             values.append(writer.cast(writer.input(name, kind), types[k].dtype))
         for index, op in enumerate(graph.ops):

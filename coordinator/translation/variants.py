@@ -129,9 +129,10 @@ def _run(checked: CheckedGraph, sizes: Mapping[str, int], seed: int, fill: str) 
         for dtype, array in golden_inputs(checked.graph, sizes, seed, fill)
     ]
     user = len(checked.graph.given)
+    state = tensors[user : len(tensors) - len(checked.graph.drawn)]
     try:
-        return TorchRuntime().load(_plan(checked), tensors[user:]).run(tensors[:user], sizes)
-    except OpFailed:
+        return TorchRuntime().load(_plan(checked), state).run(tensors[:user], sizes, seed=seed)
+    except (OpFailed, ConditionFailed):
         return None
 
 
@@ -182,9 +183,7 @@ def _sizes(graph: Graph) -> Iterator[dict[str, int]]:
 
 def _fits(graph: Graph, sizes: Mapping[str, int]) -> bool:
     try:
-        shapes = [
-            (one.dtype, [int(evaluate(dim, sizes)) for dim in one.shape]) for one in graph.inputs if one.kind != "state"
-        ]
+        shapes = [(one.dtype, [int(evaluate(dim, sizes)) for dim in one.shape]) for one in graph.given]
         return bind_sizes(graph, shapes) == dict(sizes)
     except (ArgumentMismatch, ConditionFailed, KeyError):
         return False

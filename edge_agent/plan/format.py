@@ -21,6 +21,7 @@ from edge_agent.plan.errors import PlanMalformed
 
 __all__ = [
     "FORMAT_VERSION",
+    "OPS_VERSION",
     "Argument",
     "Dim",
     "Draw",
@@ -44,6 +45,10 @@ __all__ = [
 FORMAT_VERSION = 2
 """The version of this format. A later version reads all earlier ones; a plan names the earliest that has all it needs
 (`version_of`), so that its id stays what it was.
+"""
+
+OPS_VERSION = 1
+"""The version of the op registry: the greatest `edge_agent.plan.spec.OpSpec.since`. A device tells the broker its own.
 """
 
 Natural: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -160,6 +165,11 @@ class Graph(_Part, frozen=True, kw_only=True):
     def given(self) -> list[Input]:
         """The inputs that a call gives: the user's, with its numbers."""
         return [one for one in self.inputs if one.kind in ("user", "number")]
+
+    @property
+    def drawn(self) -> list[Input]:
+        """The inputs that the device draws: the last ones."""
+        return [one for one in self.inputs if one.kind == "random"]
 
 
 class Manifest(_Part, frozen=True, kw_only=True):

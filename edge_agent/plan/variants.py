@@ -19,6 +19,7 @@ from broker.protocol.tensors import DTYPES
 from edge_agent.plan.errors import PlanMalformed, VariantRefused
 from edge_agent.plan.expressions import evaluate
 from edge_agent.plan.format import Graph
+from edge_agent.runtimes.random import drawn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,14 +124,15 @@ def decode_variant(data: bytes | memoryview) -> Variant:
 def golden_inputs(graph: Graph, sizes: Mapping[str, int], seed: int, fill: str) -> list[tuple[str, np.ndarray]]:
     """A dtype and an array for each input of the graph, state included; bfloat16 as float32 whose lower bits are 0.
 
-    The elements come from a counter (SplitMix64), so that they are the same on every machine and with every numpy.
+    The elements come from a counter (SplitMix64), so that they are the same on every machine and with every numpy;
+    random inputs are drawn under ``seed``, as when the plan runs.
     """
     import numpy as np
 
     made = []
     for place, one in enumerate(graph.inputs):
         shape = tuple(int(evaluate(dim, sizes)) for dim in one.shape)
-        array = _filled(one.dtype, shape, (seed << 20) + place, fill)
+        array = drawn(one, sizes, seed) if one.draw else _filled(one.dtype, shape, (seed << 20) + place, fill)
         made.append((one.dtype, np.asarray(array)))  # without dims, numpy makes numbers of arrays
     return made
 

@@ -19,6 +19,7 @@ from edge_agent.plan.errors import OpFailed, PlanMalformed, VariantRefused
 from edge_agent.plan.format import Graph
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.variants import Variant, compare, decode_variant, golden_inputs
+from edge_agent.runtimes.random import drawn
 
 __all__ = ["Array", "Bfloat16", "OnnxPlan", "OnnxRuntime", "narrowed", "widened"]
 
@@ -70,9 +71,11 @@ class OnnxPlan:
         names = [f"x{k}" for k in range(len(graph.inputs))]
         if not taken <= set(names):
             raise PlanMalformed("expected a model whose inputs are those of the graph, got others")
-        user = len(names) - len(state)
+        user, draws = len(graph.given), len(names) - len(graph.drawn)
         self._user = [(k, name, graph.inputs[k].dtype) for k, name in enumerate(names[:user]) if name in taken]
-        self._state = {name: widened(one) for name, one in zip(names[user:], state, strict=True) if name in taken}
+        self._state = {name: widened(one) for name, one in zip(names[user:draws], state, strict=True) if name in taken}
+        drawn_names = zip(names[draws:], graph.drawn, strict=True)
+        self._draws = [(name, one) for name, one in drawn_names if name in taken]
         self._outputs = [f"y{k}" for k in range(len(graph.outputs))]
         if [one.name for one in session.get_outputs()] != self._outputs:
             raise PlanMalformed("expected a model whose outputs are those of the graph, got others")
@@ -80,12 +83,15 @@ class OnnxPlan:
     def run(
         self, user_inputs: Sequence[Array], sizes: Mapping[str, int], *, seed: int = 0, step: int = 0
     ) -> list[Array]:
-        """The plan's outputs, one a leaf of its output tree. Raises `OpFailed`."""
-        del sizes, seed, step  # the model takes sizes from the shapes, and draws nothing
+        """The plan's outputs, one a leaf of its output tree. ``seed`` and ``step`` decide what is drawn, of shapes that
+        ``sizes`` give; the model takes sizes from shapes itself. Raises `OpFailed`, or `ConditionFailed` for a size that is not one.
+        """
         if self.between_ops is not None:
             self.between_ops(0)
         feed = {name: widened(user_inputs[k]) for k, name, _ in self._user}
         feed.update(self._state)
+        for name, one in self._draws:
+            feed[name] = drawn(one, sizes, seed, step)
         return [narrowed(array, dtype) for array, dtype in zip(self._run(feed), self._dtypes, strict=True)]
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

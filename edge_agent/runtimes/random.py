@@ -8,14 +8,19 @@ numbers, and each can be made alone. numpy is imported on first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+
+from edge_agent.plan.errors import ConditionFailed
+from edge_agent.plan.expressions import evaluate
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["draw", "philox", "seed_of"]
+    from edge_agent.plan.format import Input
+
+__all__ = ["draw", "drawn", "philox", "seed_of"]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -97,6 +102,15 @@ def draw(
         count *= size
     found: np.ndarray[Any, Any] = _DISTRIBUTIONS[distribution](count, dtype, seed, number, step).reshape(shape)
     return found
+
+
+def drawn(one: Input, sizes: Mapping[str, int], seed: int, step: int = 0) -> np.ndarray[Any, Any]:
+    """What an input of kind ``random`` is filled with, for these sizes. Raises `ConditionFailed` for a size below 0."""
+    shape = [int(evaluate(dim, sizes)) for dim in one.shape]
+    if min(shape, default=0) < 0:
+        raise ConditionFailed(f"sizes of 0 or more for {one.name}", dict(sizes))
+    assert one.draw is not None  # the checker has seen to that
+    return draw(one.draw.distribution, one.dtype, shape, seed=seed, number=one.draw.number, step=step)
 
 
 def seed_of(result: bytes) -> int:

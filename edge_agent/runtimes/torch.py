@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from edge_agent.plan.checker import CheckedPlan
-from edge_agent.plan.errors import ConditionFailed, OpFailed
+from edge_agent.plan.errors import OpFailed
 from edge_agent.plan.expressions import evaluate
-from edge_agent.plan.format import Argument, Expression, Graph, Input, Op, Special
+from edge_agent.plan.format import Argument, Expression, Graph, Op, Special
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.registry import REGISTRY, OpSpec, Parameter
-from edge_agent.runtimes.random import draw
+from edge_agent.runtimes.random import drawn
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
 __all__ = ["LoadedPlan", "OpFailed", "TorchRuntime", "overload"]
@@ -88,7 +88,7 @@ class LoadedPlan:
         for slot, expression in self._symbolic:
             slots[slot] = evaluate(expression, sizes)
         for slot, one in self._draws:
-            slots[slot] = _drawn(one, sizes, seed, step)
+            slots[slot] = torch.from_numpy(drawn(one, sizes, seed, step))
         with_grad = torch.is_grad_enabled()
         # what torch.no_grad() does; that itself costs as much as a small op
         torch._C._set_grad_enabled(False)  # noqa: SLF001
@@ -242,15 +242,6 @@ class _Layout:
             outputs.append((value, root in taken))
             taken.add(root)
         return outputs
-
-
-def _drawn(one: Input, sizes: Mapping[str, int], seed: int, step: int) -> torch.Tensor:
-    shape = [int(evaluate(dim, sizes)) for dim in one.shape]
-    if min(shape, default=0) < 0:
-        raise ConditionFailed(f"sizes of 0 or more for {one.name}", dict(sizes))
-    assert one.draw is not None  # the checker has seen to that
-    numbers = draw(one.draw.distribution, one.dtype, shape, seed=seed, number=one.draw.number, step=step)
-    return torch.from_numpy(numbers)
 
 
 def _freeing(steps: Sequence[_Step], uses: Sequence[Sequence[int]], passing: set[int]) -> list[_Step]:

@@ -337,3 +337,14 @@ def _search(w: Writer, edges: Value, x: Any, *, right: bool) -> Value:
     if edges.rank > 1:
         bounds = w.unsqueeze(bounds, edges.rank - 1)
     return _counted(w, bounds, wanted, right=right)
+
+
+@translates("nonzero_static")
+def _nonzero_static(w: Writer, x: Value, size: int, fill_value: int) -> Value:
+    """The places of all, and so many that stand for none, cut to the size."""
+    if not x.rank:
+        raise unsupported("onnx has no places in a tensor without dims")
+    found = w.op("NonZero", w.cast(x, "bool"), dtype="int64")
+    places = w.op("Transpose", found, perm=[1, 0])
+    none = w.constant(np.full((size, x.rank), fill_value), "int64")
+    return w.slice(w.op("Concat", places, none, axis=0), 0, 0, size)

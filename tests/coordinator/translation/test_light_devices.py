@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, dropout
 
 from coordinator import Plan, VirtualWorker, connect, func2plan, tagged, training_plan
 from coordinator.errors import RemoteVariantRefused
@@ -241,3 +241,46 @@ def test_what_a_light_worker_needs_imports_no_torch() -> None:
     lines = ("import edge_agent.worker, edge_agent.worker_onnx", "assert 'torch' not in sys.modules")
     code = "\n".join((BLOCKED, *lines))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=WITHIN)
+
+
+def test_equal_seeds_draw_equal_numbers_with_and_without_torch(fleet: Fleet, light: VirtualWorker) -> None:
+    """Dropout and sampling: a run here, one on torch and one on onnx are the same under a seed, and others are not."""
+
+    @func2plan(args_shape=[("n", 6)])
+    def sampled(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        weights = x.softmax(1)
+        return dropout(x), torch.multinomial(weights, 2), torch.randn_like(x), torch.randperm(x.shape[0])
+
+    heavy = VirtualWorker(fleet, id="draws_by_torch")
+    x = torch.randn(7, 6)
+    here = sampled.options(seed=11)(x)
+    for device in (light, heavy):
+        sent = sampled.send(device)
+        there = fleet.get(sent.options(seed=11)(x), timeout=WITHIN)
+        torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
+        other = fleet.get(sent.options(seed=12)(x), timeout=WITHIN)
+        assert not torch.equal(there[2], other[2])
+        assert not torch.equal(there[3], other[3])
+        unnamed = [fleet.get(sent(x), timeout=WITHIN) for _ in range(2)]
+        assert not torch.equal(unnamed[0][2], unnamed[1][2])
+
+
+def test_a_folded_plan_draws_anew_at_each_step(fleet: Fleet, light: VirtualWorker) -> None:
+    """The step is part of the counter: the same numbers on both runtimes, others at every step."""
+
+    @func2plan(args_shape=[(3,), ("n", 3)])
+    def walk(carry: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = torch.randn_like(carry)
+        return carry + noise + x.sum(0), noise
+
+    heavy = VirtualWorker(fleet, id="walks_by_torch")
+    data = torch.zeros(5, 3)
+    ran = []
+    for device in (light, heavy):
+        pointers = walk.send(device).options(seed=3).fold(torch.zeros(3), over=data, batch_size=2)
+        ran.append(fleet.get(pointers, timeout=WITHIN))
+    for final, noise in ran:
+        assert len({tuple(row.tolist()) for row in noise}) == 3
+        torch.testing.assert_close(final, noise.sum(0))
+        assert torch.equal(noise[0], walk.options(seed=3)(torch.zeros(3), data[:2])[1])
+    assert torch.equal(ran[0][1], ran[1][1])

@@ -155,7 +155,7 @@ def test_simple_calls(family: Any) -> None:
     calls = simple_calls(family)
     ran = {case.name for case in calls if agrees(case)}
     translated = {spec.name for spec in family.OPS} & set(translated_ops())
-    assert len(ran) > 0.7 * len(translated), sorted(translated - ran)
+    assert len(ran) >= 0.7 * len(translated), sorted(translated - ran)
 
 
 def test_every_translation_is_of_a_registered_op() -> None:
