@@ -46,6 +46,7 @@ class Mailbox:
         "_context",
         "_flying",
         "_ghosts",
+        "_hastened",
         "_held",
         "_high",
         "_outbox",
@@ -72,6 +73,7 @@ class Mailbox:
         """Errands that the device has not taken."""
         self._waiting: deque[Record] = deque()  # not numbered yet; those that have ended meanwhile are skipped
         self._ghosts = 0  # how many of _waiting have ended
+        self._hastened: set[Record] = set()  # those of _waiting that must not wait for room
         self._held: dict[bytes, Record] = {}  # numbered and unended, in order
         self._flying = 0  # bytes of payload that are numbered and not acknowledged
         self._outbox: Outbox[_Item] = self._new_outbox(1)
@@ -103,6 +105,15 @@ class Mailbox:
         if self.peer is not None:
             self._context.due[self] = None
 
+    def hasten(self, record: Record) -> None:
+        """A command waits for the value of ``record``. If it is still in the mailbox, it goes to the device, with all
+        that is before it, although the device has as many commands as it may: these may wait for that very value.
+        """
+        if record.id not in self._held:
+            self._hastened.add(record)
+            if self.peer is not None:
+                self._context.due[self] = None
+
     def run(self, command: Release | Cancel, digest: bytes, seq: int) -> None:
         """Send an errand, as soon as the device is there and the ledger has why: in the stream itself, not behind the
         mailbox.
@@ -127,6 +138,7 @@ class Mailbox:
         self.size -= record.size
         if self._held.pop(record.id, None) is None:
             self._ghosts += 1
+            self._hastened.discard(record)
             if self._ghosts > _GHOSTS and 2 * self._ghosts > len(self._waiting):
                 self._waiting = deque(waiting for waiting in self._waiting if waiting.unended)
                 self._ghosts = 0
@@ -145,10 +157,12 @@ class Mailbox:
         outbox, waiting = self._outbox, self._waiting
         while (
             waiting
-            and len(self._held) < config.device_commands
+            and (len(self._held) < config.device_commands or self._hastened)
             and (self._flying < config.window_bytes or not self._flying)
         ):
             record = waiting.popleft()
+            if self._hastened:
+                self._hastened.discard(record)
             if not record.unended:
                 self._ghosts -= 1
                 continue
@@ -254,6 +268,7 @@ class Mailbox:
         if tired:  # known from the ledger
             worn_out += tired
             self._waiting = deque(each for each in waiting if each not in tired)
+            self._hastened.difference_update(tired)
         self._held = {record.id: record for record in worn_out}  # which are not sent again, and end soon
         self._waiting.extendleft(reversed(again))
         return worn_out

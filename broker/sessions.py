@@ -28,7 +28,7 @@ from broker.protocol.messages import (
     Rejected,
     SessionOpened,
 )
-from broker.protocol.streams import Inbox, Outbox
+from broker.protocol.streams import WINDOW, Inbox, Outbox
 from broker.records import Record
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Sessions"]
 
-_REJECTIONS_KEPT = 256
+_REJECTIONS_KEPT = WINDOW
 _MOST_SEEN = 1 << 62  # nobody has seen so many; from there on numbers still fit into a message
 
 
@@ -181,7 +181,7 @@ class Session:
     def rejections(self) -> dict[int, Failure]:
         """The commands that do nothing, of those that are accepted."""
         # Whoever sends a number has heard that those a window before it were accepted, and so which of them were not.
-        known = self.inbox.taken - self._context.config.window
+        known = self.inbox.taken - WINDOW
         while self.rejected and next(iter(self.rejected)) <= known:
             self.rejected.popitem(last=False)
         return {n: failure for n, failure in self.rejected.items() if n <= self.accepted}

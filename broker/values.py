@@ -116,6 +116,8 @@ class Values:
                 if found.waiters is None:
                     found.waiters = {}
                 found.waiters[device.name, each] = device
+                if found.device is not None:
+                    found.device.mailbox.hasten(found)
             else:
                 assert type(found) is Device
                 self._want(each, found).waiters[device.name] = device

@@ -16,7 +16,10 @@ from collections import deque
 from itertools import islice
 from typing import Generic, TypeVar
 
-__all__ = ["Inbox", "Outbox", "Verdict"]
+__all__ = ["WINDOW", "Inbox", "Outbox", "Verdict"]
+
+WINDOW = 1024
+"""No sender has more unacknowledged messages under way."""
 
 T = TypeVar("T")
 
@@ -56,7 +59,7 @@ class Outbox(Generic[T]):
     times.
     """
 
-    def __init__(self, *, window: int = 1024, patience: float = 5.0, first: int = 1) -> None:
+    def __init__(self, *, window: int = WINDOW, patience: float = 5.0, first: int = 1) -> None:
         self.window = window
         self.patience = patience
         self._items: deque[T] = deque()

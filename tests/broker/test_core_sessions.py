@@ -21,6 +21,7 @@ from broker.protocol.messages import (
     Stranger,
     Submit,
 )
+from broker.protocol.streams import WINDOW
 from tests.broker.bench import Bench, SessionPeer
 
 
@@ -353,3 +354,14 @@ def test_a_rejection_is_said_with_what_is_accepted(bench: Bench) -> None:
     assert session.all(Accepted)[-1].rejected == {}
     session.submit(Invoke(id=b"another's id....", plan=session.plan, args=[]))
     assert list(session.all(Accepted)[-1].rejected) == [session.n]
+
+
+def test_rejections_are_kept_for_the_window_of_the_session() -> None:
+    """How many messages the broker itself sends without an acknowledgement has no part in it."""
+    bench = Bench(BrokerConfig(log_level=10, window=3))
+    session = bench.session()
+    for _ in range(WINDOW - 1):
+        session.submit(Invoke(id=b"another's id....", plan=session.plan, args=[]))
+    session.connect()
+    session.open()
+    assert list(session.take(SessionOpened).rejected) == list(range(2, session.n + 1))

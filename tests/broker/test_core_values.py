@@ -8,9 +8,11 @@ from broker.config import BrokerConfig
 from broker.effects import BlobStored, BlobUnavailable
 from broker.protocol.messages import (
     Cancel,
+    Deliver,
     Failure,
     Fetch,
     Goodbye,
+    Invoke,
     NeedValues,
     Outcome,
     ResultInfo,
@@ -42,6 +44,11 @@ def answer(device: DevicePeer, *frames: bytes) -> Fetch:
     fetch = device.take(Fetch)
     device.tell(Values(r=fetch.r, outcomes=[Outcome(id=each) for each in fetch.ids]), *frames)
     return fetch
+
+
+def ids_of(delivered: list[Deliver]) -> list[bytes]:
+    """The ids of the commands."""
+    return [deliver.command.id for deliver in delivered if isinstance(deliver.command, Invoke)]
 
 
 # ------------------------------------------------------------------------------------------- to sessions
@@ -264,6 +271,48 @@ def test_argument_that_has_not_ended(bench: Bench) -> None:
     device.ready(device.take_one())
     assert other.take(Supply) == Supply(outcomes=[Outcome(id=result)])
     assert other.all(Supply) == []
+
+
+def test_argument_behind_a_full_device() -> None:
+    """What a device needs is delivered although the device has as many commands as it may: they may be those that need
+    it. What was sent before it goes before it, and what comes after it waits.
+    """
+    bench = Bench(BrokerConfig(log_level=10, device_commands=2))
+    one, two, device = bench.session(), bench.session(), bench.device()
+    needed = two.id_of()
+    waiting = [one.invoke(needed) for _ in range(2)]
+    before = [two.id_of(), two.id_of()]
+    for each in (*before, needed):
+        two.submit(Invoke(id=each, plan=two.plan, args=[]))
+    after = two.invoke()
+    delivered = device.take_all()
+    assert ids_of(delivered) == waiting
+    device.tell(NeedValues(ids=[needed]))
+    more = device.take_all()
+    assert ids_of(more) == [*before, needed]
+    for deliver in more:
+        device.ready(deliver)
+    assert device.take(Supply) == Supply(outcomes=[Outcome(id=needed)])
+    assert device.take_all() == []
+    device.ready(delivered[0])
+    assert ids_of(device.take_all()) == [after]
+
+
+def test_what_was_needed_and_has_ended_opens_no_door() -> None:
+    """A needed command that was cancelled in the mailbox lets no other in."""
+    bench = Bench(BrokerConfig(log_level=10, device_commands=1))
+    session, device = bench.session(), bench.device()
+    session.invoke()
+    device.take_one()
+    device.tell(Goodbye())
+    needed = session.invoke()
+    session.invoke()
+    other = bench.device("other")
+    other.tell(NeedValues(ids=[needed]))
+    session.submit(Cancel(id=needed))
+    assert other.take(Supply).outcomes[0].failure is not None
+    device.come_back()
+    assert device.take_all() == []
 
 
 @pytest.mark.parametrize(
