@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from broker.protocol.messages import Fold
 from coordinator.signature import Signature
+from edge_agent.catalog import column_tag
 from edge_agent.folding import steps_of
 from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.errors import ArgumentMismatch
@@ -64,6 +65,14 @@ class Folding:
             carry=len(order), batch_size=batch_size, epochs=epochs, shuffle=shuffle, order=[] if same else order
         )
         return cls(fold, signature, types)
+
+    def batch(self, over: Any) -> tuple[Any, ...]:
+        """The arguments after the carry. One tag for several tensors is a data set: they are its columns."""
+        count = len(self.signature.inputs) - self.fold.carry
+        if not isinstance(over, str) or count == 1:
+            return tuple(over) if isinstance(over, tuple) else (over,)
+        tags = [None] * self.fold.carry + [column_tag(over, k) for k in range(count)]
+        return tuple(unflatten(tree, tags) for tree in self.signature.trees[1:])
 
     def check(self, leaves: Sequence[_Type]) -> _Shapes:
         """Check what is known of the arguments' types; the shape of each output, as far as that tells it."""

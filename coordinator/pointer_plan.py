@@ -17,6 +17,7 @@ from coordinator.device import Device
 from coordinator.errors import ForeignPointer, error_from_failure
 from coordinator.fleet import Fleet
 from coordinator.folding import Folding
+from coordinator.older_devices import bundle_for
 from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
 from coordinator.sending import check_tensor, nbytes_of, put
@@ -47,7 +48,7 @@ def send_plan(plan: Plan, targets: Sequence[Device | Fleet], precision: str = ""
     is not sent again. Where there are devices without torch, a variant goes with it, of this ``precision``.
 
     Raises `PlanNotBuilt`, `PlanStale`, `ForeignPointer` for devices of two fleets, TypeError for no device at all;
-    what `coordinator.variants.variant_of` raises.
+    what `coordinator.variants.variant_of` and `coordinator.older_devices.bundle_for` raise.
     """
     bundle = plan.bundle()
     devices: dict[str, Device] = {}
@@ -66,15 +67,20 @@ def send_plan(plan: Plan, targets: Sequence[Device | Fleet], precision: str = ""
     if not devices:
         failure = Failure(code="UnknownDevice", message="the broker knows no device yet, so there is none to send to")
         raise error_from_failure(failure)
+    light = fleet.runtimes.without_torch(devices.values(), fleet.device_infos)
+    lines = plan.source_table
+    sent = bundle_for(bundle, devices, fleet.runtimes)
+    if sent is not bundle:
+        bundle, lines = sent, ()
     beside = {name: digest_of(content) for name, content in bundle.beside.items()}
     blobs = bundle.parts | {digest: bundle.beside[name] for name, digest in beside.items()}
-    variant = _variant(plan, bundle, precision, fleet, devices)
+    variant = _variant(plan, bundle, precision, light, devices)
     if variant is not None:
         beside[variant_name(precision)] = digest_of(variant)
         blobs[digest_of(variant)] = variant
     named = b"" if variant is None else digest_of(variant)
     parts = PlanParts(plan=bundle.plan_id, blobs=blobs, beside=beside, variant=named)
-    fleet.keep_source(parts.plan, plan.source_table)
+    fleet.keep_source(parts.plan, lines)
     fleet.driver.feed(SendPlan(plan=parts))
     single = len(targets) == 1 and isinstance(targets[0], Device)
     methods = {name: send_plan(method, targets) for name, method in plan.methods.items()}
@@ -82,10 +88,9 @@ def send_plan(plan: Plan, targets: Sequence[Device | Fleet], precision: str = ""
 
 
 def _variant(
-    plan: Plan, bundle: PlanBundle, precision: str, fleet: Fleet, devices: Mapping[str, Device]
+    plan: Plan, bundle: PlanBundle, precision: str, light: Sequence[str], devices: Mapping[str, Device]
 ) -> bytes | None:
-    """The variant that goes with the plan; None: all the devices run it as it is."""
-    light = fleet.runtimes.without_torch(devices.values(), fleet.device_infos)
+    """The variant that goes with the plan, for those of the devices that are ``light``; None: all run it as it is."""
     if precision and len(light) < len(devices):
         others = ", ".join(name for name in devices if name not in light)
         raise ValueError(f"expected devices that run onnx for the variant {precision!r}, got {others}")
@@ -233,7 +238,8 @@ class PointerPlan:
     ) -> Any:
         """Run a plan ``(carry, *batch) -> (carry, out)`` over data on the device, batch by batch, by one command.
 
-        ``over`` has what the plan takes as its batch, whole: pointers, tags, or local tensors with one first dim. Gives
+        ``over`` has what the plan takes as its batch, whole: pointers, tags, or local tensors with one first dim; or it
+        is the name of a data set, whose columns are taken in order (see `edge_agent.Store.append`). Gives
         pointers, nested as the plan nests them: to the carry after the last step, and to the other outputs, stacked,
         one entry a step. The last batch of an epoch may be smaller. ``shuffle``: a seed for the order of the rows,
         another one in each epoch. It goes on from a checkpoint when the device was restarted; `PointerTensor.cancel`
@@ -242,7 +248,7 @@ class PointerPlan:
         Raises what a call raises, and `ArgumentMismatch` for a plan that does not fold.
         """
         folding = Folding.of(self._signature, self._types, self._tree, batch_size, epochs, shuffle)
-        batch = tuple(over) if isinstance(over, tuple) else (over,)
+        batch = folding.batch(over)
         leaves = self._signature.bind((carry, *batch), {})
         outs = folding.check([self._type(leaf, k) for k, leaf in enumerate(leaves)])
         results = _Call(self.fleet, self._device_ids, leaves).submit(

@@ -14,7 +14,7 @@ from msgspec import Struct
 from broker.protocol.ids import nth
 from broker.protocol.messages import DEFAULT_DEADLINE_MS, Event, Frame, ResultInfo, ResultReady, TagEntry
 
-__all__ = ["Catalog", "Ended", "Held", "MemoryShelf", "Shelf", "announcement", "size_of"]
+__all__ = ["Catalog", "Ended", "Held", "MemoryShelf", "Shelf", "announcement", "column_tag", "size_of"]
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -57,6 +57,11 @@ class Ended(Struct, frozen=True, kw_only=True):
     event: Event
     outputs: int = 1
     recorded: bool = False
+
+
+def column_tag(name: str, column: int) -> str:
+    """The tag of one column of a data set (see `edge_agent.Store.append`)."""
+    return f"{name}#{column}"
 
 
 _ROW_BYTES = 512

@@ -30,7 +30,8 @@ from broker.protocol.errors import TensorRefused
 from broker.protocol.ids import parse_result_id
 from broker.protocol.messages import INLINE_TENSORS_BYTES
 from broker.protocol.tensors import DTYPES, MAX_DIMS, nbytes_of
-from edge_agent.catalog import Held
+from edge_agent.catalog import Held, column_tag
+from edge_agent.data_sets import MAX_COLUMNS, ChunkDamaged, DataSets, Limits
 from edge_agent.frames import frame_of
 from edge_agent.store_database import Database, StoreDamaged, StoreError, StoreInUse, StoreTooNew, ValueDamaged
 from edge_agent.store_disk import DISK, Disk
@@ -104,6 +105,7 @@ class Store:
     def __init__(self, database: Database, *, temporary: bool = False) -> None:
         self._database = database
         self._temporary = temporary
+        self._sets = DataSets(database)
         self.id = database.meta("store_id")
         """The store's random id: 8 bytes, with which the ids of all its own tensors begin."""
 
@@ -182,6 +184,47 @@ class Store:
         self._database.say_changed()
         return id.hex()
 
+    def append(
+        self,
+        name: str,
+        *columns: Any,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        max_age: float | None = None,
+    ) -> int:
+        """Append rows to the data set ``name``, one array for each of its columns; how many rows it has now.
+
+        ::
+
+            store.append("train", x, y, max_rows=10_000, max_age=7 * 24 * 3600)
+
+        All of it is on the disk when this returns; of an append that a crash cuts off, nothing is there. The first
+        append makes the data set; those that follow must have its columns: as many, each of its dtype and its shape
+        but for the first dim. Plans take it by its name, ``plan.fold(carry, over="train", ...)``, or a column of it by
+        a tag, ``train#0``.
+
+        The limits hold from this append on: of the newest rows at most ``max_rows``, and ``max_bytes`` of all columns
+        together, are kept (one row at least); and these rows at most ``max_age`` seconds, by the device's wall clock.
+
+        Raises `TensorRefused`, ValueError for a name that is no tag or a limit below 1, OSError or
+        sqlite3.OperationalError when the disk is full.
+        """
+        _checked_tags([name])
+        _checked_tags([column_tag(name, MAX_COLUMNS)])
+        for limit in (max_rows, max_bytes, max_age):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"expected a limit above 0, got {limit!r}")
+        limits = Limits(rows=max_rows, bytes=max_bytes, age=max_age)
+        rows = self._sets.append(name, [_plain(column) for column in columns], limits)
+        self._database.say_changed()
+        return rows
+
+    def clear(self, name: str) -> bool:
+        """Remove the data set ``name``; whether there was one."""
+        was = self._sets.clear(name)
+        self._database.say_changed()
+        return was
+
     def get(self, id: str) -> np.ndarray[Any, Any]:
         """A copy of a tensor's value. A bfloat16 tensor comes as its bits, uint16.
 
@@ -193,7 +236,7 @@ class Store:
 
         found = self._select("WHERE id = ?", (_raw(id),))
         if not found:
-            raise NoSuchTensor(id)
+            return self._get_column(id)
         [held] = found
         if isinstance(held.source, bytes):
             return decode_array(held.source).copy()
@@ -203,18 +246,33 @@ class Store:
             raise ValueDamaged(self.folder, id, str(error)) from error
         return numpy.frombuffer(header.data, dtype=DTYPES[header.dtype][0]).reshape(header.shape).copy()
 
+    def _get_column(self, id: str) -> np.ndarray[Any, Any]:
+        import numpy
+
+        try:
+            column = self._sets.value(_raw(id))
+        except ChunkDamaged as error:
+            raise ValueDamaged(self.folder, id, str(error)) from error
+        if column is None:
+            raise NoSuchTensor(id)
+        held, data = column
+        return numpy.frombuffer(data, dtype=DTYPES[held.dtype][0]).reshape(held.shape).copy()
+
     def search(self, *tags: str) -> list[Entry]:
-        """The tensors that carry all of ``tags``, oldest first; without any: all that are tagged."""
+        """The tensors that carry all of ``tags``, oldest first; without any: all that are tagged. Then the columns of
+        data sets that do.
+        """
         tags = _checked_tags(tags)
+        columns = [entry for entry in self._columns() if set(tags) <= set(entry.tags)]
         if not tags:
-            return self._entries("WHERE id IN (SELECT id FROM tags)")
+            return self._entries("WHERE id IN (SELECT id FROM tags)") + columns
         marks = ", ".join("?" * len(tags))
         matching = f"SELECT id FROM tags WHERE tag IN ({marks}) GROUP BY id HAVING count(*) = ?"  # noqa: S608 - marks only
-        return self._entries(f"WHERE id IN ({matching})", (*tags, len(tags)))
+        return self._entries(f"WHERE id IN ({matching})", (*tags, len(tags))) + columns
 
     def entries(self) -> list[Entry]:
-        """All tensors in the store, results of coordinators too, oldest first."""
-        return self._entries("")
+        """All tensors in the store, results of coordinators too, oldest first; then the columns of data sets."""
+        return self._entries("") + self._columns()
 
     def entry(self, id: str) -> Entry:
         """What is known of a tensor. Raises `NoSuchTensor`."""
@@ -251,20 +309,23 @@ class Store:
 
     def _next_id(self) -> bytes:
         with self._database.transaction(durable=False) as connection:
-            connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'last_own'")
-            (counter,) = connection.execute("SELECT value FROM meta WHERE key = 'last_own'").fetchone()
-        return self.id + int(counter).to_bytes(8, "big")
+            return self._database.take_ids(connection, 1)
 
     def _entries(self, where: str, values: tuple[object, ...] = ()) -> list[Entry]:
-        return [
-            Entry(held.id.hex(), held.dtype, held.shape, held.nbytes, held.tags, held.description, held.own)
-            for held in self._select(where, values)
-        ]
+        return [_entry(held) for held in self._select(where, values)]
+
+    def _columns(self) -> list[Entry]:
+        self._sets.expire()
+        return [_entry(held) for held in self._sets.columns()]
 
     def _select(self, where: str, values: tuple[object, ...] = ()) -> list[Held]:
         with self._database.read() as connection, self._database.whole():
             rows = connection.execute(f"SELECT {VALUE} FROM tensors {where} ORDER BY rowid", values).fetchall()  # noqa: S608
             return [value_columns(row, str(tensor_path(self.folder, row[0]))) for row in rows]
+
+
+def _entry(held: Held) -> Entry:
+    return Entry(held.id.hex(), held.dtype, held.shape, held.nbytes, held.tags, held.description, held.own)
 
 
 def _raw(id: str) -> bytes:

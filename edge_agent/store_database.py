@@ -4,6 +4,8 @@
 
     DIR/store.sqlite3    the index (WAL): tensors, tags, ended commands, parts of plans, the registration
     DIR/tensors/         tensor files, one a large tensor, named by its id
+    DIR/chunks/          large appends to data sets (see `edge_agent.data_sets`)
+    DIR/joined/          columns of data sets, put together for plans; made again at any time
     DIR/blobs/           large parts of plans, named by their digest
     DIR/incoming/        blobs on their way in
     DIR/changed          a FIFO: whoever puts or deletes something writes a byte, and a running agent wakes up
@@ -109,7 +111,7 @@ class Database:
         self.disk = disk
         self._lock = threading.RLock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("tensors", "blobs", "incoming"):
+        for name in ("tensors", "blobs", "chunks", "incoming"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkfifo(folder / "changed", mode=0o600)
@@ -271,6 +273,12 @@ class Database:
         with self.read() as connection:
             (count,) = connection.execute("SELECT value FROM meta WHERE key = 'changes'").fetchone()
         return int(count)
+
+    def take_ids(self, connection: Connection, count: int) -> bytes:
+        """Part of a transaction: so many new ids of the store's own, one after another; the first."""
+        connection.execute("UPDATE meta SET value = value + ? WHERE key = 'last_own'", (count,))
+        (last,) = connection.execute("SELECT value FROM meta WHERE key = 'last_own'").fetchone()
+        return self.meta("store_id") + (int(last) - count + 1).to_bytes(8, "big")
 
     @staticmethod
     def count_change(connection: Connection) -> None:

@@ -19,6 +19,7 @@ from edge_agent.catalog import Ended, Held
 from edge_agent.store_disk import Connection
 
 __all__ = [
+    "CHUNK",
     "COMMAND",
     "MIGRATIONS",
     "SCHEMA",
@@ -34,7 +35,7 @@ __all__ = [
     "value_row",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -76,6 +77,29 @@ CREATE TABLE blobs (
 );
 """
 
+_CHUNKS = """
+CREATE TABLE chunks (               -- see edge_agent.data_sets
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL,             -- of the data set
+    id BLOB NOT NULL UNIQUE,        -- of its first column, as of this append; those of the others follow
+    first INTEGER NOT NULL,         -- the chunk with which it began then,
+    skipped INTEGER NOT NULL,       -- but for so many rows of that
+    total INTEGER NOT NULL,         -- how many rows it had then
+    rows INTEGER NOT NULL,          -- how many this append has
+    columns BLOB NOT NULL,          -- msgpack: dtype and shape of a row, of each column
+    data BLOB,                      -- the columns, one after another; NULL: they are in a file
+    created REAL NOT NULL,          -- seconds since the Unix epoch, on the device's clock, right or wrong
+    until REAL,                     -- on the same clock, when it is too old; NULL: never
+    file TEXT,                      -- in chunks/
+    file_sum INTEGER,               -- the CRC-32 of the file
+    sum INTEGER NOT NULL
+);
+CREATE INDEX chunks_of ON chunks (name, n);
+CREATE INDEX expiring ON chunks (until) WHERE until IS NOT NULL;
+"""
+
+SCHEMA += _CHUNKS.lstrip()
+
 MIGRATIONS: dict[int, str] = {
     1: """
 ALTER TABLE tensors ADD COLUMN file_sum INTEGER;
@@ -87,11 +111,15 @@ CREATE TABLE deaths (id BLOB PRIMARY KEY, deaths INTEGER NOT NULL) WITHOUT ROWID
 INSERT INTO meta VALUES ('clock', 0.0);
 INSERT INTO meta VALUES ('generation', 0);
 """,
+    2: _CHUNKS,
 }
 """What makes a store of the next version of one of this version. The sums of its rows come after that (`sum_all`)."""
 
 VALUE = "id, own, dtype, shape, nbytes, frame, file, tags, description, blob, created, lease_until, file_sum, sum"
 """The columns of a value, as `value_row` makes them and `value_columns` takes them."""
+
+CHUNK = "n, name, id, first, skipped, total, rows, columns, data, created, until, file, file_sum, sum"
+"""The columns of a chunk. Its sum is that of all but its number."""
 
 COMMAND = "id, event, outputs, recorded, ended, until, sum"
 
@@ -194,6 +222,10 @@ def check_rows(connection: Connection, store_id: bytes) -> None:
         raise RowDamaged("the index of tags is not that of its values")
     for row in _all(connection, f"SELECT {COMMAND} FROM commands"):  # noqa: S608
         ended_of(row)
+    for row in _all(connection, f"SELECT {CHUNK} FROM chunks"):  # noqa: S608
+        if row_sum(tuple(row[1:-1])) != row[-1]:
+            raise RowDamaged(f"the row of chunk {row[0]} was altered")
+        own = max(own, counter_of(row[2]))
     (last,) = connection.execute("SELECT value FROM meta WHERE key = 'last_own'").fetchone()
     if not isinstance(last, int) or last < own:
         raise RowDamaged(f"the counter of its own ids is behind: {last!r}")

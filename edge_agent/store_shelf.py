@@ -24,6 +24,7 @@ import msgspec
 from broker.protocol.ids import counter_of, incarnation_of, nth
 from broker.protocol.messages import DEFAULT_DEADLINE_MS, ResultInfo, ResultReady, TagEntry
 from edge_agent.catalog import Ended, Held, size_of
+from edge_agent.data_sets import DataSets
 from edge_agent.store_cache import ValueCache
 from edge_agent.store_database import Database, StoreInUse
 from edge_agent.store_disk import DISK, Disk
@@ -101,6 +102,8 @@ class StoreShelf:
         """A descriptor that can be read when another program has put or deleted something: see `look`."""
         self.store_id = self._database.meta("store_id")
         self._parts = Parts(self._database)
+        self._sets = DataSets(self._database)
+        self._sets.forget_joined()
         self._version = self._database.data_version()
         self._changes = self._database.changes()
         self._pending = Batch()
@@ -151,7 +154,7 @@ class StoreShelf:
         with self._database.read() as connection, self._database.whole():
             row = connection.execute(f"SELECT {VALUE} FROM tensors WHERE id = ?", (id,)).fetchone()  # noqa: S608
             if row is None:
-                return None
+                return self._sets.find(id) if id[:8] == self.store_id else None
             held = self._held(row)
         self._cache.put(held)
         return held
@@ -178,7 +181,15 @@ class StoreShelf:
                 f" (SELECT id FROM tags WHERE tag IN ({marks}) GROUP BY id HAVING count(*) = ?) LIMIT 2",
                 (*tags, len(set(tags))),
             ).fetchall()
-            return [self._held(row) for row in rows]
+            found = [self._held(row) for row in rows]
+        return found + self._sets_with(tags)
+
+    def _sets_with(self, tags: Sequence[str]) -> list[Held]:
+        """The columns of data sets that carry these tags, after what is too old has gone."""
+        if not (columns := self._sets.with_tags(tags)) or not self._sets.expire():
+            return columns
+        self._version = -1  # `look` shall see it, though it was us
+        return self._sets.with_tags(tags)
 
     def tagged(self) -> list[TagEntry]:
         """As `Catalog.tagged`."""
@@ -187,7 +198,7 @@ class StoreShelf:
             rows = connection.execute(
                 f"SELECT {_TAGGED} FROM tensors WHERE id IN (SELECT id FROM tags) ORDER BY rowid"  # noqa: S608
             ).fetchall()
-        return [_tag_entry(row) for row in rows]
+        return [_tag_entry(row) for row in rows] + self._sets.entries()
 
     def unrecorded(self) -> list[Ended]:
         """As `Catalog.unrecorded`."""
@@ -305,6 +316,8 @@ class StoreShelf:
     def prune(self) -> None:
         """Forget what need not be remembered any more, at the next `commit`."""
         self._pending.records = RECORDS
+        if self._sets.expire():
+            self._version = -1  # `look` shall see it, though it was us
 
     def mark_recorded(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.mark_recorded`."""

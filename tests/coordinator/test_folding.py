@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from coordinator import VirtualWorker, connect, func2plan
+from coordinator.errors import TagNotFound
 from coordinator.fleet import Fleet
 from coordinator.tagging import tagged
 from edge_agent.plan.errors import ArgumentMismatch
@@ -160,3 +161,20 @@ def test_a_plan_that_does_not_fold_says_why(fleet: Fleet) -> None:
         grows.send(device).fold(torch.zeros(2), over="x", batch_size=1)
     with pytest.raises(ArgumentMismatch, match="one shape whatever the batch"):
         uneven.send(device).fold(torch.zeros(2), over=torch.zeros(3, 2), batch_size=2)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_a_data_set_is_folded_by_its_name(fleet: Fleet, runtime: str) -> None:
+    """As much of it as there is when the command starts; its columns are what the plan takes, in order."""
+    device = VirtualWorker(fleet, id="learner", runtime=runtime)
+    x, y = data(7)
+    plan = running.send(device)
+    assert device.store.append("train", x[:3], y[:3]) == 3
+    first = plan.fold(start(), over="train", batch_size=2)
+    assert fleet.get(first, timeout=WITHIN)[0]["count"] == 3
+    assert device.store.append("train", x[3:], y[3:], max_rows=6) == 6
+    got = fleet.get(plan.fold(start(), over="train", batch_size=2, epochs=2), timeout=WITHIN)
+    torch.testing.assert_close(got, expected(start(), x[1:], y[1:], 2, 2))
+    assert torch.equal(device.search("train#1")[0].get(WITHIN), y[1:])
+    with pytest.raises(TagNotFound, match="no tensor on this device carries other#0"):
+        fleet.get(plan.fold(start(), over="other", batch_size=2), timeout=WITHIN)
