@@ -72,6 +72,7 @@ class Device:
         "last_seen",
         "mailbox",
         "name",
+        "ops",
         "peer",
         "presented",
         "recorded",
@@ -103,6 +104,7 @@ class Device:
         self.version: tuple[int, int] = PROTOCOL_VERSION
         self.runtimes: list[str] = []
         self.labels: dict[str, str] = {}
+        self.ops = 0
         self.inbox = Inbox()
         self.first = 0  # the number of the first announcement of this registration
         self.recorded = 0  # announcements of this start of the agent that are in the ledger
@@ -259,6 +261,7 @@ class Devices:
         device.version = message.version
         device.runtimes = message.runtimes
         device.labels = message.labels
+        device.ops = message.ops
         device.first = max(message.first, 1)
         device.inbox = Inbox(device.first - 1)
         device.recorded = device.first - 1
@@ -333,6 +336,7 @@ class Devices:
                 runtimes=device.runtimes,
                 labels=device.labels,
                 last_seen=self.last_seen(device),
+                ops=device.ops,
             )
         )
 
@@ -379,6 +383,7 @@ class Devices:
                 queued=device.mailbox.queued,
                 running=device.running,
                 tensors=self.tags.count(device.name),
+                ops=device.ops,
             )
             for device in sorted(self, key=lambda device: device.name)
         ]
@@ -461,6 +466,7 @@ class Devices:
         device.version = write.version
         device.runtimes = write.runtimes
         device.labels = write.labels
+        device.ops = write.ops
         device.last_seen = write.last_seen
         device.heard = self._context.now
         self._retire(device)

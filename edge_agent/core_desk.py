@@ -10,6 +10,7 @@ from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Failure, Frame, LogValue, Message
 from edge_agent.effects import AgentInstruction
 from edge_agent.jobs import CHECKPOINT_SECONDS
+from edge_agent.plan.format import OPS_VERSION
 
 __all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "AgentConfig", "Desk", "failure"]
 
@@ -21,6 +22,8 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
 
     runtimes: tuple[str, ...] = ()
     """What can run plans here: ``torch``, ``onnx``."""
+    ops: int = OPS_VERSION
+    """The version of the op registry that plans are checked with here."""
     labels: Mapping[str, str] = {}
     """What the owner says of the device."""
     idle_seconds: float = 60.0

@@ -184,6 +184,7 @@ class Link:
                 runtimes=list(self._config.runtimes),
                 labels=dict(self._config.labels),
                 first=self._outbox.last + 1,
+                ops=self._config.ops,
             )
         )
         self._register_at = self._desk.now + self._jittered(REGISTER_PATIENCE * (1 << self._attempts))

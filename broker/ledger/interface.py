@@ -210,6 +210,7 @@ class RecordDevice(_Write, frozen=True, kw_only=True):
     runtimes: list[str]
     labels: dict[str, str]
     last_seen: int
+    ops: int = 0
 
 
 class DropDevice(_Write, frozen=True, kw_only=True):

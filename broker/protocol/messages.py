@@ -238,7 +238,7 @@ class StatusEntry(_Part, frozen=True, kw_only=True):
 
 
 class DeviceInfo(_Part, frozen=True, kw_only=True):
-    """A device in the broker's registry. ``last_seen`` in ms since the Unix epoch."""
+    """A device in the broker's registry. ``last_seen`` in ms since the Unix epoch; ``ops`` as in `Register`."""
 
     device: DeviceId
     online: bool
@@ -249,6 +249,7 @@ class DeviceInfo(_Part, frozen=True, kw_only=True):
     queued: Natural
     running: Natural
     tensors: Natural
+    ops: Natural = 0
 
 
 class Counters(_Part, frozen=True, kw_only=True):
@@ -424,6 +425,7 @@ class Register(_Tagged, frozen=True, kw_only=True, tag=32):
     ``store`` is the store's random id; ``token`` what the broker gave at the last registration, empty at the first;
     ``boot`` is random per start of the agent; ``taken`` the last number taken in ``epoch`` by this boot. ``first`` is
     the number of the next `Announce`: one more than the last that this boot has given out, whoever it was for.
+    ``ops`` is the version of the op registry that the device has; 0: the first.
     """
 
     version: Version
@@ -436,6 +438,7 @@ class Register(_Tagged, frozen=True, kw_only=True, tag=32):
     runtimes: list[str] = []
     labels: dict[str, str] = {}
     first: Natural = 1
+    ops: Natural = 0
 
 
 class Registered(_Tagged, frozen=True, kw_only=True, tag=33):

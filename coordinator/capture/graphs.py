@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
 from coordinator.capture.draws import DRAW
-from coordinator.capture.lowering import is_random
+from coordinator.capture.lowering import is_random, known_ops
 from coordinator.capture.symbols import Bounds, Sizes
 from coordinator.capture.tracing import Traced
 from coordinator.errors import (
@@ -28,7 +28,6 @@ from coordinator.errors import (
     SourceLine,
 )
 from edge_agent.plan.format import Argument, Dim, Draw, Graph, Input, Op, Special
-from edge_agent.plan.registry import registered
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
 __all__ = ["StateSource", "graph_of"]
@@ -95,7 +94,7 @@ class _Translation:
         self.sizes = Sizes(traced.env, traced.dims, traced.guards)
         self.nodes: list[Node] = list(traced.program.graph.nodes)
         self.signature = traced.program.graph_signature
-        self.known = frozenset(registered())
+        self.known = known_ops()
         self.same: dict[Node, Node] = {}
         self.numbers: dict[Node, int] = {}
         self.ops: list[Op] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,9 +14,26 @@ from torch.fx import Node
 
 from edge_agent.plan.registry import registered
 
-__all__ = ["decompositions", "further_decompositions", "is_random", "lowered"]
+__all__ = ["decompositions", "for_device_with", "further_decompositions", "is_random", "known_ops", "lowered"]
 
 aten = torch.ops.aten
+
+_KNOWN: ContextVar[frozenset[str]] = ContextVar("_KNOWN", default=frozenset(registered()))
+
+
+def known_ops() -> frozenset[str]:
+    """The ops that a plan that is being captured may have."""
+    return _KNOWN.get()
+
+
+@contextlib.contextmanager
+def for_device_with(ops: frozenset[str]) -> Iterator[None]:
+    """Within it, plans are captured for a device that knows no other ops than these."""
+    token = _KNOWN.set(ops)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
 
 
 def lowered(program: ExportedProgram) -> ExportedProgram:
@@ -29,23 +48,30 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
     return result
 
 
-@functools.cache
 def decompositions() -> Mapping[Any, Any]:
-    """Those that torch.export uses, but for ops of the registry."""
-    table: Any = torch.export.default_decompositions()
-    return _without_registered(dict(table.items()) | _UNINITIALISED)
+    """Those that torch.export uses, but for ops that a plan may have."""
+    return _usual(known_ops())
 
 
-@functools.cache
 def further_decompositions() -> Mapping[Any, Any]:
     """Those that torch would not use on its own: for training, or for backends that lack the op."""
+    return _further(known_ops())
+
+
+@functools.lru_cache(maxsize=4)
+def _usual(known: frozenset[str]) -> Mapping[Any, Any]:
+    table: Any = torch.export.default_decompositions()
+    return _without(known, dict(table.items()) | _UNINITIALISED)
+
+
+@functools.lru_cache(maxsize=4)
+def _further(known: frozenset[str]) -> Mapping[Any, Any]:
     from torch._decomp import decomposition_table
 
-    return _without_registered(decomposition_table)
+    return _without(known, decomposition_table)
 
 
-def _without_registered(table: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    known = frozenset(registered())
+def _without(known: frozenset[str], table: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return {op: decomposition for op, decomposition in table.items() if str(op) not in known}
 
 

@@ -30,7 +30,18 @@ from edge_agent.plan.ops import (
 )
 from edge_agent.plan.spec import MISSING, Number, OpSpec, Parameter, Scope
 
-__all__ = ["FAMILIES", "MISSING", "REGISTRY", "Number", "OpSpec", "Parameter", "Scope", "lookup", "registered"]
+__all__ = [
+    "FAMILIES",
+    "MISSING",
+    "REGISTRY",
+    "Number",
+    "OpSpec",
+    "Parameter",
+    "Scope",
+    "known_to",
+    "lookup",
+    "registered",
+]
 
 FAMILIES = (
     pointwise,
@@ -70,6 +81,11 @@ REGISTRY = MappingProxyType(_gather())
 def registered() -> tuple[str, ...]:
     """The names of all ops, sorted."""
     return tuple(sorted(REGISTRY))
+
+
+def known_to(version: int) -> frozenset[str]:
+    """The names of the ops that a device knows whose registry is of this version; 0 is the first one, too."""
+    return frozenset(name for name, spec in REGISTRY.items() if spec.since <= max(version, 1))
 
 
 def lookup(name: str, index: int | None = None) -> OpSpec:

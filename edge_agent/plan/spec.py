@@ -84,7 +84,8 @@ class OpSpec:
 
     ``name`` as in a plan: ``aten.add.Tensor``. ``schema``: torch's, without the namespace. ``outputs``: how many it
     has; None for an op that gives a list. ``views``: an output may share memory with an input. ``numbers``: a Python
-    number may stand for a tensor. ``family``: for the docs.
+    number may stand for a tensor. ``family``: for the docs. ``since``: the version of the registry
+    (`edge_agent.plan.format.OPS_VERSION`) that has it first.
     """
 
     name: str
@@ -95,6 +96,7 @@ class OpSpec:
     views: bool
     numbers: bool
     family: str
+    since: int = 1
 
     @property
     def positional(self) -> int:
@@ -110,16 +112,17 @@ _NUMBERS_AS_TENSORS = frozenset({"add", "div", "floor_divide", "mul", "sub", "tr
 _SCALAR_TYPES = {"4": "int64"}  # how a schema writes a default dtype: by its number in c10/core/ScalarType.h
 
 
-def define(family: str, rule: Rule, schemas: str, *, views: bool | None = None) -> list[OpSpec]:
+def define(family: str, rule: Rule, schemas: str, *, views: bool | None = None, since: int = 1) -> list[OpSpec]:
     """The specs of ops that share a rule, from their schemas, each on a line of its own (and, indented, the next).
 
     ``views`` overrides what the schema says of aliasing: some composite ops return their input without saying so.
+    ``since``: the version of the registry in which they come.
     """
     joined = re.sub(r"\n +", " ", textwrap.dedent(schemas).strip())  # what is indented goes on from the line before
-    return [_parse(schema, family, rule, views) for schema in joined.splitlines()]
+    return [_parse(schema, family, rule, views, since) for schema in joined.splitlines()]
 
 
-def _parse(schema: str, family: str, rule: Rule, views: bool | None) -> OpSpec:
+def _parse(schema: str, family: str, rule: Rule, views: bool | None, since: int) -> OpSpec:
     found = _SCHEMA.fullmatch(schema)
     if found is None:
         raise ValueError(f"expected a schema, got {schema!r}")
@@ -143,6 +146,7 @@ def _parse(schema: str, family: str, rule: Rule, views: bool | None) -> OpSpec:
         views=bool(_ALIAS.search(returns)) if views is None else views,
         numbers=name in _NUMBERS_AS_TENSORS,
         family=family,
+        since=since,
     )
 
 
