@@ -31,6 +31,8 @@ from broker.devices import Device, Devices
 from broker.effects import (
     BlobMoved,
     BlobStored,
+    BlobsUnwritable,
+    BlobsWritable,
     BlobUnavailable,
     Event,
     LedgerUnwritable,
@@ -83,6 +85,7 @@ from broker.restoration import restore
 from broker.results import Results
 from broker.sessions import Session, Sessions
 from broker.submissions import Submissions
+from broker.unstored import Unstored
 from broker.values import Values as ValueDesk
 
 __all__ = ["MALFORMED", "TOO_LARGE", "BrokerCore"]
@@ -129,7 +132,8 @@ class BrokerCore:
         self.plans = Plans(context, blobs)
         self.values = ValueDesk(context, self.devices, self.plans)
         self.results = Results(context, self.plans, self.sessions, self.values)
-        self.submissions = Submissions(context, self.devices, self.sessions, self.results, self.plans)
+        self.unstored = Unstored(context)
+        self.submissions = Submissions(context, self.devices, self.sessions, self.results, self.plans, self.unstored)
         self.announcements = Announcements(context, self.results, self.sessions, self.values)
         self.devices.changed_store = self.announcements.store_lost
         self.devices.worn_out = self.results.worn_out
@@ -154,6 +158,8 @@ class BrokerCore:
             PeerBusy: self._on_peer_busy,
             BlobStored: self._on_blob_stored,
             BlobUnavailable: self._on_blob_unavailable,
+            BlobsUnwritable: self.unstored.unwritable,
+            BlobsWritable: self.unstored.writable,
             BlobMoved: self._on_blob_moved,
             Subscriptions: self._on_subscriptions,
         }

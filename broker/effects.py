@@ -14,6 +14,8 @@ __all__ = [
     "BlobMoved",
     "BlobStored",
     "BlobUnavailable",
+    "BlobsUnwritable",
+    "BlobsWritable",
     "DropBlobs",
     "Event",
     "Instruction",
@@ -28,6 +30,7 @@ __all__ = [
     "PublishLogs",
     "PublishNotification",
     "SendBlobs",
+    "StoreAgain",
     "StoreBlobs",
     "Subscriptions",
     "UnpinBlobs",
@@ -91,6 +94,18 @@ class BlobUnavailable(_Effect, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class BlobsUnwritable(_Effect, frozen=True, kw_only=True):
+    """The blobs of a `StoreBlobs` could not be stored: the disk is full, say. The driver has them still: see
+    `StoreAgain`.
+    """
+
+    reason: str
+
+
+class BlobsWritable(_Effect, frozen=True, kw_only=True):
+    """They are stored now."""
+
+
 class BlobMoved(_Effect, frozen=True, kw_only=True):
     """Bytes of blobs went over the blob channel, from (``bytes_in``) or to the device ``device``, or a session (empty).
 
@@ -123,6 +138,8 @@ Event: TypeAlias = (
     | LedgerWritable
     | BlobStored
     | BlobUnavailable
+    | BlobsUnwritable
+    | BlobsWritable
     | BlobMoved
     | Subscriptions
 )
@@ -154,10 +171,16 @@ class PublishLogs(_Effect, frozen=True, kw_only=True):
 
 
 class StoreBlobs(_Effect, frozen=True, kw_only=True):
-    """Store these small blobs, verified already; `BlobUnavailable` follows for one that cannot be stored."""
+    """Store these small blobs, verified already; `BlobUnavailable` follows for each that cannot be stored, and then
+    `BlobsUnwritable`.
+    """
 
     digests: list[Digest]
     frames: tuple[Frame, ...]
+
+
+class StoreAgain(_Effect, frozen=True, kw_only=True):
+    """Try once more to store what could not be stored: `BlobsWritable` follows, if it can be now."""
 
 
 class SendBlobs(_Effect, frozen=True, kw_only=True):
@@ -196,6 +219,7 @@ Instruction: TypeAlias = (
     | PublishNotification
     | PublishLogs
     | StoreBlobs
+    | StoreAgain
     | SendBlobs
     | PinBlobs
     | UnpinBlobs

@@ -38,6 +38,7 @@ class Plans:
         self._context = context
         self._blobs = blobs
         self._plans: OrderedDict[bytes, _Plan] = OrderedDict()  # least recently used first
+        self._broken: OrderedDict[bytes, _Plan] = OrderedDict()  # of which a part has gone
         self._named: dict[bytes, int] = {}  # blobs, by how many plans and commands name them
         self._lingering: OrderedDict[bytes, float] = OrderedDict()  # until when; the first first
         self._timer_set = False
@@ -80,9 +81,10 @@ class Plans:
             # a variant that another session has put beside it stays: its commands name it
             beside = command.beside if plan is None else {**plan.beside, **command.beside}
             blobs = list(dict.fromkeys([*blobs, *beside.values()]))
+            former = self._broken.pop(command.plan, None) if plan is None else plan
             if plan is not None:
                 self._remove(command.plan, plan)
-            self._add(command.plan, _Plan(blobs, beside, 0 if plan is None else plan.uses))
+            self._add(command.plan, _Plan(blobs, beside, 0 if former is None else former.uses))
             context.writes.append(RecordPlan(plan=command.plan, parts=command.parts, beside=beside))
             context.log(INFO, "plan_stored", plan=command.plan.hex(), parts=len(blobs))
         return []
@@ -118,6 +120,13 @@ class Plans:
             return True
         if self._blobs.size(digest) is None:
             return False
+        broken = self._broken.get(digest)
+        if broken is not None:
+            if not self._whole(broken):
+                return False
+            del self._broken[digest]
+            self._add(digest, broken)
+            return True
         # Uploaded part by part for a ledger that had never seen its `StorePlan`, or by a session before a restart.
         self._add(digest, _Plan([digest], {}))
         self._context.writes.append(RecordPlan(plan=digest, parts=[], beside={}))
@@ -125,13 +134,13 @@ class Plans:
 
     def use(self, digest: bytes) -> None:
         """A command that runs the plan has come: it must not go."""
-        plan = self._plans.get(digest)
+        plan = self._plans.get(digest) or self._broken.get(digest)
         if plan is not None:
             plan.uses += 1
 
     def disuse(self, digest: bytes) -> None:
         """That command has ended."""
-        plan = self._plans.get(digest)
+        plan = self._plans.get(digest) or self._broken.get(digest)
         if plan is not None:
             plan.uses -= 1
 
@@ -139,17 +148,28 @@ class Plans:
         """A blob is not here after all, or no longer: a plan that is made of it is not whole, and has to come again."""
         broken = [name for name, plan in self._plans.items() if digest in plan.blobs]
         for name in broken:
-            self._remove(name, self._plans[name])
-            self._context.writes.append(DropPlan(plan=name))
+            plan = self._plans[name]
+            self._remove(name, plan)
+            self._break(name, plan)
             self._context.log(WARNING, "plan_broken", plan=name.hex(), blob=digest.hex())
 
     def restore(self, write: RecordPlan) -> None:
-        """Take up a plan from the ledger, if all its blobs are still there."""
-        blobs = list(dict.fromkeys([write.plan, *write.parts, *write.beside.values()]))
-        if all(self._blobs.size(blob) is not None for blob in blobs):
-            self._add(write.plan, _Plan(blobs, write.beside))
+        """Take up a plan from the ledger. If a blob of it is not there any more, it has to come again."""
+        plan = _Plan(list(dict.fromkeys([write.plan, *write.parts, *write.beside.values()])), write.beside)
+        if self._whole(plan):
+            self._add(write.plan, plan)
         else:
-            self._context.writes.append(DropPlan(plan=write.plan))
+            self._break(write.plan, plan)
+
+    def _whole(self, plan: _Plan) -> bool:
+        return all(self._blobs.size(blob) is not None for blob in plan.blobs)
+
+    def _break(self, digest: bytes, plan: _Plan) -> None:
+        """Remember what the plan consists of: its manifest alone, if that is still here, must not pass for the plan."""
+        self._broken[digest] = plan
+        while len(self._broken) > self._context.config.plans:
+            oldest, _ = self._broken.popitem(last=False)
+            self._context.writes.append(DropPlan(plan=oldest))
 
     # ------------------------------------------------------------------------------------------ blobs
 

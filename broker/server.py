@@ -36,6 +36,8 @@ from broker.core import BrokerCore
 from broker.effects import (
     BlobMoved,
     BlobStored,
+    BlobsUnwritable,
+    BlobsWritable,
     BlobUnavailable,
     DropBlobs,
     Event,
@@ -50,6 +52,7 @@ from broker.effects import (
     PublishLogs,
     PublishNotification,
     SendBlobs,
+    StoreAgain,
     StoreBlobs,
     UnpinBlobs,
 )
@@ -153,6 +156,7 @@ class BrokerServer:
         self._writer: LedgerWriter | None = None
         self._broken: BaseException | None = None
         self._follow_up: deque[Event] = deque()
+        self._unstored: StoreBlobs | None = None  # the last that the disk did not take
         self._stopping = threading.Event()
         self._listening = threading.Event()
         self._thread: threading.Thread | None = None
@@ -163,6 +167,7 @@ class BrokerServer:
             PublishNotification: self._publish_notification,
             PublishLogs: self._publish_logs,
             StoreBlobs: self._store_blobs,
+            StoreAgain: self._store_again,
             SendBlobs: self._send_blobs,
             PinBlobs: lambda pin: self._store.pin(pin.name, pin.digests),
             UnpinBlobs: lambda pin: self._store.unpin(pin.name, pin.digests),
@@ -417,7 +422,16 @@ class BrokerServer:
             self._store.put_many(store.frames, store.digests)
         except (BlobError, OSError) as error:
             self._log.error("blobs_not_stored", blobs=len(store.digests), reason=str(error))
+            self._unstored = store
             self._follow_up.extend(BlobUnavailable(digest=digest, reason=str(error)) for digest in store.digests)
+            self._follow_up.append(BlobsUnwritable(reason=str(error)))
+
+    def _store_again(self, _again: StoreAgain) -> None:
+        assert self._unstored is not None
+        with contextlib.suppress(BlobError, OSError):  # it was said when it failed first, and is tried again
+            self._store.put_many(self._unstored.frames, self._unstored.digests)
+            self._unstored = None
+            self._follow_up.append(BlobsWritable())
 
     def _send_blobs(self, blobs: SendBlobs) -> None:
         attached: list[bytes] = []

@@ -32,6 +32,7 @@ from broker.protocol.messages import (
 from broker.records import Record
 from broker.results import Results
 from broker.sessions import Session, Sessions
+from broker.unstored import Unstored
 
 __all__ = ["Submissions"]
 
@@ -41,12 +42,21 @@ _Frames = tuple[Frame, ...]
 class Submissions:
     """See the module. The core sets `acknowledge`: a session is to be told how far its stream has come."""
 
-    def __init__(self, context: Context, devices: Devices, sessions: Sessions, results: Results, plans: Plans) -> None:
+    def __init__(
+        self,
+        context: Context,
+        devices: Devices,
+        sessions: Sessions,
+        results: Results,
+        plans: Plans,
+        unstored: Unstored,
+    ) -> None:
         self._context = context
         self._devices = devices
         self._sessions = sessions
         self._results = results
         self._plans = plans
+        self._unstored = unstored
         self.acknowledge: Callable[[Session], None]
         self._take: dict[type, Callable[[Session, Submit, Any, _Frames, int], None]] = {
             Invoke: self._take_command,
@@ -96,8 +106,14 @@ class Submissions:
             self._context.log(WARNING, "session_told_busy", session=session.incarnation.hex(), n=n, reason=reason)
         self._context.send(session.peer, Busy(n=n, retry_ms=self._context.config.busy_ms, reason=reason))
 
+    def _wait_for_room(self, session: Session, n: int) -> None:
+        self._busy(session, n, f"the broker cannot store blobs: {self._unstored.reason}")
+
     def _lacking(self, session: Session, n: int, digests: list[bytes]) -> None:
         assert session.peer is not None
+        if self._unstored.reason:
+            self._wait_for_room(session, n)
+            return
         self._context.log(DEBUG, "blobs_lacking", session=session.incarnation.hex(), n=n, blobs=len(digests))
         self._context.send(session.peer, Lacking(n=n, digests=digests))
 
@@ -258,6 +274,9 @@ class Submissions:
         self._results.cancel(command.id)
 
     def _take_plan(self, session: Session, message: Submit, command: StorePlan, frames: _Frames, _size: int) -> None:
+        if self._unstored.reason and not all(map(self._plans.has, (command.plan, *command.parts))):
+            self._wait_for_room(session, message.n)
+            return
         lacking = self._plans.store(command, frames)
         if isinstance(lacking, Failure):
             self._reject(session, message.n, lacking.code, lacking.message)

@@ -19,6 +19,7 @@ from broker.effects import (
     PublishLogs,
     PublishNotification,
     SendBlobs,
+    StoreAgain,
     StoreBlobs,
     UnpinBlobs,
 )
@@ -88,6 +89,7 @@ class Bench:
         self.pins: dict[bytes, set[str]] = {}
         self.now = 0.0
         self.holding = False
+        self.tries = 0
         self.refused_peers: set[bytes] = set()
         self.restart()
 
@@ -132,6 +134,8 @@ class Bench:
                     self.held.append(instruction)
                 case Log():
                     self.logs.append(instruction)
+                case StoreAgain():
+                    self.tries += 1
                 case StoreBlobs():
                     self.blobs.update(zip(instruction.digests, map(bytes, instruction.frames), strict=True))
                 case SendBlobs():

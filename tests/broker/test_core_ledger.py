@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.effects import BlobUnavailable, LedgerUnwritable, LedgerWritable
-from broker.protocol.messages import Busy, Cancel, Deliver, Invoke, Lacking, Release, StorePlan
+from broker.effects import BlobStored, BlobsUnwritable, BlobsWritable, BlobUnavailable, LedgerUnwritable, LedgerWritable
+from broker.protocol.messages import Busy, Cancel, Deliver, Invoke, Lacking, Put, Release, StorePlan, Submit
 from tests.broker.bench import Bench, digest_of
 
 MANIFEST, GRAPH = b"manifest 3", b"graph"
@@ -59,5 +59,62 @@ def test_a_plan_with_a_part_that_is_gone_comes_again(bench: Bench) -> None:
     lacking = session.take(Lacking)
     assert (lacking.n, lacking.digests) == (session.n, [PLAN])
     assert not device.all(Deliver)
-    bench.restart()
-    assert PLAN not in {plan.plan for plan in bench.ledger.open().plans}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_manifest_alone_is_no_plan(bench: Bench, restarted: bool) -> None:
+    """A plan of which another part has gone has to come again, too, however it comes: also after a restart."""
+    session, device = bench.session(), bench.device()
+    store = StorePlan(plan=PLAN, parts=[digest_of(GRAPH)], attached=[PLAN, digest_of(GRAPH)])
+    session.submit(store, MANIFEST, GRAPH, devices=())
+    del bench.blobs[digest_of(GRAPH)]
+    if restarted:
+        bench.restart()
+        session.connect()
+        session.open()
+        device.come_back()
+    else:
+        bench.feed(BlobUnavailable(digest=digest_of(GRAPH)))
+    invoke = Invoke(id=session.id_of(), plan=PLAN, args=[])
+    session.submit(invoke)
+    assert session.take(Lacking).digests == [PLAN]
+    bench.blobs[digest_of(GRAPH)] = GRAPH
+    bench.feed(BlobStored(digest=digest_of(GRAPH)))
+    session.tell(Submit(n=session.n, devices=["device_1"], command=invoke))
+    assert session.accepted() == session.n
+    assert len(device.take_all()) == 1
+    assert bench.pins[digest_of(GRAPH)]
+
+
+def test_blobs_that_cannot_be_stored(bench: Bench) -> None:
+    """Sessions that would send blobs wait, with the reason, until the disk takes them; others go on."""
+    session, device = bench.session(), bench.device()
+    store = StorePlan(plan=PLAN, parts=[], attached=[PLAN])
+    session.submit(store, MANIFEST, devices=())
+    del bench.blobs[PLAN]
+    bench.feed(BlobUnavailable(digest=PLAN, reason="disk full"))
+    bench.feed(BlobsUnwritable(reason="disk full"))
+    assert [log.fields for log in bench.events("blobs_full")] == [{"reason": "disk full"}]
+    other = bench.session()
+    for peer, command, frames in (
+        (session, Invoke(id=session.id_of(), plan=PLAN, args=[]), ()),
+        (session, Put(id=session.id_of(), blob=digest_of(b"large")), ()),
+        (session, StorePlan(plan=PLAN, parts=[]), ()),
+        (other, store, (MANIFEST,)),
+    ):
+        peer.submit(command, *frames)
+        assert peer.take(Busy).reason == "the broker cannot store blobs: disk full"
+        peer.n -= 1
+    assert not session.all(Lacking)
+    assert PLAN not in bench.blobs
+    session.invoke()
+    assert len(device.take_all()) == 1
+    bench.pass_time(2.0)
+    assert bench.tries == 4
+    bench.blobs[PLAN] = MANIFEST
+    bench.feed(BlobsWritable())
+    assert bench.events("blobs_recovered")
+    session.submit(Invoke(id=session.id_of(), plan=PLAN, args=[]))
+    assert len(device.take_all()) == 1
+    bench.pass_time(2.0)
+    assert bench.tries == 4

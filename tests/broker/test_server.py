@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -26,8 +27,10 @@ from broker.protocol.messages import (
     Announce,
     AskStats,
     Blobs,
+    Busy,
     Deliver,
     Failure,
+    Frame,
     Heartbeat,
     HeartbeatSeen,
     Invoke,
@@ -218,6 +221,39 @@ def test_store_that_refuses(context: Context) -> None:
         device = served.device()
         device.say(NeedBlobs(digests=[PLAN]))
         assert device.hear(Blobs).none == [PLAN]
+        for peer in served.peers:
+            peer.close()
+
+
+class FullDisk(MemoryBlobs):
+    """A blob store whose disk is full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = True
+
+    def put_many(self, blobs: Sequence[Frame], digests: Sequence[bytes] | None = None) -> list[bytes]:
+        """As `BlobStore.put_many`, if there is room."""
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().put_many(blobs, digests)
+
+
+def test_session_waits_for_room_for_a_plan(context: Context) -> None:
+    """While the disk does not take a plan, its session is told to come again, and why; then all goes on by itself."""
+    store = FullDisk()
+    with BrokerServer("tcp://127.0.0.1:*", context=context, config=BrokerConfig(), store=store) as server:
+        served = Served(context, server)
+        device, session = served.device("pi"), served.peer()
+        session.say(OpenSession(version=PROTOCOL_VERSION, incarnation=b"12345678"))
+        session.say(Submit(n=1, devices=[], command=StorePlan(plan=PLAN, parts=[], attached=[PLAN])), MANIFEST)
+        invoke = Submit(n=2, devices=["pi"], command=Invoke(id=b"12345678" + bytes(7) + b"\x01", plan=PLAN, args=[]))
+        session.say(invoke)
+        assert session.hear(Busy).reason == "the broker cannot store blobs: [Errno 28] No space left on device"
+        store.full = False
+        wait_until(lambda: store.has(PLAN))
+        session.say(invoke)
+        assert isinstance(device.hear(Deliver).command, Invoke)
         for peer in served.peers:
             peer.close()
 
