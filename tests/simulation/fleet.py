@@ -10,8 +10,9 @@ from tests.simulation.broker_node import BrokerNode
 from tests.simulation.device_node import DeviceNode
 from tests.simulation.fakes import fake_plans
 from tests.simulation.network import Faults, Network
-from tests.simulation.promises import Kind, Promises, Submitted
+from tests.simulation.promises import Promises
 from tests.simulation.session_node import SessionNode
+from tests.simulation.submitted import Kind, Submitted
 from tests.simulation.users import User
 from tests.simulation.world import World
 

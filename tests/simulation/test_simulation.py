@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.simulation.fleet import Scenario, run
-from tests.simulation.promises import Kind
+from tests.simulation.submitted import Kind
 from tests.simulation.world import World
 
 SEEDS = 2000

@@ -9,8 +9,9 @@ from broker.protocol.messages import Argument, Cancel, Invoke, Put, Release
 from coordinator.core_events import SendPlan, SubmitCommand
 from tests.simulation.broker_node import MOST_OUTPUTS
 from tests.simulation.fakes import FakePlan, answer_frames, fake_plans, tensor_frame
-from tests.simulation.promises import SHORT_DEADLINE_MS, Kind, Promises, Submitted
+from tests.simulation.promises import SHORT_DEADLINE_MS, Promises
 from tests.simulation.session_node import SessionNode
+from tests.simulation.submitted import Kind, Submitted
 from tests.simulation.world import World
 
 __all__ = ["User"]
