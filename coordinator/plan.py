@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,7 +23,7 @@ from coordinator.capture.tracing import Target
 from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLine
 from coordinator.plan_state import PlanState, TracedState
 from coordinator.signature import Signature
-from coordinator.variants import variant_of
+from coordinator.variants import variant_name, variant_of
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.checker import check_graph, check_plan
 from edge_agent.plan.cost import Cost, CostModel, cost_of
@@ -351,9 +351,18 @@ class Plan(nn.Module):
         return variant_of(bundle, self._need("being translated").lines, precision, self._variants)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan, with its weights as they are now, to a file. Raises `PlanNotBuilt` or `PlanStale`."""
+        """Write the plan, with its weights as they are now, to a file, and with it the variants that were made.
+
+        Raises `PlanNotBuilt` or `PlanStale`.
+        """
         self._need("being saved")
-        self.bundle().save(path)
+        bundle = self.bundle()
+        variants = {
+            variant_name(precision): made
+            for (graph, precision), made in self._variants.items()
+            if graph == bundle.manifest.graph
+        }
+        replace(bundle, beside={**bundle.beside, **variants}).save(path)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> StoredPlan:

@@ -518,6 +518,26 @@ def test_saving_and_loading(tmp_path: Path) -> None:
         loaded.build(example)
 
 
+def test_what_is_loaded_is_called_by_name_and_keeps_its_variants(tmp_path: Path) -> None:
+    """Names, defaults and ranges are those of the function; a variant that was made is not made again."""
+
+    @func2plan(args_shape=[("batch", 2), (2,)])
+    def plan_scaled(x: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scaled": x * scale}
+
+    made = plan_scaled.variant(plan_scaled.bundle())
+    plan_scaled.save(tmp_path / "scaled.plan")
+    loaded = Plan.load(tmp_path / "scaled.plan")
+    x, scale = torch.ones(3, 2), torch.tensor([2.0, 3.0])
+    assert torch.equal(loaded(scale=scale, x=x)["scaled"], x * scale)
+    with pytest.raises(ArgumentMismatch, match=r"scale: expected float32\[2\], got float32\[4\]"):
+        loaded(x, torch.ones(4))
+    assert loaded.cost(batch=3) == plan_scaled.cost(batch=3)
+    assert loaded.variant(loaded.bundle()) is loaded.bundle().beside["onnx"]
+    assert loaded.bundle().beside["onnx"] == made
+    assert loaded.id == plan_scaled.id
+
+
 def test_a_plan_file_cut_or_altered(tmp_path: Path) -> None:
     """It is told, and not loaded."""
     plan = _double_abs()
