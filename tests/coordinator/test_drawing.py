@@ -11,6 +11,7 @@ from torch import nn
 
 from coordinator import Plan, VirtualWorker, connect, func2plan
 from coordinator.errors import PlanNotBuilt, ProtectedName
+from tests.coordinator.drawn_plan import PICTURE, drawn
 
 WITHIN = 60.0
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -74,6 +75,11 @@ def test_every_input_op_and_result_has_a_box_and_none_overlap(tmp_path: Path) ->
         for x2, y2, width2, height2 in found[k + 1 :]:
             assert x + width <= x2 or x2 + width2 <= x or y + height <= y2 or y2 + height2 <= y
     assert "float32[batch, 4]" in svg
+
+
+def test_the_picture_in_the_documents_is_current() -> None:
+    """``python -m tests.coordinator.drawn_plan`` draws it anew."""
+    assert PICTURE.read_text(encoding="utf-8") == drawn()
 
 
 def test_names_are_no_markup() -> None:
