@@ -109,7 +109,7 @@ class Mailbox:
         """A command waits for the value of ``record``. If it is still in the mailbox, it goes to the device, with all
         that is before it, although the device has as many commands as it may: these may wait for that very value.
         """
-        if record.id not in self._held:
+        if record.unended and record.id not in self._held:
             self._hastened.add(record)
             if self.peer is not None:
                 self._context.due[self] = None

@@ -315,6 +315,22 @@ def test_what_was_needed_and_has_ended_opens_no_door() -> None:
     assert device.take_all() == []
 
 
+def test_an_end_that_is_not_told_yet_opens_no_door() -> None:
+    """Nor does a needed command that has left the mailbox already, while the ledger has yet to hear how it ended."""
+    bench = Bench(BrokerConfig(log_level=10, device_commands=1))
+    session, device, other = bench.session(), bench.device(), bench.device("other")
+    needed = session.invoke()
+    device.take_one()
+    second, _third = session.invoke(), session.invoke()
+    bench.holding = True
+    session.submit(Cancel(id=needed))
+    other.tell(NeedValues(ids=[needed]))
+    bench.holding = False
+    bench.persist()
+    assert other.take(Supply).outcomes[0].failure is not None
+    assert ids_of(device.take_all()) == [second]
+
+
 @pytest.mark.parametrize(
     ("case", "code"),
     [
