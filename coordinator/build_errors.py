@@ -16,6 +16,7 @@ __all__ = [
     "DimPinned",
     "GradientsNotSupported",
     "LoopNotSupported",
+    "LostSideEffect",
     "MutatedInput",
     "MutatedState",
     "NumpyInPlan",
@@ -196,6 +197,27 @@ class MutatedState(PlanBuildError):
             "return the new value, or call eval() on the module if this is batch norm",
             where=where,
         )
+
+
+class LostSideEffect(PlanBuildError):
+    """Python does something besides computing, which a device that runs the plan does not. ``name``: what the line
+    changes, or the function that writes: ``print``, ``open``, ``sys.stdout.write``, ``logging.info``.
+    """
+
+    def __init__(self, name: str, *, where: SourceLine | None = None) -> None:
+        self.name = name
+        if name in ("print", "open") or name.startswith(("sys.std", "logging.")):
+            reason = (
+                f"{name} writes while the plan is built, and would write nothing on a device: return the value, and "
+                "print or log it outside, where the result arrives"
+            )
+        else:
+            reason = (
+                f"{name} lives outside the function and is changed here, which would be lost on a device: return the "
+                f"value, and change {name} (or use logging) outside, where the result arrives; if it is a cache, fill "
+                "it before build"
+            )
+        super().__init__(reason, where=where)
 
 
 class NumpyInPlan(PlanBuildError):

@@ -11,6 +11,7 @@
     │   ├── OutputNotSupported              a result that is neither a tensor nor a number nor a nest of them
     │   ├── BranchesDiffer                  a torch.cond whose branches give different dtypes or shapes
     │   ├── LoopNotSupported                a loop that runs as often as data, or a varying size, say
+    │   ├── LostSideEffect                  a print, or a change to a list, a global, an attribute outside
     │   ├── DataDependentBranch             an `if` or `while` on what a tensor holds
     │   ├── DataDependentSize               a shape, or a Python number, made of what a tensor holds
     │   ├── DimPinned                       a dim declared dynamic for which the code works at one size only
@@ -59,6 +60,7 @@ from coordinator.build_errors import (
     DimPinned,
     GradientsNotSupported,
     LoopNotSupported,
+    LostSideEffect,
     MutatedInput,
     MutatedState,
     NumpyInPlan,
@@ -105,6 +107,7 @@ __all__ = [
     "InvocationCancelled",
     "LedgerLost",
     "LoopNotSupported",
+    "LostSideEffect",
     "MutatedInput",
     "MutatedState",
     "NotAccepted",

@@ -155,12 +155,11 @@ class _Tracing:
         for leaf, value in zip(self.arguments.leaves, self.leaves, strict=True):
             if leaf.number is not None:
                 numbers.add(value)
-        args, kwargs = self.arguments.call(self.leaves)
         with contextlib.ExitStack() as stack:
             for module, fakes in self.swapped:
                 stack.enter_context(with_tensors(module, fakes))
             with TraceWatch(numbers, gradients=True):
-                result = self.target.call(self.state, args, kwargs)
+                result = self.target.run_alone(self.state, lambda: self.arguments.call(self.leaves))
         self.tree, found, paths = results_of(result)
         return [as_result(value, path) for value, path in zip(found, paths, strict=True)]
 

@@ -23,6 +23,7 @@ from torch.fx import Graph
 
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
+from coordinator.capture.effects import run_without_effects
 from coordinator.capture.environment import ALONE, patched
 from coordinator.capture.failures import explained_failure
 from coordinator.capture.inline import while_inlining
@@ -58,6 +59,12 @@ class Target:
         if self.state_view is not None:
             kwargs = {**kwargs, "state": self.state_view(state)}
         return places.call_user(self.function, args, kwargs)
+
+    def run_alone(
+        self, state: Sequence[torch.Tensor], arguments: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+    ) -> Any:
+        """As `call`, for a trace. Raises `LostSideEffect` for what the user's code does besides computing."""
+        return run_without_effects(lambda: self.call(state, *arguments()), self.function, *self.modules.values())
 
 
 class Program(Protocol):
@@ -143,7 +150,7 @@ class _Root(torch.nn.Module):
         self.outer = torch.nn.ModuleList(module for name, module in target.modules.items() if name)
         for k, tensor in enumerate(target.state):
             self.register_buffer(f"state_{k}", tensor.detach().cpu().contiguous())
-        self._call = target.call
+        self._target = target
         self._arguments = arguments
         self._states = len(target.state)
         self.results = _Results()
@@ -154,11 +161,10 @@ class _Root(torch.nn.Module):
         for leaf, value in zip(self._arguments.leaves, leaves, strict=True):
             if leaf.number is not None:
                 numbers.add(value)
-        args, kwargs = self._arguments.call(leaves)
         state = [getattr(self, f"state_{k}") for k in range(self._states)]
         self.results.watch = TraceWatch(numbers)
         with self.results.watch:
-            result = self._call(state, args, kwargs)
+            result = self._target.run_alone(state, lambda: self._arguments.call(leaves))
         self.results.tree, found, paths = results_of(result)
         return [as_result(value, path) for value, path in zip(found, paths, strict=True)]
 

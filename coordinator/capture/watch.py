@@ -18,7 +18,15 @@ from torch.overrides import TorchFunctionMode
 
 from coordinator.capture import places
 from coordinator.capture.python_numbers import Numbers
-from coordinator.errors import DataDependentBranch, DataDependentSize, NumpyInPlan, PythonRandomness, SourceLine
+from coordinator.errors import (
+    DataDependentBranch,
+    DataDependentSize,
+    LostSideEffect,
+    NumpyInPlan,
+    PlanBuildError,
+    PythonRandomness,
+    SourceLine,
+)
 
 __all__ = ["BeneathAutograd", "TraceWatch", "is_fake", "run_watched"]
 
@@ -105,9 +113,9 @@ _NOW = {"now", "utcnow", "today"}
 
 def run_watched(call: Callable[[], Any]) -> Any:
     """Call eager user code. Raises `PythonRandomness`, with the line, if it draws on Python's or numpy's random
-    numbers, on the system's, or on a clock: a plan would freeze what they gave.
+    numbers, on the system's, or on a clock: a plan would freeze what they gave; `LostSideEffect` if it logs.
     """
-    found: list[PythonRandomness] = []
+    found: list[PlanBuildError] = []
 
     def profile(frame: FrameType, event: str, function: Any) -> None:
         if event == "c_call" and not found:
@@ -145,13 +153,17 @@ def _drawn(function: Any) -> str | None:
     return None
 
 
-def _note(found: list[PythonRandomness], name: str, frame: FrameType | None) -> None:
+def _note(found: list[PlanBuildError], name: str, frame: FrameType | None) -> None:
     # torch looks at the clock for its own ends; the standard library asks for whoever called it
     while frame is not None and places.is_stdlib(frame.f_code.co_filename):
         name = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_name}"
         frame = frame.f_back
     if frame is not None and places.is_user(frame.f_code.co_filename):
-        found.append(PythonRandomness(name, where=places.of_frame(frame)))
+        # a log record has the time in it, and is lost
+        kind: type[LostSideEffect | PythonRandomness] = (
+            LostSideEffect if name.startswith("logging.") else PythonRandomness
+        )
+        found.append(kind(name, where=places.of_frame(frame)))
 
 
 def _numpy_state() -> bytes | None:
