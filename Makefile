@@ -15,7 +15,7 @@ LINT_IMPORTS := $(BIN)/lint-imports --no-logo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench long chaos soak sim sims lint types check format docs constraints clean
+.PHONY: help setup demo test bench long light chaos soak sim sims lint types check format docs constraints clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -50,6 +50,11 @@ test: check ## Check everything, and run every test but the long ones
 long: $(STAMP) ## Run the tests that take minutes
 	$(PYTEST) -m long
 
+light: $(STAMP) ## Make .venv-light without torch, as on a small device, and train on digits there
+	@test -x .venv-light/bin/python || $(PYTHON) -m venv .venv-light
+	@.venv-light/bin/python -m pip --disable-pip-version-check --quiet install $(PIP_OPTIONS) --constraint constraints.txt '.[onnx]'
+	EDGEPLAN_LIGHT_PYTHON=.venv-light/bin/python $(PYTEST) tests/acceptance/test_light_agent.py
+
 bench: $(STAMP) ## Measure latency and throughput beside a raw pyzmq relay
 	@$(BIN)/python -m tests.benchmarks
 
@@ -78,5 +83,5 @@ constraints: $(STAMP) ## Write what is installed in .venv into constraints.txt
 	@cp .venv/constraints.txt constraints.txt
 
 clean: ## Remove .venv and everything else that was made
-	rm -rf .venv build/docs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-light build/docs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -42,12 +43,16 @@ class ProcessFailed(EdgePlanError):
 class LocalProcess:
     """A program of this project as a process that logs JSON lines. Leave its ``with`` block, or call `stop`.
 
-    ``before``: a command that runs it, with its arguments, such as a tracer.
+    ``before``: a command that runs it, with its arguments, such as a tracer. ``python``: of another environment than
+    this one; then the edgeplan that is installed there runs.
     """
 
-    def __init__(self, name: str, *arguments: str, before: Iterable[str] = ()) -> None:
+    def __init__(
+        self, name: str, *arguments: str, before: Iterable[str] = (), python: os.PathLike[str] | None = None
+    ) -> None:
         self.name = name
-        command = [*before, sys.executable, "-m", *arguments, "--log-format", "json"]
+        interpreter = [sys.executable] if python is None else [os.fspath(python), "-P"]
+        command = [*before, *interpreter, "-m", *arguments, "--log-format", "json"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )

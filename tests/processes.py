@@ -49,11 +49,18 @@ def start_broker(data: Path | None = None, *arguments: str) -> Program:
 
 
 def start_agent(
-    device: str, store: os.PathLike[str], broker: HasEndpoint, *arguments: str, wait: bool = True
+    device: str,
+    store: os.PathLike[str],
+    broker: HasEndpoint,
+    *arguments: str,
+    wait: bool = True,
+    python: os.PathLike[str] | None = None,
 ) -> Program:
-    """An agent, registered unless ``wait`` is False. ``store``: its folder, made if it is not there."""
+    """An agent, registered unless ``wait`` is False. ``store``: its folder, made if it is not there. ``python``: of
+    another environment than this one.
+    """
     where = ("--broker", broker.endpoint, "--id", device, "--store", str(store))
-    program = Program(device, "edge_agent", "run", *where, "--insecure", *arguments)
+    program = Program(device, "edge_agent", "run", *where, "--insecure", *arguments, python=python)
     if wait:
         with _stopped_on_error(program):
             program.wait_for("agent_registered", START_WITHIN)

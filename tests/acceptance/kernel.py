@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.acceptance.worlds import PATIENCE
 
-__all__ = ["children", "heavy_libraries", "resident_bytes", "wait_until_gone"]
+__all__ = ["children", "heavy_libraries", "mapped_files", "resident_bytes", "shared_out_bytes", "wait_until_gone"]
 
 HEAVY = ("torch", "numpy", "safetensors")
 
@@ -18,6 +18,12 @@ def resident_bytes(pid: int) -> int:
     """The memory of a process that is in RAM."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
+
+
+def shared_out_bytes(pid: int) -> int:
+    """The memory of a process that is in RAM, with its part of what it shares with others (PSS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def mapped_files(pid: int) -> list[str]:

@@ -1,0 +1,74 @@
+"""A device that cannot carry torch: what its programs take of the memory while they train."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from coordinator import connect
+from edge_agent import Store
+from tests import processes
+from tests.acceptance.kernel import children, mapped_files, shared_out_bytes
+from tests.acceptance.test_digits_training import BATCH, WITHIN, digits, training
+from tests.coordinator.translation.test_light_devices import BLOCKED
+
+MOST_BYTES = 100_000_000
+LOOK_SECONDS = 0.05
+
+
+def most_memory_while_training(folder: Path, epochs: int, python: Path | None = None) -> int:
+    """The most that an agent and its worker had between them (PSS) while one command trained the digits' net."""
+    [(x, y), *_], _ = digits()
+    with Store.open(folder / "store") as store:
+        store.append("train", x, y)
+    _, step = training()
+    most = 0
+    with (
+        processes.start_broker() as broker,
+        processes.start_agent("light", folder / "store", broker, python=python) as agent,
+        connect(broker.endpoint, insecure=True) as fleet,
+    ):
+        device = fleet.device("light")
+        assert device.runtimes == ["onnx"]
+        _, outs = step.send(device).fold(step.initial_carry(), over="train", batch_size=BATCH, epochs=epochs)
+        worker = agent.wait_for("worker_started", WITHIN)["pid"]
+        looks = 0
+        while not outs["loss"].wait(LOOK_SECONDS):
+            tree = [agent.pid, *children(agent.pid)]
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one has just ended
+                most = max(most, sum(map(shared_out_bytes, tree)))
+                looks += worker in tree
+        assert looks > 3, "it should train long enough to be looked at"
+        assert not [
+            file for pid in (agent.pid, worker) for file in mapped_files(pid) if "/torch/" in file or "libtorch" in file
+        ]
+        losses = fleet.get(outs["loss"], timeout=WITHIN)
+        assert losses[-10:].mean() < 0.1
+    return most
+
+
+def test_a_light_agent_trains_in_100_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of its processes together, where torch cannot be imported."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(BLOCKED)
+    monkeypatch.setenv("PYTHONPATH", str(hooks))
+    assert 40_000_000 < most_memory_while_training(tmp_path, 40) < MOST_BYTES
+
+
+@pytest.mark.long
+def test_the_same_where_torch_is_not_installed(tmp_path: Path) -> None:
+    """In an environment that has what a light device needs and nothing else: see ``make light``."""
+    named = os.environ.get("EDGEPLAN_LIGHT_PYTHON")
+    if named is None:
+        pytest.skip("make light makes the environment that this needs")
+    python = Path(named).absolute()
+    asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
+    subprocess.run([python, "-P", "-c", asked], check=True, timeout=WITHIN)
+    most = most_memory_while_training(tmp_path, 300, python)
+    print(f"{most / 1e6:.1f} MB")
+    assert 40_000_000 < most < MOST_BYTES
