@@ -51,7 +51,7 @@ def test_the_base_install_has_no_torch(metadata: Message) -> None:
     base = {re.split(r"[<>=~!; ]", line)[0] for line in required if "extra ==" not in line}
     assert base.isdisjoint({"torch", "onnxruntime", "scikit-learn", "pytest"})
     assert {"pyzmq", "msgspec", "msgpack-numpy", "structlog", "click"} <= base
-    assert set(metadata.get_all("Provides-Extra") or []) == {"torch", "onnx", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"torch", "onnx", "translation", "docs", "dev"}
 
 
 def test_the_programs_are_installed(wheel: zipfile.ZipFile) -> None:

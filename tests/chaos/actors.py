@@ -31,7 +31,9 @@ __all__ = ["Actor", "Heard", "Stage", "free_ports"]
 
 ROOT = Path(__file__).resolve().parents[2]
 END_WITHIN = 10.0
-"""Seconds that a program may take to end in order, and to be gone once it was killed."""
+"""Seconds that a program may take to end in order."""
+GONE_WITHIN = 120.0
+"""Seconds until one that was killed is gone: the kernel first ends the sync that it is in, and a busy disk takes long."""
 LINES_KEPT = 400
 READY = {"broker": "broker_listening", "agent": "agent_registered", "coordinator": "load_connected"}
 """What a program of each kind logs when it can do its work."""
@@ -146,7 +148,7 @@ class Actor:
         self.ours = True
         self._signal_group(signal.SIGKILL)
         assert self._process is not None
-        self._process.wait(END_WITHIN)
+        self._process.wait(GONE_WITHIN)
         self.ready = self.working = self.asleep = False
 
     def kill_worker(self) -> bool:
