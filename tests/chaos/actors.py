@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 END_WITHIN = 10.0
 """Seconds that a program may take to end in order."""
 GONE_WITHIN = 120.0
-"""Seconds until one that was killed is gone: the kernel first ends the sync that it is in, and a busy disk takes long."""
+"""Seconds until one that was killed is gone: the kernel first ends the sync that it is in; a busy disk takes long."""
 LINES_KEPT = 400
 READY = {"broker": "broker_listening", "agent": "agent_registered", "coordinator": "load_connected"}
 """What a program of each kind logs when it can do its work."""

@@ -55,8 +55,12 @@ def _data(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("make", "shape", "optimizer"),
-    [(_perceptron, (6,), name) for name in OPTIMIZERS]
-    + [(_convolutional, (1, 6, 6), name) for name in ("momentum", "adamw")],
+    [
+        *((_perceptron, (6,), name) for name in ("sgd", "momentum", "adam", "adamw")),
+        *(pytest.param(_perceptron, (6,), name, marks=pytest.mark.long) for name in ("rmsprop", "adagrad")),
+        (_convolutional, (1, 6, 6), "adamw"),
+        pytest.param(_convolutional, (1, 6, 6), "momentum", marks=pytest.mark.long),
+    ],
 )
 def test_a_hundred_steps_equal_eager_torch(
     make: Callable[[], nn.Module], shape: tuple[int, ...], optimizer: str
