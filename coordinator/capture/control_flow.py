@@ -27,15 +27,21 @@ _pytree: Any = pytree
 def control_flow(*, traced: bool) -> Iterator[None]:
     """torch's control flow as ours in this block: for a trace, or for eager code."""
     functions = _TRACED if traced else _EAGER
-    homes = [(torch, "cond"), *((torchs_operators, name) for name in functions)]
-    before = [(home, name, getattr(home, name)) for home, name in homes]
-    for home, name in homes:
-        setattr(home, name, functions[name])
+    theirs: list[Any] = [getattr(torchs_operators, name) for name in functions]
+    before = [(one.__code__, one.__defaults__, one.__kwdefaults__) for one in theirs]
+    for one, ours in zip(theirs, functions.values(), strict=True):
+        # its code is exchanged, not its name: the user may have imported it under another
+        one.__code__, one.__defaults__, one.__kwdefaults__ = _stand_in.__code__, None, {"_ours": ours}
     try:
         yield
     finally:
-        for home, name, function in before:
-            setattr(home, name, function)
+        for one, (code, defaults, keywords) in zip(theirs, before, strict=True):
+            one.__code__, one.__defaults__, one.__kwdefaults__ = code, defaults, keywords
+
+
+def _stand_in(*args: Any, _ours: Callable[..., Any], **kwargs: Any) -> Any:
+    """What the code of torch's functions is exchanged for."""
+    return _ours(*args, **kwargs)
 
 
 def _leaves(nest: Any) -> tuple[list[Any], Any]:

@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 import torch._higher_order_ops as torchs_operators
+from torch import cond as either
+from torch._higher_order_ops.map import map as each_row
+from torch._higher_order_ops.scan import scan as one_by_one
+from torch._higher_order_ops.while_loop import while_loop as as_long_as
 
 from coordinator.build_errors import BranchesDiffer, LoopNotSupported
 from tests.coordinator.capture.checks import assert_same, built, refused
@@ -32,6 +36,28 @@ def test_a_branch_on_data() -> None:
     for x in (torch.ones(2, 3), -torch.ones(2, 3), -9 * torch.ones(4, 3)):
         wanted = (x * 2, x.sum() + x.mean()) if x.sum() > 0 else (x * 0 if x.sum() < -10 else x - x.mean(), x.sum())
         torch.testing.assert_close(plan(x), wanted)
+
+
+def test_control_flow_imported_by_name() -> None:
+    """Imported by name, and under another, torch's functions are the same ones; and torch's own again afterwards."""
+    theirs: Any = (either, each_row, one_by_one, as_long_as)
+    before = [(one.__code__, one.__defaults__, one.__kwdefaults__) for one in theirs]
+
+    def function(x: torch.Tensor) -> Any:
+        chosen: Any = either(x.sum() > 0, lambda a: a * 2, lambda a: a * 3, (x,))
+        rows: Any = theirs[1](lambda row: row.cumsum(0), chosen)
+        return theirs[2](lambda carry, column: (carry + column, carry), rows[:, 0] * 0, rows, dim=1)
+
+    def loops(x: torch.Tensor) -> Any:
+        return as_long_as(lambda a: a.norm() > 1, lambda a: (a / 2,), (x,))  # type: ignore[no-untyped-call]
+
+    plan = built(function, _randn(5, 3), shape=[(-1, 3)])
+    for x in (torch.ones(4, 3), -torch.ones(2, 3)):
+        summed = (x * (2 if x.sum() > 0 else 3)).cumsum(1)
+        carried = torch.stack([summed[:, 0] * 0, summed[:, 0], summed[:, 0] + summed[:, 1]])
+        torch.testing.assert_close(plan.run_plan(x), (summed.sum(1), carried))
+    refused(LoopNotSupported, loops, torch.randn(5), line="as_long_as(")
+    assert [(one.__code__, one.__defaults__, one.__kwdefaults__) for one in theirs] == before
 
 
 def test_a_gradient_through_a_branch() -> None:
