@@ -71,8 +71,8 @@ REFUSALS: dict[Callable[..., Any], tuple[str, str, str]] = {
     appends: (
         "LostSideEffect",
         (
-            "SEEN lives outside the function and is changed here, which would be lost on a device: return the value, and "
-            "change SEEN (or use logging) outside, where the result arrives; if it is a cache, fill it before build"
+            "SEEN lives outside the function and is changed here, which would be lost on a device: return the value, "
+            "and change SEEN (or use logging) outside, where the result arrives; if it is a cache, fill it before build"
         ),
         "SEEN.append(x.shape[0])",
     ),

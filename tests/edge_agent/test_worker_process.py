@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 
 from broker.protocol.tensors import decode_array, encode_array
-from edge_agent.jobs import Answer, CancelJob, JobFailed, JobFinished, PlanLoaded, RunJob, WorkerReady, WorkerUnfit
+from edge_agent.jobs import (
+    Answer,
+    CancelJob,
+    JobFailed,
+    JobFinished,
+    JobProgress,
+    PlanLoaded,
+    RunJob,
+    WorkerReady,
+    WorkerUnfit,
+)
 from edge_agent.workbench import Runtime
 from edge_agent.worker import load_runtime
 from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
@@ -37,7 +47,9 @@ class Talk:
         self._heard: list[Answer] = []
 
     def next(self, kind: type[T]) -> T:
-        """Wait for the next answer, which must be of this kind."""
+        """Wait for the next answer, which must be of this kind; what is said of progress, where jobs take long, is
+        skipped.
+        """
         while not self._heard:
             pipe = self.host.fileno()
             readable, writable, _ = select.select([pipe], [pipe] if self.host.clogged else [], [], PATIENCE)
@@ -45,7 +57,7 @@ class Talk:
             self.host.flush()
             heard = self.host.hear()
             assert heard is not None, "the worker has ended"
-            self._heard += heard
+            self._heard += [one for one in heard if not isinstance(one, JobProgress) or kind is JobProgress]
         answer = self._heard.pop(0)
         assert isinstance(answer, kind), answer
         return answer
