@@ -35,7 +35,7 @@ from edge_agent.store_rows import CHUNK, RowDamaged, row_sum
 from edge_agent.tensor_files import sum_of_file
 from edge_agent.tensor_format import pack
 
-__all__ = ["MAX_COLUMNS", "ChunkDamaged", "Column", "DataSets", "Limits", "chunk_of"]
+__all__ = ["MAX_COLUMNS", "ChunkDamaged", "Column", "DataSets", "Limits", "chunk_of", "columns_in"]
 
 MAX_COLUMNS = 256
 
@@ -90,6 +90,27 @@ def chunk_of(row: tuple[Any, ...]) -> _Chunk:
     if row_sum(tuple(row[1:-1])) != row[-1]:
         raise RowDamaged(f"the row of chunk {row[0]} was altered")
     return _Chunk(*row[:-1])
+
+
+def columns_in(row: tuple[Any, ...], folder: Path) -> tuple[str, list[Column]]:
+    """What was appended to which data set, out of the row and the file of a chunk. Raises `RowDamaged`,
+    `ChunkDamaged`, OSError.
+    """
+    chunk = chunk_of(row)
+    data = chunk.data
+    if data is None:
+        path = folder / "chunks" / str(chunk.file)
+        data = path.read_bytes()
+        if zlib.crc32(data) != chunk.file_sum:
+            raise ChunkDamaged(path, chunk.file_sum)
+    columns: list[Column] = []
+    rest = memoryview(data)
+    for dtype, shape in chunk.types:
+        whole = (chunk.rows, *shape)
+        size = nbytes_of(dtype, whole)
+        columns.append((dtype, whole, rest[:size]))
+        rest = rest[size:]
+    return chunk.name, columns
 
 
 class DataSets:

@@ -31,7 +31,7 @@ from broker.protocol.ids import parse_result_id
 from broker.protocol.messages import INLINE_TENSORS_BYTES
 from broker.protocol.tensors import DTYPES, MAX_DIMS, nbytes_of
 from edge_agent.catalog import Held, column_tag
-from edge_agent.data_sets import MAX_COLUMNS, ChunkDamaged, DataSets, Limits
+from edge_agent.data_sets import MAX_COLUMNS, ChunkDamaged, Column, DataSets, Limits
 from edge_agent.frames import frame_of
 from edge_agent.store_database import Database, StoreDamaged, StoreError, StoreInUse, StoreTooNew, ValueDamaged
 from edge_agent.store_disk import DISK, Disk
@@ -215,7 +215,11 @@ class Store:
             if limit is not None and not limit > 0:
                 raise ValueError(f"expected a limit above 0, got {limit!r}")
         limits = Limits(rows=max_rows, bytes=max_bytes, age=max_age)
-        rows = self._sets.append(name, [_plain(column) for column in columns], limits)
+        return self.append_elements(name, [_plain(column) for column in columns], limits)
+
+    def append_elements(self, name: str, columns: Sequence[Column], limits: Limits | None = None) -> int:
+        """As `append`, for columns as dtype name, shape, and elements in C order, little-endian."""
+        rows = self._sets.append(name, columns, limits or Limits())
         self._database.say_changed()
         return rows
 

@@ -69,6 +69,6 @@ def test_the_same_where_torch_is_not_installed(tmp_path: Path) -> None:
     python = Path(named).absolute()
     asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
     subprocess.run([python, "-P", "-c", asked], check=True, timeout=WITHIN)
-    most = most_memory_while_training(tmp_path, 300, python)
+    most = most_memory_while_training(tmp_path, 100, python)
     print(f"{most / 1e6:.1f} MB")
     assert 40_000_000 < most < MOST_BYTES

@@ -16,6 +16,7 @@ from broker.protocol.tensors import decode_array
 from edge_agent import Store
 from edge_agent.catalog import Held
 from edge_agent.store import NoSuchTensor, ValueDamaged
+from edge_agent.store_salvage import salvage
 from edge_agent.store_shelf import StoreShelf
 from edge_agent.tensor_files import map_tensor
 
@@ -192,3 +193,19 @@ def test_a_damaged_append_is_never_served_as_if_it_were_whole(tmp_path: Path) ->
             store.get(store.search("train")[0].id)
         assert column(shelf, "other#1").tolist() == [0, 1]
         shelf.close()
+
+
+def test_data_sets_are_salvaged_but_for_what_is_damaged(tmp_path: Path) -> None:
+    """Out of a store with a damaged file: all other appends, in order."""
+    with Store.open(tmp_path / "old") as store:
+        for start in range(0, 6, 2):
+            store.append("train", *some(start, 2, 20_000))
+        store.append("other", *some(0, 3))
+    first = min((tmp_path / "old" / "chunks").iterdir())
+    first.write_bytes(b"?" + first.read_bytes()[1:])
+    found = salvage(tmp_path / "old", tmp_path / "new")
+    assert found.lost == [f"the file {first.name} of an append was altered"]
+    with Store.open(tmp_path / "new") as store:
+        assert store.get(store.search("train#1")[0].id).tolist() == [2, 3, 4, 5]
+        assert store.get(store.search("train#0")[0].id)[:, 9].tolist() == [2, 3, 4, 5]
+        assert store.get(store.search("other#1")[0].id).tolist() == [0, 1, 2]
