@@ -8,9 +8,10 @@ from typing import Any
 from coordinator.errors import SourceLine
 from coordinator.translation import ops as _ops  # noqa: F401 - fills the table
 from coordinator.translation.errors import TranslationUnsupported
-from coordinator.translation.table import TRANSLATIONS
+from coordinator.translation.table import COMPLEX_TRANSLATIONS, TRANSLATIONS
 from coordinator.translation.writer import Symbolic, Value, Writer
 from edge_agent.plan.checker import CheckedGraph
+from edge_agent.plan.dtypes import COMPLEX
 from edge_agent.plan.expressions import check_expression
 from edge_agent.plan.format import Argument, Op, Special, TensorType
 from edge_agent.plan.spec import Number, OpSpec, Parameter
@@ -20,7 +21,7 @@ __all__ = ["translate", "translated_ops"]
 
 def translated_ops() -> tuple[str, ...]:
     """The names of the ops that have a translation, sorted."""
-    return tuple(sorted(TRANSLATIONS))
+    return tuple(sorted({*TRANSLATIONS, *COMPLEX_TRANSLATIONS}))
 
 
 def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), precision: str = "") -> bytes:
@@ -72,12 +73,15 @@ def _written(
     op: Op,
     spec: OpSpec,
 ) -> list[Value]:
-    translation = TRANSLATIONS.get(op.name)
-    if translation is None:
-        raise TranslationUnsupported("onnx has no translation of it yet")
     types = list(kinds[len(values) : len(values) + op.outputs])
     writer.out = types
-    result = translation(writer, *_bound(spec, op, values, checked))
+    arguments = _bound(spec, op, values, checked)
+    with_complex = any(kind.dtype in COMPLEX for kind in types) or any(map(_is_complex, arguments))
+    translation = (COMPLEX_TRANSLATIONS if with_complex else TRANSLATIONS).get(op.name)
+    if translation is None:
+        numbers = " for complex numbers" if with_complex and op.name in TRANSLATIONS else ""
+        raise TranslationUnsupported(f"onnx has no translation of it{numbers} yet")
+    result = translation(writer, *arguments)
     results = [result] if isinstance(result, Value) else list(result)
     if len(results) != len(types):
         raise AssertionError(f"{op.name} has {len(types)} results, and its translation {len(results)}")
@@ -87,6 +91,12 @@ def _written(
         writer.learn(given.name, kind)
         bound.append(Value(given.name, kind.dtype, tuple(kind.shape)))
     return bound
+
+
+def _is_complex(argument: Any) -> bool:
+    if isinstance(argument, list):
+        return any(map(_is_complex, argument))
+    return isinstance(argument, Value) and argument.dtype in COMPLEX
 
 
 def _bound(spec: OpSpec, op: Op, values: Sequence[Value], checked: CheckedGraph) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import TypeAlias, TypeVar
 
 from coordinator.translation.writer import Value
 
-__all__ = ["TRANSLATIONS", "Translation", "translates"]
+__all__ = ["COMPLEX_TRANSLATIONS", "TRANSLATIONS", "Translation", "translates", "translates_complex"]
 
 Translation: TypeAlias = Callable[..., Value | Sequence[Value]]
 """``translation(writer, *arguments)``: arguments as in the schema, defaults filled in; tensors as `Value`, symbolic
@@ -17,16 +17,27 @@ Written = TypeVar("Written", bound=Translation)
 
 TRANSLATIONS: dict[str, Translation] = {}
 
+COMPLEX_TRANSLATIONS: dict[str, Translation] = {}
+"""The same for ops that take or give complex numbers."""
+
 
 def translates(*names: str) -> Callable[[Written], Written]:
     """Register a function for ops: ``add.Tensor``; the overload is ``default`` where none is named."""
+    return _registering(TRANSLATIONS, names)
 
+
+def translates_complex(*names: str) -> Callable[[Written], Written]:
+    """Register a function for ops where an argument or a result is complex."""
+    return _registering(COMPLEX_TRANSLATIONS, names)
+
+
+def _registering(table: dict[str, Translation], names: Sequence[str]) -> Callable[[Written], Written]:
     def register(function: Written) -> Written:
         for name in names:
             full = f"aten.{name}" if "." in name else f"aten.{name}.default"
-            if full in TRANSLATIONS:
+            if full in table:
                 raise ValueError(f"expected one translation of {full}, got two")
-            TRANSLATIONS[full] = function
+            table[full] = function
         return function
 
     return register

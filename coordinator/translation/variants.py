@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 
 from coordinator.errors import SourceLine
@@ -27,9 +28,6 @@ from edge_agent.plan.variants import (
 )
 from edge_agent.runtimes.torch import TorchRuntime
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, TORCH_DTYPES
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["make_variant", "prove"]
 
@@ -79,7 +77,7 @@ def prove(checked: CheckedGraph, variant: bytes) -> float:
     from edge_agent.runtimes.onnx import OnnxRuntime
 
     state = [one for one in checked.graph.inputs if one.kind == "state"]
-    empty: list[Any] = [None] * len(state)  # goldens bring a state of their own
+    empty: list[Any] = [np.empty(0)] * len(state)  # goldens bring a state of their own
     return OnnxRuntime().load(_plan(checked), empty, variant).prove()
 
 

@@ -43,9 +43,13 @@ ONNX_DTYPES: dict[str, int] = {
 }
 
 
+REAL_OF: Mapping[str, str] = {"complex64": "float32", "complex128": "float64"}
+"""What a complex number's parts are. A complex tensor is a real one here, with a last dim of two."""
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor of the graph. ``shape`` None: not known, and not asked for."""
+    """A tensor of the graph. ``shape`` None: not known, and not asked for; of a complex one, without its last dim."""
 
     name: str
     dtype: str
@@ -95,6 +99,8 @@ class Writer:
         self._expressions: dict[str, Value] = {}
         self._origins: dict[str, tuple[str, int, int, int]] = {}  # symbol: value, dim, slope, offset
         self._casts: dict[tuple[str, str], Value] = {}
+        self.parts: dict[str, tuple[Value, Value]] = {}
+        """Real and imaginary parts of complex values, by name, where they are known."""
         self._count = 0
 
     # ------------------------------------------------------------------------------------------ nodes
@@ -492,8 +498,9 @@ def _typed(operand: Any) -> TensorType | Number:
 
 
 def _info(name: str, kind: TensorType) -> onnx.ValueInfoProto:
-    if kind.dtype not in ONNX_DTYPES:
+    dtype = "float32" if kind.dtype == "bfloat16" else REAL_OF.get(kind.dtype, kind.dtype)
+    if dtype not in ONNX_DTYPES:
         raise unsupported(f"onnx has no {kind.dtype}")
-    dtype = "float32" if kind.dtype == "bfloat16" else kind.dtype
     dims = [dim if isinstance(dim, int | str) else None for dim in kind.shape]
+    dims += [2] if kind.dtype in COMPLEX else []
     return helper.make_tensor_value_info(name, ONNX_DTYPES[dtype], dims)

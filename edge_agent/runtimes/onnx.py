@@ -1,7 +1,8 @@
 """The onnx runtime: a plan's variant to a callable on numpy arrays. No torch.
 
 A tensor here is a numpy array, or, for bfloat16, which numpy does not have, `Bfloat16`: its bits. In the model's
-own inputs and outputs a bfloat16 is a float32, which holds every one of its values.
+own inputs and outputs a bfloat16 is a float32, which holds every one of its values, and a complex tensor a real one,
+with a last dim of two.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edge_agent.plan.readable import step_text
 from edge_agent.plan.variants import Variant, compare, decode_variant, golden_inputs
 from edge_agent.runtimes.random import drawn
 
-__all__ = ["Array", "Bfloat16", "OnnxPlan", "OnnxRuntime", "narrowed", "widened"]
+__all__ = ["Array", "Bfloat16", "OnnxPlan", "OnnxRuntime", "complex_of", "narrowed", "widened"]
 
 _NODE = re.compile(r"Name:'op(\d+)")
 
@@ -45,6 +46,9 @@ def widened(value: Array) -> np.ndarray:
     """A tensor as the model takes it."""
     if isinstance(value, Bfloat16):
         return (value.bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if value.dtype.kind == "c":
+        parts = np.ascontiguousarray(value).reshape(*value.shape, 1)
+        return parts.view(np.float32 if value.dtype == np.complex64 else np.float64)
     return value
 
 
@@ -52,7 +56,14 @@ def narrowed(array: np.ndarray, dtype: str) -> Array:
     """A result of the model as a tensor of its dtype."""
     if dtype == "bfloat16":
         return Bfloat16((np.ascontiguousarray(array).view(np.uint32) >> np.uint32(16)).astype(np.uint16))
-    return array
+    return complex_of(array, dtype)
+
+
+def complex_of(array: np.ndarray, dtype: str) -> np.ndarray:
+    """A result of the model with its last dim as the parts of complex numbers, where it is of them."""
+    if not dtype.startswith("complex"):
+        return array
+    return np.ascontiguousarray(array).view(dtype).reshape(array.shape[:-1])
 
 
 class OnnxPlan:
@@ -84,7 +95,8 @@ class OnnxPlan:
         self, user_inputs: Sequence[Array], sizes: Mapping[str, int], *, seed: int = 0, step: int = 0
     ) -> list[Array]:
         """The plan's outputs, one a leaf of its output tree. ``seed`` and ``step`` decide what is drawn, of shapes that
-        ``sizes`` give; the model takes sizes from shapes itself. Raises `OpFailed`, or `ConditionFailed` for a size that is not one.
+        ``sizes`` give; the model takes sizes from shapes itself. Raises `OpFailed`, or `ConditionFailed` for a size
+        that is not one.
         """
         if self.between_ops is not None:
             self.between_ops(0)
@@ -122,12 +134,13 @@ class OnnxPlan:
         for golden in self._variant.goldens:
             made = golden_inputs(self._graph, golden.sizes, golden.seed, golden.fill)
             taken = {one.name for one in self._session.get_inputs()}
-            feed = {f"x{k}": array for k, (_, array) in enumerate(made) if f"x{k}" in taken}
+            feed = {f"x{k}": widened(array) for k, (_, array) in enumerate(made) if f"x{k}" in taken}
             try:
                 results = self._run(feed)
             except OpFailed as error:
                 raise VariantRefused(f"it does not run here: {error}") from error
-            worst = max(worst, compare(golden, list(zip(self._dtypes, results, strict=True)), self._variant.precision))
+            typed = [(dtype, complex_of(array, dtype)) for dtype, array in zip(self._dtypes, results, strict=True)]
+            worst = max(worst, compare(golden, typed, self._variant.precision))
         return worst
 
 

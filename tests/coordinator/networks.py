@@ -1,6 +1,7 @@
-"""The networks that plans must carry: each with an example, the dims that may vary, and arguments of another size.
+"""The networks that plans must carry: each with an example, and the dims that may vary.
 
-Used by the test of capture and the torch runtime; other runtimes compare themselves on the same networks.
+Used by `tests.coordinator.coverage`, on every runtime. All of them have parameters, so that all of them train; what
+has no gradients (integers, sampling, sorting) stands beside a layer that has.
 """
 
 from __future__ import annotations
@@ -20,27 +21,13 @@ __all__ = ["NETWORKS", "Network"]
 class Network:
     """``make()`` gives a module; ``draw(batch)`` its arguments at a batch size; ``shape`` is ``args_shape``.
 
-    ``trains``: a loss on its result has gradients. ``random``: it draws random numbers.
+    ``train_mode``: its result is that of a module in training, dropout included.
     """
 
     make: Callable[[], nn.Module]
     draw: Callable[[int], tuple[torch.Tensor, ...]]
     shape: tuple[Any, ...]
-    trains: bool = True
-    random: bool = False
     train_mode: bool = False
-
-
-class _Call(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        """Call it."""
-        return self.function(*args)
 
 
 class _First(nn.Module):
@@ -68,6 +55,19 @@ class _Attention(nn.Module):
         return self.inner(x, x, x, attn_mask=mask, need_weights=False)[0]
 
 
+class _ScaledDotProduct(nn.Module):
+    """torch's own function for attention, as hand-written transformers call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Two heads, causal."""
+        parts = self.all(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
+
+
 class _Words(nn.Module):
     """Embedded words, their mean, and a product."""
 
@@ -82,72 +82,149 @@ class _Words(nn.Module):
 
 
 class _Int8Linear(nn.Module):
-    """A linear layer with weights of int8 and a scale a row, and its input rounded to int8 too."""
+    """A linear layer with weights of int8 and a scale a row, and its input rounded to int8 too, as torch's dynamic
+    quantisation does; a layer of floats after it, which can be trained.
+    """
 
     weight: torch.Tensor
     scale: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        weight = torch.randn(3, 6)
+        weight = torch.randn(4, 6)
         scale = weight.abs().amax(1, keepdim=True) / 127
         self.register_buffer("weight", (weight / scale).round().to(torch.int8))
         self.register_buffer("scale", scale)
+        self.last = nn.Linear(4, 3)
 
     def forward(self, x: torch.Tensor) -> Any:
         """Products of integers, scaled back."""
         step = x.abs().amax(1, keepdim=True) / 127
         rounded = (x / step).round().clamp(-127, 127).to(torch.int8)
         products = rounded.to(torch.int32).unsqueeze(1) * self.weight.to(torch.int32)
-        return products.sum(2).to(torch.float32) * step * self.scale.squeeze(1)
+        return self.last(products.sum(2).to(torch.float32) * step * self.scale.squeeze(1))
 
 
-def _mask(x: torch.Tensor) -> Any:
-    """The positive numbers, up to 8 of them, with -1 as the place of none; what they add up to."""
-    flat = x.flatten()
-    places = torch.nonzero_static(flat > 0, size=8, fill_value=-1).squeeze(1)
-    found = torch.where(places >= 0, flat[places.clamp(min=0)], torch.zeros(()))
-    return places, found, found.sum(), x.masked_fill(x < 0, 0.0)
+class _Masks(nn.Module):
+    """The positive of its results: as many as there are, up to 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Where they are (-1 stands for none), what they are, and what they add up to."""
+        x = self.first(x)
+        flat = x.flatten()
+        places = torch.nonzero_static(flat > 0, size=8, fill_value=-1).squeeze(1)
+        found = torch.where(places >= 0, flat[places.clamp(min=0)], torch.zeros(()))
+        return places, found, found.sum(), x.masked_fill(x < 0, 0.0)
 
 
-def _spectrum(x: torch.Tensor) -> Any:
-    spectrum = torch.fft.rfft(x)
-    return spectrum, torch.fft.irfft(spectrum * 2, n=8), torch.fft.fft2(x.to(torch.complex64)).abs()
+class _Spectrum(nn.Module):
+    """A filter in the frequency domain, learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """What it filters, the spectrum, and a transform over both dims."""
+        spectrum = torch.fft.rfft(x)
+        return torch.fft.irfft(spectrum * self.gain, n=8), spectrum, torch.fft.fft2(x.to(torch.complex64)).abs()
 
 
-def _order(x: torch.Tensor) -> Any:
-    return (
-        x.sort(1),
-        x.topk(3),
-        x.argsort(1, descending=True),
-        x.kthvalue(2),
-        x.median(1),
-        torch.bucketize(x, x[0].sort()[0]),
-    )
+class _Order(nn.Module):
+    """Sorted scores; and a mixture of the best three, as in a mixture of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Every op that sorts."""
+        scores = self.first(x)
+        best, which = scores.topk(3)
+        gates = torch.zeros_like(scores).scatter(1, which, best.softmax(1))
+        return (
+            (gates * x).sum(1),
+            scores.sort(1),
+            x.argsort(1, descending=True),
+            scores.kthvalue(2),
+            scores.median(1),
+            torch.bucketize(x, x[0].sort()[0]),
+        )
 
 
-def _dtypes(x: torch.Tensor) -> Any:
-    half, brain, wide = x.half(), x.bfloat16(), x.double()
-    whole = (x * 8).to(torch.int64)
-    waves = torch.complex(x, -x)
-    return {
-        "half": half * 2 + half.sum(1, keepdim=True),
-        "bfloat16": torch.relu(brain) - 1,
-        "double": wide.cumsum(1),
-        "int": (whole // 3, whole % 3, whole << 1, whole.to(torch.int8)),
-        "bool": (x > 0) & ~(x > 1),
-        "complex": (waves * waves.conj()).real + waves.abs(),
-    }
+class _Sampled(nn.Module):
+    """Noise as a variational autoencoder adds it, dropout, and drawn categories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """One of each."""
+        x = self.first(x)
+        probabilities = x.detach().softmax(1)
+        return (
+            F.dropout(x, 0.5),
+            x + torch.randn_like(x) * torch.exp(x / 2),
+            torch.bernoulli(probabilities),
+            torch.multinomial(probabilities, 2),
+        )
 
 
-def _sampled(x: torch.Tensor) -> Any:
-    probabilities = x.softmax(1)
-    return (
-        F.dropout(x, 0.5),
-        torch.bernoulli(probabilities),
-        torch.multinomial(probabilities, 2),
-        torch.randn_like(x) + x,
-    )
+class _Integers(nn.Module):
+    """Whole numbers of several widths, and a learned scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Divided, shifted, narrowed and scaled."""
+        whole = (x * 8).to(torch.int64)
+        return whole // 3, whole % 3, whole << 1, whole.to(torch.int8), whole.to(torch.int32) * self.scale
+
+
+class _Truths(nn.Module):
+    """Comparisons, their logic, and numbers chosen by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Chosen by a mask of bool."""
+        mask = (x > 0) & ~(x > 1)
+        return mask, mask.any(1), mask.all(), torch.where(mask, self.first(x), -x)
+
+
+class _InDtype(nn.Module):
+    """Two layers in another dtype, from float32 and back."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8, dtype=dtype)
+        self.last = nn.Linear(8, 3, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """In their dtype."""
+        return self.last(torch.relu(self.first(x.to(self.first.weight.dtype))))
+
+
+class _Waves(nn.Module):
+    """A complex layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 3, dtype=torch.complex64)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Its result, and how large that is."""
+        waves = self.first(torch.complex(x, -x))
+        return waves, waves.abs(), (waves * waves.conj()).real
 
 
 def _floats(*shape: int) -> Callable[[int], tuple[torch.Tensor, ...]]:
@@ -158,8 +235,13 @@ def _words(batch: int) -> tuple[torch.Tensor, ...]:
     return (torch.randint(0, 11, (batch, 5), generator=torch.Generator().manual_seed(batch)),)
 
 
+def _rows(make: Callable[[], nn.Module], *, train_mode: bool = False) -> Network:
+    """A network of rows of 6 numbers."""
+    return Network(make, _floats(6), ((-1, 6),), train_mode)
+
+
 NETWORKS: dict[str, Network] = {
-    "MLP": Network(lambda: nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)), _floats(6), ((-1, 6),)),
+    "MLP": _rows(lambda: nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3))),
     "CNN with BatchNorm and pooling": Network(
         lambda: nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1),
@@ -175,8 +257,12 @@ NETWORKS: dict[str, Network] = {
         _floats(1, 12, 12),
         ((-1, 1, 12, 12),),
     ),
-    "LSTM": Network(lambda: _First(nn.LSTM(4, 5, num_layers=2, batch_first=True)), _floats(3, 4), ((-1, 3, 4),)),
-    "GRU": Network(lambda: _First(nn.GRU(4, 5, bidirectional=True, batch_first=True)), _floats(3, 4), ((-1, 3, 4),)),
+    "LSTM, 2 layers": Network(
+        lambda: _First(nn.LSTM(4, 5, num_layers=2, batch_first=True)), _floats(2, 4), ((-1, 2, 4),)
+    ),
+    "GRU, both directions": Network(
+        lambda: _First(nn.GRU(4, 5, bidirectional=True, batch_first=True)), _floats(2, 4), ((-1, 2, 4),)
+    ),
     "Embedding": Network(_Words, _words, ((-1, 5),)),
     "TransformerEncoder": Network(
         lambda: nn.TransformerEncoder(
@@ -185,19 +271,21 @@ NETWORKS: dict[str, Network] = {
         _floats(4, 8),
         ((-1, 4, 8),),
     ),
-    "attention": Network(_Attention, _floats(4, 8), ((-1, 4, 8),)),
-    "dropout and sampling": Network(lambda: _Call(_sampled), _floats(6), ((-1, 6),), trains=False, random=True),
-    "dropout in training": Network(
-        lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3)),
-        _floats(6),
-        ((-1, 6),),
-        random=True,
-        train_mode=True,
+    "MultiheadAttention": Network(_Attention, _floats(4, 8), ((-1, 4, 8),)),
+    "scaled_dot_product_attention": Network(_ScaledDotProduct, _floats(4, 8), ((-1, 4, 8),)),
+    "dropout in training": _rows(
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3)), train_mode=True
     ),
-    "FFT": Network(lambda: _Call(_spectrum), _floats(8), ((-1, 8),), trains=False),
-    "sorting and top-k": Network(lambda: _Call(_order), _floats(6), ((-1, 6),), trains=False),
-    "boolean masks": Network(lambda: _Call(_mask), _floats(6), ((-1, 6),), trains=False),
-    "int8 linear": Network(_Int8Linear, _floats(6), ((-1, 6),), trains=False),
-    "dtypes": Network(lambda: _Call(_dtypes), _floats(6), ((-1, 6),), trains=False),
+    "sampling": _rows(_Sampled),
+    "FFT": Network(_Spectrum, _floats(8), ((-1, 8),)),
+    "sorting and top-k": _rows(_Order),
+    "boolean masks": _rows(_Masks),
+    "int8 linear": _rows(_Int8Linear),
+    "half": _rows(lambda: _InDtype(torch.float16)),
+    "bfloat16": _rows(lambda: _InDtype(torch.bfloat16)),
+    "double": _rows(lambda: _InDtype(torch.float64)),
+    "complex": _rows(_Waves),
+    "int": _rows(_Integers),
+    "bool": _rows(_Truths),
 }
 """By the name that the table of networks and runtimes has for them."""

@@ -1,69 +1,39 @@
-"""Every network that plans must carry: captured with a dynamic batch, run at other sizes, compared with eager torch;
-and its gradients.
-"""
+"""Every network that plans must carry, by every way there is to run it; and that docs/coverage.md says so."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-import torch
-from torch import nn
 
-from coordinator.capture.draws import Drawn, drawing
-from coordinator.plan import FunctionPlan
-from tests.coordinator.networks import NETWORKS, Network
+from tests.coordinator.coverage import COLUMNS, Coverage, covering
+from tests.coordinator.coverage_table import DOCUMENT, read_table
+from tests.coordinator.networks import NETWORKS
 
-SEED = 5
-
-
-def _made(network: Network) -> nn.Module:
-    torch.manual_seed(0)
-    return network.make().train(network.train_mode)
+TABLE = read_table(DOCUMENT.read_text())
+LARGEST = 5e-2
+"""What is allowed of the coarsest dtype; each cell's own tolerances are checked where it is made."""
 
 
-def _eager(module: Any, args: tuple[torch.Tensor, ...]) -> Any:
-    """What eager torch gives, drawing as plans do."""
-    with drawing(SEED), Drawn():  # type: ignore[no-untyped-call]
-        return module(*args)
+@pytest.fixture(scope="module")
+def coverage() -> Iterator[Coverage]:
+    """A device of each runtime, for all networks."""
+    with covering() as made:
+        yield made
 
 
-def _plain(nest: Any) -> Any:
-    if isinstance(nest, dict):
-        return {key: _plain(value) for key, value in nest.items()}
-    if isinstance(nest, list | tuple):
-        return tuple(_plain(value) for value in nest)
-    return nest.detach() if isinstance(nest, torch.Tensor) else nest
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("row", NETWORKS)
+def test_a_network_gives_what_eager_torch_gives(coverage: Coverage, row: str, column: str) -> None:
+    """At other sizes than the captured one, within its dtypes' tolerances; or it does not run, for the reason that
+    the table has.
+    """
+    assert coverage.cell(row, column).reason == TABLE[row][column].reason
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_captured_and_run_at_other_sizes(name: str) -> None:
-    """A plan made at one batch size gives what eager torch gives at others."""
-    network = NETWORKS[name]
-    module = _made(network)
-    plan = FunctionPlan(module)
-    plan.build(*network.draw(5), args_shape=list(network.shape))
-    for batch in (2, 7):
-        args = network.draw(batch)
-        torch.testing.assert_close(
-            _plain(plan.options(seed=SEED)(*args)), _plain(_eager(module, args)), rtol=1e-3, atol=1e-4
-        )
-
-
-@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.trains])
-def test_gradients_at_other_sizes(name: str) -> None:
-    """The gradients of all parameters are eager torch's, at another batch size."""
-    network = NETWORKS[name]
-    module = _made(network)
-
-    def gradients(*args: torch.Tensor) -> Any:
-        module(*args).square().mean().backward()
-        return {key: parameter.grad for key, parameter in module.named_parameters()}
-
-    plan = FunctionPlan(gradients)
-    plan.build(*network.draw(5), args_shape=list(network.shape))
-    args = network.draw(7)
-    got = plan.options(seed=SEED)(*args)
-    _eager(module, args).square().mean().backward()
-    wanted = {key: parameter.grad for key, parameter in module.named_parameters()}
-    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+def test_the_table_has_these_rows_and_columns() -> None:
+    """In this order, with errors that were allowed."""
+    assert list(TABLE) == list(NETWORKS)
+    for row in TABLE.values():
+        assert list(row) == list(COLUMNS)
+        assert all(0 <= cell.error <= LARGEST for cell in row.values())

@@ -3,6 +3,7 @@
 from coordinator.translation.ops import (
     arithmetic,
     comparison,
+    complex_numbers,
     convolution,
     creation,
     indexing,
@@ -19,6 +20,7 @@ from coordinator.translation.ops import (
 __all__ = [
     "arithmetic",
     "comparison",
+    "complex_numbers",
     "convolution",
     "creation",
     "indexing",

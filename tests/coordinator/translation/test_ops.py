@@ -19,6 +19,7 @@ from edge_agent.plan.errors import PlanError, VariantRefused
 from edge_agent.plan.ops import loss
 from edge_agent.plan.registry import FAMILIES, REGISTRY, registered
 from edge_agent.plan.variants import Golden, compare, golden_output
+from edge_agent.runtimes.onnx import complex_of, widened
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 from tests.edge_agent.plan import agreement
 from tests.edge_agent.plan.agreement import Call, T, call, f32
@@ -38,6 +39,7 @@ TWINS = (
     "matrix",
     "network",
     "sorting",
+    "spectral",
     "splits",
     "views",
 )
@@ -51,7 +53,8 @@ SMALL = [T(dtype, (2, 3)) for dtype in ("float32", "float16", "bfloat16", "float
 
 def plain(tensor: torch.Tensor) -> np.ndarray:
     """As numpy has it, bfloat16 as float32."""
-    found: np.ndarray = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor.contiguous()).numpy()
+    tensor = tensor.float() if tensor.dtype is torch.bfloat16 else tensor.contiguous().resolve_conj()
+    found: np.ndarray = tensor.numpy()
     return found
 
 
@@ -59,9 +62,10 @@ def run(checked: CheckedGraph, tensors: list[torch.Tensor]) -> list[tuple[str, n
     """What onnxruntime gives, by the graph's translation."""
     session = ort.InferenceSession(translate(checked), OPTIONS, providers=["CPUExecutionProvider"])
     taken = {one.name for one in session.get_inputs()}
-    feed = {f"x{k}": plain(one) for k, one in enumerate(tensors) if f"x{k}" in taken}
+    feed = {f"x{k}": widened(plain(one)) for k, one in enumerate(tensors) if f"x{k}" in taken}
     dtypes = [one.dtype for one in checked.output_types]
-    return list(zip(dtypes, session.run(None, feed), strict=True))
+    results = zip(dtypes, session.run(None, feed), strict=True)
+    return [(dtype, complex_of(array, dtype)) for dtype, array in results]
 
 
 def agrees(case: Call) -> bool:

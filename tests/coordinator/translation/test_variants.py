@@ -224,13 +224,6 @@ def test_an_op_without_translation_is_named() -> None:
     )
 
 
-def test_complex_numbers_are_refused() -> None:
-    """onnx has the dtype, and no op for it."""
-    graph = graph_of([Input(name="x", dtype="complex64", shape=[3])], [op("mul.Tensor", value(0), value(0))], [1])
-    with pytest.raises(TranslationUnsupported, match="onnx has no Mul of complex64"):
-        make_variant(graph)
-
-
 def test_an_unsound_translation_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever makes a variant compares it with torch first."""
     wrong = translate(
