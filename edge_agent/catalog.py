@@ -108,6 +108,9 @@ class Catalog(Protocol):
     def plans(self) -> list[tuple[bytes, bytes]]:
         """The manifests that are there, by their digests, in the order of their arrival."""
 
+    def parts(self) -> list[bytes]:
+        """The digests of all parts of plans but manifests."""
+
     def blob_size(self, digest: bytes) -> int:
         """The size of a part of a plan, in bytes; 0 if it is not there."""
 
@@ -216,6 +219,10 @@ class MemoryShelf:
         """As `Catalog.plans`."""
         found = [(digest, self.blobs.get(digest)) for digest in self.manifests]
         return [(digest, data) for digest, data in found if isinstance(data, bytes)]
+
+    def parts(self) -> list[bytes]:
+        """As `Catalog.parts`."""
+        return [digest for digest in self.blobs if digest not in self.manifests]
 
     def blob_size(self, digest: bytes) -> int:
         """As `Catalog.blob_size`. A file counts as 0 bytes: nothing here looks at the disk."""

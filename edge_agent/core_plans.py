@@ -103,12 +103,16 @@ class Plans:
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._sharers: dict[bytes, int] = {}  # digest of a part to how many plans here consist of it
         self._bytes = 0
+        self._strays: dict[bytes, int] = {}  # digest to size of what no plan here consists of
         self._unloads: list[bytes] = []
         for digest, data in catalog.plans():
             plan = Plan(digest)
             if self._read_manifest(plan, data) is None:
                 self._plans[digest] = plan
                 self._count(plan)
+        # variants, of which nothing here says whose they are until a command does, and what was fetched for nothing
+        self._strays = {part: catalog.blob_size(part) for part in catalog.parts() if part not in self._sharers}
+        self._bytes += sum(self._strays.values())
 
     def use(self, digest: bytes, variant: bytes | None = None) -> Plan:
         """The plan, for one more command; what is not here is asked for. ``variant``: by which of them it is run, where
@@ -236,7 +240,7 @@ class Plans:
         return None
 
     def _manifest_arrived(self, plan: Plan, result: bytes | str | Failure) -> None:
-        if plan.step is not PlanStep.ASKED:
+        if plan.step is not PlanStep.ASKED or self._plans.get(plan.key) is not plan:
             return
         if isinstance(result, Failure):
             said = f"the broker does not have plan {plan.id.hex()}"
@@ -258,7 +262,7 @@ class Plans:
         self._ask(plan)
 
     def _part_arrived(self, plan: Plan, digest: bytes, result: bytes | str | Failure) -> None:
-        if plan.step is not PlanStep.ASKED:
+        if plan.step is not PlanStep.ASKED or self._plans.get(plan.key) is not plan:
             return
         if isinstance(result, bytes) and self._catalog.blob(digest) is None:
             result = self._quota.room_for([len(result)]) or result
@@ -282,9 +286,11 @@ class Plans:
         for part in plan.parts:
             sharers = self._sharers[part] = self._sharers.get(part, 0) + 1
             if sharers == 1:
-                self._bytes += self._catalog.blob_size(part)
+                self._bytes += self._catalog.blob_size(part) - self._strays.pop(part, 0)
 
     def _evict(self) -> None:
+        if self._bytes > self._config.plan_bytes:
+            self._drop_strays()
         for plan in list(self._plans.values()):
             if len(self._plans) <= self._config.plan_count and self._bytes <= self._config.plan_bytes:
                 return
@@ -292,7 +298,11 @@ class Plans:
                 self._forget(plan)
 
     def evict_one(self) -> int:
-        """Forget the plan that was used least recently; how many bytes that frees, 0 if none can go."""
+        """Forget the plan that was used least recently, or what belongs to none; how many bytes that frees, 0 if
+        nothing can go.
+        """
+        if freed := self._drop_strays():
+            return freed
         for plan in list(self._plans.values()):
             if not plan.uses and plan.step is not PlanStep.LOADING and (freed := self._forget(plan)):
                 return freed
@@ -302,14 +312,26 @@ class Plans:
         if plan.step is PlanStep.LOADED:
             self._unloads.append(plan.key)
         del self._plans[plan.key]
-        gone = [plan.id]
         for part in plan.parts if plan.counted else ():
             self._sharers[part] -= 1
             if not self._sharers[part]:
                 del self._sharers[part]
                 self._bytes -= self._catalog.blob_size(part)
-                gone.append(part)
+        # other variants of the same plan have its manifest, and plans that are still being fetched share parts as well
+        named = {part for other in self._plans.values() for part in (other.id, *other.parts)}
+        gone = [part for part in (plan.id, *plan.parts) if part not in named and part not in self._strays]
         freed = sum(self._catalog.blob_size(digest) for digest in gone)
         self._desk.do(DropBlobs(digests=gone))
         self._desk.log(INFO, "plan_evicted", plan=plan.id.hex())
+        return freed
+
+    def _drop_strays(self) -> int:
+        """Drop what no plan that is here consists of; how many bytes that frees. A plan that wants one of them just now
+        asks for it anew.
+        """
+        strays, self._strays = self._strays, {}
+        freed = sum(strays.values())
+        self._bytes -= freed
+        if strays:
+            self._desk.do(DropBlobs(digests=list(strays)))
         return freed

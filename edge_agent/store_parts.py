@@ -53,6 +53,12 @@ class Parts:
                 damaged.append(bytes(digest))
         return found, damaged
 
+    def others(self) -> list[bytes]:
+        """The digests of all parts in the index that are no manifests, in the order in which they came."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT digest FROM blobs WHERE manifest = 0 ORDER BY n").fetchall()
+        return [bytes(digest) for (digest,) in rows]
+
     def size(self, digest: bytes, batches: Iterable[Batch]) -> int:
         """How large it is; 0 if it is not there."""
         for batch in batches:

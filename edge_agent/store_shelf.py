@@ -249,6 +249,11 @@ class StoreShelf:
         self.drop_blobs(damaged)
         return found
 
+    def parts(self) -> list[bytes]:
+        """As `Catalog.parts`."""
+        self._settle()
+        return self._parts.others()
+
     def blob_size(self, digest: bytes) -> int:
         """As `Catalog.blob_size`."""
         return self._parts.size(digest, self._batches())

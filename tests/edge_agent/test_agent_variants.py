@@ -84,3 +84,47 @@ def test_a_refused_variant_fails_its_commands_and_no_others() -> None:
     assert job.plan == right.plan
     failed = [one.event for one in device.take_sent(m.Announce) if isinstance(one.event, m.ResultFailed)]
     assert [event.failure.code for event in failed] == ["VariantRefused"]
+
+
+def run(device: Device, content: bytes, counter: int) -> None:
+    """One command by that variant, to its end."""
+    device.invoke(PLAN, counter=counter, variant=digest_of(content))
+    device.supply(supplied(PLAIN, HALVED))
+    if counter == 1:
+        device.start_worker()
+    device.load()
+    device.finish_all()
+
+
+def ran(config: AgentConfig) -> Device:
+    """A light device that has run both variants."""
+    device = Device(config)
+    device.register()
+    run(device, PLAIN, 1)
+    run(device, HALVED, 2)
+    return device
+
+
+def test_evicting_one_variant_leaves_the_plan_to_the_other() -> None:
+    """The manifest and the graph are those of both; the evicted variant itself goes."""
+    device = ran(AgentConfig(runtimes=("onnx",), plan_count=1))
+    assert device.shelf.blob(digest_of(PLAIN)) is None
+    assert device.shelf.blob(digest_of(HALVED)) == HALVED
+    assert all(device.shelf.blob(part) == content for part, content in PLAN.parts.items())
+
+
+def test_variants_count_after_a_restart() -> None:
+    """Nothing on the disk says whose they are: beyond the limit they go first, else they are used as before."""
+    device = ran(LIGHT)
+    parts = sum(len(content) for part, content in PLAN.parts.items() if part != PLAN.id)
+    limit = parts + len(PLAIN) + len(HALVED)
+    for plan_bytes, kept in ((limit, True), (limit - 1, False)):
+        again = Device(AgentConfig(runtimes=("onnx",), plan_bytes=plan_bytes), shelf=device.shelf)
+        again.register()
+        again.invoke(PLAN, counter=3 + kept, variant=digest_of(HALVED))
+        again.start_worker()
+        assert again.take_sent(m.NeedBlobs) == []
+        again.load()
+        again.finish_all()
+        assert again.shelf.blob(digest_of(HALVED)) == HALVED
+        assert (again.shelf.blob(digest_of(PLAIN)) is not None) is kept
