@@ -287,10 +287,16 @@ class Fleet:
                 client.crash_points = 0
             if client.connection is not None:
                 client.connection.deaf = {True: False, False: False}
-        world.run(until=world.now + CALM_SECONDS, at_most=AT_MOST, enough=lambda: not self.promises.waiting())
-        if self.scenario.kind is Kind.RESTORED_BACKUP:
+        restored = self.scenario.kind is Kind.RESTORED_BACKUP
+        for _ in self.devices if restored else ():
+            # Its owner does not let a device stay refused while the fleet's commands pile up for it.
+            world.run(
+                until=world.now + CALM_SECONDS,
+                at_most=AT_MOST,
+                enough=lambda: not self.promises.waiting() or any(device.refused for device in self.devices),
+            )
             self._replace_refused()
-            world.run(until=world.now + CALM_SECONDS, at_most=AT_MOST, enough=lambda: not self.promises.waiting())
+        world.run(until=world.now + CALM_SECONDS, at_most=AT_MOST, enough=lambda: not self.promises.waiting())
         world.run(until=world.now + AFTERWARDS_SECONDS, at_most=AT_MOST)
 
     def _replace_refused(self) -> None:
