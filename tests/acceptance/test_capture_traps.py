@@ -21,7 +21,6 @@ from coordinator.errors import (
     NumpyInPlan,
     PlanBuildError,
     PythonRandomness,
-    RandomOpNotSupported,
 )
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed
 from tests.acceptance.worlds import PATIENCE, World
@@ -201,15 +200,17 @@ def test_branches_on_data_are_refused_and_point_to_cond(function: Function, line
     assert names_the_line(caught.value, line), str(caught.value)
 
 
-def test_torchs_randomness_is_refused_at_build() -> None:
-    """A random op is refused as such, not frozen."""
+def test_torchs_randomness_is_not_frozen() -> None:
+    """A random op draws at each run: equal under a seed, other numbers under another."""
 
     @func2plan()
     def plan_noise(x: torch.Tensor) -> torch.Tensor:
         return x + torch.randn(3)
 
-    with pytest.raises(RandomOpNotSupported):
-        plan_noise.build(torch.ones(3))
+    plan_noise.build(torch.ones(3))
+    one, again, other = (plan_noise.options(seed=seed)(torch.ones(3)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def test_values_seen_by_numpy_are_refused_at_build() -> None:

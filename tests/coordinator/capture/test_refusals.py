@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import random
 import time
@@ -26,7 +27,7 @@ from coordinator.build_errors import (
     PythonRandomness,
     ResultDiffers,
 )
-from coordinator.plan import Plan
+from coordinator.plan import Plan, func2plan
 from edge_agent.plan.errors import UnknownOp
 from tests.coordinator.capture.checks import assert_same, built, refused
 
@@ -390,3 +391,21 @@ def test_a_lost_side_effect_on_a_module() -> None:
 
     with pytest.raises(LostSideEffect, match=r"self\.last lives outside .*\n .*self\.last = x \* 2"):
         Remembers().build(torch.randn(3))
+
+
+def test_whoever_measures_garbage_collections_may_look_at_the_clock() -> None:
+    """A collection may come in the middle of a build, and calls back into programs that have nothing to do with it."""
+
+    def measures(_phase: str, _info: object) -> None:
+        time.perf_counter()
+
+    def collects(x: torch.Tensor) -> torch.Tensor:
+        gc.collect()
+        return x * 2
+
+    gc.callbacks.append(measures)
+    try:
+        plan = func2plan(args_shape=[(2,)])(collects)
+    finally:
+        gc.callbacks.remove(measures)
+    assert plan.is_built
