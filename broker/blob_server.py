@@ -32,6 +32,7 @@ from broker.ledger.blob_store import BlobStore, Partial
 from broker.protocol.effects import Send
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import decode, encode
+from broker.sockets import free
 
 __all__ = ["BlobArrived", "BlobCounts", "BlobDelivered", "BlobEvent", "BlobLimits", "BlobPeerRefused", "BlobServer"]
 
@@ -136,6 +137,7 @@ class BlobServer:
             while self._done:
                 self._exchange.committed(*self._done.popleft(), time.monotonic())
             self._exchange.close()
+            free(router, self.endpoint)
             router.close()
             self._wake_in.close()
             self._wake_out.close()

@@ -66,7 +66,7 @@ from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
 from broker.protocol.framing import decode, encode, size_of
 from broker.protocol.messages import AskStats, Blobs, Frame
-from broker.sockets import readable, receive, send
+from broker.sockets import free, readable, receive, send
 from broker.subscriptions import Topics
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
@@ -282,6 +282,7 @@ class BrokerServer:
             made.bind(endpoint)
         except zmq.ZMQError as error:
             raise CannotListen(endpoint, zmq.strerror(error.errno or 0)) from None
+        undo.callback(free, made, endpoint)
         return made
 
     def _close_stores(self) -> None:

@@ -13,7 +13,7 @@ import zmq
 
 from broker.protocol.messages import Frame
 
-__all__ = ["readable", "receive", "send"]
+__all__ = ["free", "readable", "receive", "send"]
 
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
@@ -46,3 +46,12 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
         frame = socket.recv(_NOBLOCK, copy=False)
         frames.append(frame.bytes)
     return frames
+
+
+def free(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Let another socket of this process bind ``endpoint`` at once: call it before the one that is bound is closed.
+
+    A closed socket gives back an ``inproc://`` endpoint when ZeroMQ's reaper thread comes to it, which may take long.
+    """
+    if endpoint.startswith("inproc:"):
+        socket.unbind(endpoint)

@@ -579,3 +579,10 @@ def test_release_of_nothing(served: Served) -> None:
     session, _ = served.session()
     session.say(Submit(n=2, devices=[], command=Release(ids=[])))
     assert session.hear(Accepted).n == 2
+
+
+def test_an_endpoint_of_this_process_is_free_again_at_once(context: Context) -> None:
+    """Of all three sockets, however busy ZeroMQ's own threads are."""
+    for _ in range(30):
+        with BrokerServer("inproc://again", context=context) as server:
+            assert server.wait_until_listening(10)
