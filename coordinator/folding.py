@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
@@ -16,7 +16,7 @@ from edge_agent.plan.expressions import evaluate, render, symbols_of
 from edge_agent.plan.format import TensorType, Tree
 from edge_agent.plan.trees import flatten, unflatten
 
-__all__ = ["Folding"]
+__all__ = ["Folding", "shape_of"]
 
 _Type: TypeAlias = tuple[str, tuple[int, ...]] | None
 _Shapes: TypeAlias = list[tuple[int, ...] | None]
@@ -85,7 +85,7 @@ class Folding:
         for size in sorted(batches):
             of_batch = [one and (one[0], (size, *one[1][1:])) for one in leaves[carry:]]
             sizes = bind_sizes(self.signature.graph, [*leaves[:carry], *of_batch])
-            shapes.append([_shape(one, sizes) for one in self.types])
+            shapes.append([shape_of(one, sizes) for one in self.types])
         for k in range(carry, len(self.types)):
             each = {found[k] for found in shapes}
             if len(each) > 1:
@@ -108,7 +108,8 @@ class Folding:
         return known[0][1][0] if known else None
 
 
-def _shape(kind: TensorType, sizes: dict[str, int]) -> tuple[int, ...] | None:
+def shape_of(kind: TensorType, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The shape of a tensor of this type where its symbols have these sizes; None: they do not tell it."""
     if any(not symbols_of(dim) <= sizes.keys() for dim in kind.shape):
         return None
     return tuple(int(evaluate(dim, sizes)) for dim in kind.shape)

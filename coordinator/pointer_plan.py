@@ -16,7 +16,7 @@ from coordinator.core_results import Result
 from coordinator.device import Device
 from coordinator.errors import ForeignPointer, error_from_failure
 from coordinator.fleet import Fleet
-from coordinator.folding import Folding
+from coordinator.folding import Folding, shape_of
 from coordinator.older_devices import bundle_for
 from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
@@ -25,8 +25,7 @@ from coordinator.tagging import checked_tags
 from coordinator.variants import variant_name
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.errors import ArgumentMismatch
-from edge_agent.plan.expressions import evaluate, symbols_of
-from edge_agent.plan.format import TensorType, digest_of
+from edge_agent.plan.format import digest_of
 from edge_agent.plan.trees import unflatten
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, encode_tensor
 
@@ -289,7 +288,7 @@ class PointerPlan:
     def _checked_shapes(self, leaves: Sequence[Any], types: tuple[_Type, ...]) -> _Shapes:
         fitting = [leaf if type_ is not None else None for leaf, type_ in zip(leaves, types, strict=True)]
         sizes = self._signature.sizes(fitting)
-        shapes = [_shape_of(kind, sizes) for kind in self._types]
+        shapes = [shape_of(kind, sizes) for kind in self._types]
         if len(self._checked) >= _CHECKED_CALLS:
             self._checked.clear()
         self._checked[types] = shapes
@@ -413,12 +412,6 @@ class _Call:
                 driver.submit(SubmitCommand(devices=(pointer.result.device,), command=release))
         driver.flush()
         return results
-
-
-def _shape_of(kind: TensorType, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
-    if any(not symbols_of(dim) <= sizes.keys() for dim in kind.shape):
-        return None
-    return tuple(int(evaluate(dim, sizes)) for dim in kind.shape)
 
 
 def _is_tags(leaf: Any) -> bool:
