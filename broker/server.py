@@ -66,7 +66,7 @@ from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
 from broker.protocol.framing import decode, encode, size_of
 from broker.protocol.messages import AskStats, Blobs, Frame
-from broker.sockets import free, readable, receive, send
+from broker.sockets import free, send, waiting
 from broker.subscriptions import Topics
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
@@ -357,11 +357,8 @@ class BrokerServer:
 
     def _drain(self) -> None:
         """Handle what peers have sent, up to a batch of it."""
-        router, monotonic = self._router, time.monotonic
-        for _ in range(MESSAGES_A_BATCH):
-            if not readable(router):
-                return
-            parts = receive(router)
+        monotonic = time.monotonic
+        for parts in waiting(self._router, MESSAGES_A_BATCH, ready=True):
             peer = parts[0]
             size = sum(map(len, parts)) - len(peer)
             event: Event

@@ -23,7 +23,7 @@ from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received,
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import ANSWER_LIMIT, decode, encode
 from broker.protocol.messages import Failure, Invoke, LogRecords, Message, Put, SessionOpened
-from broker.sockets import readable, receive, send
+from broker.sockets import readable, send, waiting
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
     AllAccepted,
@@ -54,6 +54,8 @@ __all__ = ["Context", "SessionDriver"]
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 MESSAGES_A_ROUND = 256
+CHORES_MS = 2
+"""For how long the thread puts off all but what it receives, while results come that somebody waits for."""
 LOG_RECORDS_A_MESSAGE = 256
 LOG_RECORDS_WAITING = 4096
 """Log records beyond this are dropped: the stream is at best effort, and its queue bounded."""
@@ -105,7 +107,9 @@ class SessionDriver:
         self._sink = logs.StreamSink(self._records.append)
         self._log = logs.get_logger("session", sink=self._sink, session=self.core.incarnation.hex())
         self._wakeup = Wakeup()
-        self._io = Guard()  # held while the sockets are used
+        self._io = threading.Lock()  # held while the sockets are used
+        self._notified = False  # whether somebody who waited was woken since the thread slept last
+        self._chores_at = 0.0  # when the thread's chores can't be put off any more
         self._reopen = False
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -149,7 +153,7 @@ class SessionDriver:
         return threading.current_thread() is self._thread
 
     def submit(self, event: SubmitCommand) -> list[Result]:
-        """Feed a command, with `lock` held; call `flush` when it is let go.
+        """Feed a command, with `lock` held; call `flush` before it is let go.
 
         Raises `MessageTooLarge`, or `OutboxFull` when too much waits for the broker; then nothing has happened.
         """
@@ -196,8 +200,8 @@ class SessionDriver:
         self._wakeup.wake()
 
     def flush(self) -> None:
-        """Send what is waiting, or see that the thread does. Never waits."""
-        if not self._io.enter(blocking=False):
+        """Send what is waiting, or see that the thread does, with `lock` held, which keeps ctrl-C out. Never waits."""
+        if not self._io.acquire(blocking=False):
             self.wake()
             return
         dealer = self._dealer
@@ -205,13 +209,13 @@ class SessionDriver:
             self._send_all()
             more = dealer is not None and readable(dealer)
         except BaseException:
-            # A signal's handler, perhaps between two frames of one message: nobody can say what the broker will make
-            # of this connection.
+            # The handler of another signal than ctrl-C's, perhaps between two frames of one message: nobody can say
+            # what the broker will make of this connection.
             self._reopen = True
             self.wake()
             raise
         finally:
-            self._io.leave()
+            self._io.release()
         if more:
             self.wake()
 
@@ -297,6 +301,7 @@ class SessionDriver:
     def _on_result_ended(self, ended: ResultEnded) -> None:
         for notify in self._waiters.pop(ended.id, ()):
             notify()
+            self._notified = True
 
     def _on_answered(self, answered: Answered) -> None:
         on_answer = self._asked.pop(answered.r, None)
@@ -329,17 +334,17 @@ class SessionDriver:
 
     def _run(self) -> None:
         try:
-            with self._io.raw:
+            with self._io:
                 self._open()
             while not self._closed:
                 wait = self._round()
                 for descriptor, _ in self._poll.poll(wait):
                     if descriptor == self._wakeup.fileno():
                         self._wakeup.take()
-            with self._io.raw:
+            with self._io:
                 self._send_all()
         finally:
-            with self._io.raw:
+            with self._io:
                 self._disconnect(linger=LINGER_MS)
             self._idle.set()
             with self.lock.raw:
@@ -383,15 +388,22 @@ class SessionDriver:
 
     def _round(self) -> int:
         """Take in and send all that can be; how long to wait for more, in milliseconds."""
-        with self._io.raw:
+        with self._io:
             if self._reopen:
                 self._replace_connection()
             dealer = self._dealer
             assert dealer is not None
+            drained = self._receive(dealer)
+            now = time.monotonic()
+            if self._notified and drained and now < self._chores_at and not (self._finishing or self._reopen):
+                # Whoever was woken needs the interpreter's lock, which this thread gives back only when it sleeps.
+                self._notified = False
+                return CHORES_MS
+            self._notified, self._chores_at = False, now + CHORES_MS / 1000
             if self._monitor is not None:
                 self._watch(self._monitor)
-            self._receive(dealer)
             with self.lock.raw:
+                self._feed(BatchEnded())
                 self.core.log_level = self._log.level
                 timer = self.core.next_timer()
                 if timer is not None and time.monotonic() >= timer:
@@ -414,15 +426,13 @@ class SessionDriver:
             self._feed(LinkDown())
         self._open()
 
-    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
+    def _receive(self, dealer: zmq.Socket[bytes]) -> bool:
+        """Hand the core what the broker has sent; whether that is all there is."""
         handle, execute, lock = self.core.handle, self._execute, self.lock.raw
         now = time.monotonic()
-        some = False
-        for _ in range(MESSAGES_A_ROUND):
-            if not readable(dealer):
-                break
-            header, *frames = receive(dealer)
-            some = True
+        count = 0
+        for header, *frames in waiting(dealer, MESSAGES_A_ROUND):
+            count += 1
             try:
                 message = decode(header, limit=ANSWER_LIMIT)
             except ProtocolError as error:
@@ -432,10 +442,7 @@ class SessionDriver:
             with lock:  # message by message: a user's call waits for one of them at most
                 for instruction in handle(Received(message=message, frames=tuple(frames)), now):
                     execute[type(instruction)](instruction)
-        if not some:
-            return
-        with lock:
-            self._feed(BatchEnded())
+        return count < MESSAGES_A_ROUND
 
     def _watch(self, monitor: zmq.Socket[bytes]) -> None:
         while readable(monitor):

@@ -436,7 +436,7 @@ class Fleet:
         driver.check()
         with driver.lock:
             results = driver.submit(event)
-        driver.flush()
+            driver.flush()
         return results
 
     def keep_source(self, plan: bytes, table: Sequence[tuple[str, int, str] | None]) -> None:

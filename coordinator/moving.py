@@ -80,7 +80,7 @@ def move(pointer: PointerTensor, device: Device) -> PointerTensor:
             variant=parts.variant or None,
         )
         [moved] = driver.submit(SubmitCommand(devices=(device.id,), command=command, plan=parts, then=release))
-    driver.flush()
+        driver.flush()
     known = pointer.known_type
     made = PointerTensor(
         fleet,

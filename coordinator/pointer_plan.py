@@ -410,7 +410,7 @@ class _Call:
                 # It acts after the invocation: then nothing needs the tensor any more.
                 release = Release(ids=[pointer.result_id])
                 driver.submit(SubmitCommand(devices=(pointer.result.device,), command=release))
-        driver.flush()
+            driver.flush()
         return results
 
 

@@ -73,7 +73,7 @@ def put(
         except EdgePlanError:
             fleet.blobs.discard(first)
             raise
-    driver.flush()
+        driver.flush()
     dtype, shape = DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
     return [
         PointerTensor(fleet, result, dtype=dtype, shape=shape, tags=tuple(command.tags), description=description)

@@ -12,7 +12,7 @@ from zmq.utils.monitor import recv_monitor_message
 from broker.protocol.effects import LinkDown, LinkUp
 from broker.protocol.framing import MESSAGE_LIMIT, encode
 from broker.protocol.messages import Frame, Message
-from broker.sockets import receive, send
+from broker.sockets import send, waiting
 
 __all__ = ["BATCH", "BrokerSocket"]
 
@@ -23,9 +23,6 @@ _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 10_000
 _PAUSE_SECONDS = 0.05
 """How long to wait after a connection broke, doubled (up to 256 times) while nothing comes of the next ones."""
-
-# As plain ints: pyzmq's own are enums, and an operation on one takes a microsecond.
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 class BrokerSocket:
@@ -99,12 +96,16 @@ class BrokerSocket:
         dealer.close(linger=linger)
 
     def receive(self) -> Iterator[list[bytes]]:
-        """The messages that are waiting, at most `BATCH`; no more once the connection was dropped."""
+        """The messages that are waiting, now that the poller has said that there are some: at most `BATCH`, and no more
+        once the connection was dropped.
+        """
         dealer = self.dealer
-        for _ in range(BATCH):
-            if dealer is None or dealer is not self.dealer or not int(dealer.get(_EVENTS)) & _POLLIN:
-                return  # cheaper than to be told so by an exception
-            yield receive(dealer)
+        if dealer is None:
+            return
+        for message in waiting(dealer, BATCH, ready=True):
+            yield message
+            if dealer is not self.dealer:
+                return
 
     def send(self, message: Message, frames: tuple[Frame, ...]) -> None:
         """Send, if there is a connection: the streams send again what matters. Raises `zmq.Again`."""

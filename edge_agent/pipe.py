@@ -31,6 +31,7 @@ class Pipe(Generic[_Out, _In]):
     def __init__(self, end: socket.socket, decoder: msgspec.msgpack.Decoder[list[_In]]) -> None:
         self._socket = end
         self._decoder = decoder
+        self._read = memoryview(bytearray(_READ))  # kept: as many bytes anew for each batch are pages from the kernel
         self._heard = bytearray()
         self._unsaid = bytearray()
 
@@ -77,15 +78,16 @@ class Pipe(Generic[_Out, _In]):
         That may be nothing: in non-blocking mode, or without ``wait``.
         """
         try:
-            data = self._socket.recv(_READ) if wait else self._socket.recv(_READ, socket.MSG_DONTWAIT)
+            count = self._socket.recv_into(self._read, 0, 0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         except ConnectionResetError:
             return None
-        if not data:
+        if not count:
             return None
-        if not self._heard and len(data) >= 4 and len(data) == 4 + _LENGTH.unpack_from(data)[0]:
-            return self._decoder.decode(memoryview(data)[4:])  # the common case: one batch, whole
+        data = self._read[:count]
+        if not self._heard and count >= 4 and count == 4 + _LENGTH.unpack_from(data)[0]:
+            return self._decoder.decode(data[4:])  # the common case: one batch, whole
         self._heard += data
         batches: list[_In] = []
         while len(self._heard) >= 4:
