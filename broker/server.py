@@ -26,7 +26,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
-import msgspec
 import zmq
 
 from broker.blob_effects import BlobArrived, BlobCounts, BlobEvent, BlobPeerRefused
@@ -61,13 +60,13 @@ from broker.ledger.blobs import MemoryBlobs
 from broker.ledger.interface import Ledger
 from broker.ledger.memory import MemoryLedger
 from broker.ledger.writer import LedgerWriter
-from broker.logs import LEVELS, WARNING, Record, StreamSink, emit, get_logger
+from broker.logs import emit, get_logger
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
 from broker.protocol.framing import decode, encode, size_of
 from broker.protocol.messages import AskStats, Blobs, Frame
+from broker.publishing import Publisher
 from broker.sockets import free, send, waiting
-from broker.subscriptions import Topics
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 
@@ -148,10 +147,9 @@ class BrokerServer:
         self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
         self._store: BlobStore = MemoryBlobs() if store is None else store
         self._store.on_altered = self._on_blob_altered
-        self._sink = StreamSink(self._publish_record)
+        self._publisher = Publisher()
         self._local_log = get_logger("broker")
-        self._log = get_logger("broker", sink=self._sink)
-        self._topics = Topics()
+        self._log = get_logger("broker", sink=self._publisher.sink)
         self._posted: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._writer: LedgerWriter | None = None
         self._broken: BaseException | None = None
@@ -164,8 +162,8 @@ class BrokerServer:
         self._execute: dict[type, Callable[[Any], object]] = {
             Log: lambda log: emit(self._log, log),
             Persist: self._persist,
-            PublishNotification: self._publish_notification,
-            PublishLogs: self._publish_logs,
+            PublishNotification: self._publisher.notification,
+            PublishLogs: self._publisher.logs,
             StoreBlobs: self._store_blobs,
             StoreAgain: self._store_again,
             SendBlobs: self._send_blobs,
@@ -215,7 +213,7 @@ class BrokerServer:
             if self._own_context:
                 undo.callback(self._context.term)
             self._router = self._bind(zmq.ROUTER, self.endpoints.listen, undo)
-            self._pub = self._bind(zmq.XPUB, self.endpoints.logs, undo)
+            pub = self._publisher.socket = self._bind(zmq.XPUB, self.endpoints.logs, undo)
             self._blob_server = BlobServer(
                 self.endpoints.blobs, self._store, context=self._context, on_event=self._on_blob_event
             )
@@ -225,7 +223,7 @@ class BrokerServer:
                 raise CannotListen(self.endpoints.blobs, zmq.strerror(error.errno or 0)) from None
             undo.callback(self._blob_server.stop)
             self.endpoints = Endpoints(
-                listen=_bound(self._router), logs=_bound(self._pub), blobs=_for_peers(self._blob_server.endpoint)
+                listen=_bound(self._router), logs=_bound(pub), blobs=_for_peers(self._blob_server.endpoint)
             )
             self._wake_in, self._wake_out = socket.socketpair()
             self._wake_in.settimeout(0)
@@ -309,7 +307,8 @@ class BrokerServer:
             self._wake_in.send(b"!")
 
     def _loop(self) -> None:
-        core, router, pub, wake = self._core, self._router, self._pub, self._wake_out
+        core, router, pub, wake = self._core, self._router, self._publisher.socket, self._wake_out
+        assert pub is not None
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
         poller.register(pub, zmq.POLLIN)
@@ -322,7 +321,9 @@ class BrokerServer:
             if router in ready:
                 self._drain()
             if pub in ready:
-                self._drain_subscriptions()
+                demand = self._publisher.hear()
+                if demand is not None:
+                    self._do(demand, monotonic())
             if wake.fileno() in ready:
                 wake.recv(4096)
                 self._handle_posted(monotonic())
@@ -479,39 +480,6 @@ class BrokerServer:
                 )
                 self._do(moved, now)
         self._blob_counts = counts
-
-    # ------------------------------------------------------------------------------------------ publishing
-
-    def _drain_subscriptions(self) -> None:
-        changed = False
-        with contextlib.suppress(zmq.Again):
-            while True:
-                changed |= self._topics.heard(self._pub.recv(zmq.NOBLOCK))
-        if changed:
-            demand = self._topics.demand()
-            self._sink.level = demand.log_level
-            self._do(demand, time.monotonic())
-
-    def _publish(self, parts: list[Frame]) -> None:
-        with contextlib.suppress(zmq.Again):  # at best effort: a follower who is too slow misses some
-            self._pub.send_multipart(parts, zmq.NOBLOCK)
-
-    def _publish_record(self, record: Record) -> None:
-        level = record.get("level")
-        number = level if isinstance(level, int) else LEVELS.get(str(level), WARNING)
-        if number >= self._sink.level:
-            topic = f"l.{number}.{record.get('component', '')}.{record.get('device', '')}".encode()
-            self._publish([topic, msgspec.msgpack.encode(record)])
-
-    def _publish_logs(self, publish: PublishLogs) -> None:
-        for record in publish.records:
-            if publish.device:
-                record["device"] = publish.device  # nobody logs in another's name
-            self._publish_record(record)
-
-    def _publish_notification(self, publish: PublishNotification) -> None:
-        topic = f"n.{publish.id.hex()}".encode()
-        self._publish([topic, encode(publish.notify), *publish.frames])
 
 
 def _bound(made: _Socket) -> str:

@@ -439,7 +439,7 @@ def test_notifications_are_published(served: Served) -> None:
     command = Invoke(id=result, plan=PLAN, args=[])
     session.say(Submit(n=2, devices=["device_1"], command=command))
     deliver = device.hear(Deliver)
-    wait_until(lambda: served.server._topics.demand().notifications)
+    wait_until(lambda: served.server._publisher._topics.demand().notifications)
     device.say(Announce(n=1, event=ResultReady(id=result, digest=deliver.digest, inline=True)), b"v")
     topic, header, value = follower.recv_multipart()
     assert topic == b"n." + result.hex().encode()
