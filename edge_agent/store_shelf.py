@@ -14,20 +14,21 @@ import os
 import queue
 import sqlite3
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from broker.protocol.ids import counter_of, incarnation_of, nth
+from broker.protocol.ids import nth
 from broker.protocol.messages import DEFAULT_DEADLINE_MS, ResultInfo, ResultReady, TagEntry
 from edge_agent.catalog import Ended, Held, size_of
 from edge_agent.data_sets import DataSets
 from edge_agent.store_cache import ValueCache
 from edge_agent.store_database import Database, StoreInUse
 from edge_agent.store_disk import DISK, Disk
+from edge_agent.store_highest import HighestIds
+from edge_agent.store_orphans import remove_orphans
 from edge_agent.store_parts import Parts
 from edge_agent.store_rows import COMMAND, VALUE, ended_of, value_columns
 from edge_agent.store_writes import Batch, DirectWriter, Writer, Written, written
@@ -36,7 +37,6 @@ from edge_agent.tensor_format import header_of
 
 __all__ = ["StoreShelf"]
 
-_CACHE_SESSIONS = 1024
 _CHECKED_BYTES = 256 << 20
 """Up to which size of the index every row is looked at when the store is opened: about a second for 64 MiB."""
 
@@ -117,9 +117,7 @@ class StoreShelf:
             self._writer = Writer(folder, durable=durable, done=self._batch_written, disk=disk)
         self._wake = wake
         self._cache = ValueCache()
-        self._highest: OrderedDict[bytes, int] = (
-            OrderedDict()
-        )  # incarnation to the highest counter of its ended commands
+        self._highest = HighestIds(self._database)
         self._started = boottime()
         with self._database.read() as connection:
             run = connection.execute
@@ -130,7 +128,7 @@ class StoreShelf:
         self._clock = float(clock)
         self.used = values + count * size_of(0) + blobs
         """How many bytes the values and plans of coordinators have, about."""
-        self._remove_orphans()
+        remove_orphans(self._database, disk, self.store_id)
         self.prune()
 
     # ------------------------------------------------------------------------------------------- questions
@@ -164,8 +162,7 @@ class StoreShelf:
         for batch in (self._pending, self._writing):
             if batch is not None and (waiting := batch.ended.get(id)) is not None:
                 return waiting
-        # A session counts its ids upwards: what is beyond the highest one seen is new, and costs no question.
-        if counter_of(id) > self._highest_of(incarnation_of(id)):
+        if self._highest.beyond(id):
             return None
         with self._database.read() as connection, self._database.whole():
             row = connection.execute(f"SELECT {COMMAND} FROM commands WHERE id = ?", (id,)).fetchone()  # noqa: S608
@@ -442,7 +439,7 @@ class StoreShelf:
                 if held.id not in self._pending.dropped:
                     self._cache.put(held)
             for command in end.batch.ended:
-                self._see(command)
+                self._highest.see(command)
             return
         # What was announced without waiting stays on record at the broker; what was to be on the disk first has failed.
         for held in end.batch.values.values():
@@ -466,50 +463,8 @@ class StoreShelf:
         if self._pending.tags_changed or (self._writing is not None and self._writing.tags_changed):
             self._settle()
 
-    # ------------------------------------------------------------------------------------------- what was seen
-
-    def _see(self, id: bytes) -> None:
-        session = incarnation_of(id)
-        highest = self._highest.get(session)
-        if highest is not None and highest < counter_of(id):
-            self._highest[session] = counter_of(id)
-
-    def _highest_of(self, session: bytes) -> int:
-        highest = self._highest.get(session)
-        if highest is None:
-            with self._database.read() as connection:
-                (last,) = connection.execute(
-                    "SELECT max(id) FROM commands WHERE id BETWEEN ? AND ?", (session + bytes(8), session + b"\xff" * 8)
-                ).fetchone()
-            highest = self._highest[session] = -1 if last is None else counter_of(bytes(last))
-            if len(self._highest) > _CACHE_SESSIONS:
-                self._highest.popitem(last=False)
-        return highest
-
-    # ------------------------------------------------------------------------------------------- files
-
     def _held(self, row: tuple[Any, ...]) -> Held:
         return value_columns(row, str(tensor_path(self.folder, row[0])))
-
-    def _remove_orphans(self) -> None:
-        """Remove files that no row names: of writes that a crash has cut off. Not while one of the device's programs is
-        just writing, and never what looks like the owner's, whose row may have been lost.
-        """
-        with self._database.writing(alone=True) as alone:
-            if not alone:
-                return
-            with self._database.read() as connection:
-                run = connection.execute
-                named = {
-                    tensor_path(self.folder, id).name for (id,) in run("SELECT id FROM tensors WHERE file").fetchall()
-                }
-                named |= {digest.hex() for (digest,) in run("SELECT digest FROM blobs WHERE data IS NULL").fetchall()}
-            own = self.store_id.hex()
-            for folder in (self.folder / "tensors", self.folder / "blobs"):
-                for path in folder.iterdir():
-                    part = path.name.endswith(".part")
-                    if path.name not in named and (part or not path.name.startswith(own)):
-                        self._disk.remove(path)
 
     def close(self) -> None:
         """Write what is gathered, and let go of the store."""
