@@ -12,13 +12,18 @@ PIP_OPTIONS ?=
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest
 LINT_IMPORTS := $(BIN)/lint-imports --no-logo
+# Where `make arm64` keeps a Debian for arm64, and where the Python in it looks for packages. `make arm64 MIRROR=...` names
+# a mirror of Debian; else apt's is taken.
+ARM64 := build/arm64
+ARM64_PACKAGES := $(ARM64)/debian/usr/local/lib/python3.11/dist-packages
+MIRROR ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench long light chaos soak sim sims lint types check format docs constraints clean
+.PHONY: help setup demo test bench long light arm64 chaos soak sim sims lint types check format docs constraints clean
 
 help: ## Say what can be made
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
 
 setup: $(STAMP) ## Make .venv with all that a developer needs (minutes at the first time, nothing afterwards)
 
@@ -54,6 +59,20 @@ light: $(STAMP) ## Make .venv-light without torch, as on a small device, and tra
 	@test -x .venv-light/bin/python || $(PYTHON) -m venv .venv-light
 	@.venv-light/bin/python -m pip --disable-pip-version-check --quiet install $(PIP_OPTIONS) --constraint constraints.txt '.[onnx]'
 	EDGEPLAN_LIGHT_PYTHON=.venv-light/bin/python $(PYTEST) tests/acceptance/test_light_agent.py
+
+arm64: $(STAMP) $(ARM64)/edgeplan ## Make a Debian for arm64 (as root; minutes at the first time), and train on digits there under emulation
+	@du --bytes --summarize --exclude=__pycache__ $(ARM64_PACKAGES) | awk '{printf "A light agent and all that it needs: %.0f MB unpacked\n", $$1 / 1e6}'
+	@EDGEPLAN_ARM64_ROOT=$(ARM64)/debian $(PYTEST) --capture=no --quiet tests/arm64
+
+$(ARM64)/debian: | $(STAMP)
+	@$(BIN)/python -m tests.arm64 $@ $(MIRROR)
+
+$(ARM64)/edgeplan: constraints.txt pyproject.toml $(shell find broker coordinator edge_agent -name '*.py') | $(ARM64)/debian
+	@rm -rf $(ARM64_PACKAGES)
+	@$(PIP) install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --no-compile --target $(ARM64_PACKAGES) \
+		--implementation cp --python-version 3.11 --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 \
+		--only-binary=:all: '.[onnx]'
+	@touch $@
 
 bench: $(STAMP) ## Measure latency and throughput beside a raw pyzmq relay
 	@$(BIN)/python -m tests.benchmarks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -55,12 +55,13 @@ def start_agent(
     *arguments: str,
     wait: bool = True,
     python: os.PathLike[str] | None = None,
+    before: Iterable[str] = (),
 ) -> Program:
     """An agent, registered unless ``wait`` is False. ``store``: its folder, made if it is not there. ``python``: of
-    another environment than this one.
+    another environment than this one. ``before``: a command that runs it.
     """
     where = ("--broker", broker.endpoint, "--id", device, "--store", str(store))
-    program = Program(device, "edge_agent", "run", *where, "--insecure", *arguments, python=python)
+    program = Program(device, "edge_agent", "run", *where, "--insecure", *arguments, python=python, before=before)
     if wait:
         with _stopped_on_error(program):
             program.wait_for("agent_registered", START_WITHIN)

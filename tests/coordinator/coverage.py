@@ -18,6 +18,7 @@ from torch import nn
 
 from coordinator import VirtualWorker, connect, training_plan
 from coordinator.capture.draws import Drawn, drawing
+from coordinator.device import Device
 from coordinator.fleet import Fleet
 from coordinator.plan import FunctionPlan
 from coordinator.training import TrainingPlan
@@ -118,12 +119,11 @@ class _Case:
 
 
 class Coverage:
-    """The table, cell by cell; each is made once."""
+    """The table, cell by cell; each is made once. ``light``: a device without torch, else one is made."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, light: Device | None = None) -> None:
         self._fleet = fleet
-        self._torch = VirtualWorker(fleet, id="with-torch")
-        self._onnx = VirtualWorker(fleet, id="without-torch", runtime="onnx")
+        self._light = light
         self._cases: dict[str, _Case] = {}
         self._cells: dict[tuple[str, str], Cell] = {}
 
@@ -136,6 +136,14 @@ class Coverage:
             except (TranslationUnsupported, VariantUnsound) as refused:
                 self._cells[row, column] = Cell(reason=str(refused).partition("; the plan runs on")[0])
         return self._cells[row, column]
+
+    @cached_property
+    def _torch(self) -> Device:
+        return VirtualWorker(self._fleet, id="with-torch")
+
+    @cached_property
+    def _onnx(self) -> Device:
+        return self._light or VirtualWorker(self._fleet, id="without-torch", runtime="onnx")
 
     def _capture(self, case: _Case) -> float:
         return self._ran(case, case.plan.options(seed=SEED))
@@ -152,7 +160,7 @@ class Coverage:
     def _trained_on_onnx(self, case: _Case) -> float:
         return self._stepped(case, self._sent(case.step, self._onnx))
 
-    def _sent(self, plan: FunctionPlan, device: VirtualWorker) -> Callable[..., Any]:
+    def _sent(self, plan: FunctionPlan, device: Device) -> Callable[..., Any]:
         call = plan.send(device).options(seed=SEED)
         return lambda *args: self._fleet.get(call(*args), timeout=_WITHIN)
 
