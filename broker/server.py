@@ -73,6 +73,11 @@ __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 MESSAGES_A_BATCH = 256
 """How many waiting messages are handled before acknowledgements go out."""
 
+CHORES_SECONDS = 0.002
+"""For how long timers, and what is told of a batch when it ends, may be put off while peers keep talking. What follows
+a message that was sent stands in its way: ZeroMQ's own thread often waits for the same core.
+"""
+
 LONGEST_WAIT = 3600.0
 """Seconds until the loop looks at its timers again: some are due in months, and poll(2) takes 24 days at most."""
 
@@ -315,9 +320,9 @@ class BrokerServer:
         poller.register(wake, zmq.POLLIN)
         monotonic = time.monotonic
         self._do(_BATCH_ENDED, monotonic())  # what the core has to say about the ledger that it took up
+        wait, chores_at = self._timeout_ms(monotonic()), 0.0
         while not self._stopping.is_set():
-            ready = dict(poller.poll(self._timeout_ms(monotonic())))
-            core.log_level = self._local_log.level
+            ready = dict(poller.poll(wait))
             if router in ready:
                 self._drain()
             if pub in ready:
@@ -328,10 +333,16 @@ class BrokerServer:
                 wake.recv(4096)
                 self._handle_posted(monotonic())
             now = monotonic()
+            if ready and now < chores_at:
+                wait = math.ceil(CHORES_SECONDS * 1000)
+                continue
+            chores_at = now + CHORES_SECONDS
+            core.log_level = self._local_log.level
             timer = core.next_timer()
             if timer is not None and timer <= now:
                 self._do(_TICK, now)
             self._do(_BATCH_ENDED, now)
+            wait = self._timeout_ms(now)
         if self._broken is not None:
             raise self._broken
         self._run(core.flush(monotonic()))

@@ -53,6 +53,11 @@ _COMMIT_SECONDS = 0.1
 _COMMIT_WRITES = 1024
 """What need not reach the disk before it is announced is written after so long, or when it is so much."""
 
+_CHORES_SECONDS = 0.002
+"""For how long what nobody waits for may be put off while something keeps coming. What follows a message that was sent
+stands in its way: ZeroMQ's own thread, and the worker, often wait for the same core.
+"""
+
 _LOOK_SECONDS = 5.0
 """How often to look whether another program has changed the store without saying so."""
 
@@ -123,6 +128,8 @@ class Agent:
         self._look_at = 0.0
         self._prune_at = _clock() + _PRUNE_SECONDS
         self._tick_at = 0.0  # the core's next timer
+        self._chores_at = 0.0  # when chores can't be put off any more
+        self._put_off_until = math.inf  # the same, where they were put off
         self._do: dict[type, Callable[[Any], object]] = {}
 
     # ------------------------------------------------------------------------------------------- for its owner
@@ -294,7 +301,8 @@ class Agent:
     def _round(self) -> None:
         """Wait for whatever comes first, and bring the core up to date with it."""
         store_changed = False
-        for source, events in self._poller.poll(self._timeout_ms()):
+        happened = self._poller.poll(self._timeout_ms())
+        for source, events in happened:
             if source is self._broker.dealer:
                 self._receive()
             elif source == self._host.fileno():
@@ -319,6 +327,14 @@ class Agent:
         if now >= self._tick_at:
             self._handle(Tick())
         self._handle(BatchEnded())
+        if happened and now < self._chores_at and not self._shelf.must_commit:
+            self._put_off_until = self._chores_at
+        else:
+            self._chores_at, self._put_off_until = now + _CHORES_SECONDS, math.inf
+            self._do_chores(now)
+
+    def _do_chores(self, now: float) -> None:
+        """What nobody waits for."""
         self._commit(now)
         if now >= self._broker.open_at:
             self._said.extend(self._broker.open())
@@ -337,7 +353,8 @@ class Agent:
     def _timeout_ms(self) -> int:
         if self._said:
             return 0
-        left = min(self._look_at, self._commit_at, self._tick_at, self._broker.open_at) - _clock()
+        due = min(self._look_at, self._commit_at, self._tick_at, self._broker.open_at, self._put_off_until)
+        left = due - _clock()
         return 0 if left <= 0 else math.ceil(left * 1000)
 
     def _handle(self, event: e.AgentEvent) -> None:
