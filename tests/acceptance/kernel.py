@@ -9,7 +9,15 @@ from pathlib import Path
 
 from tests.acceptance.worlds import PATIENCE
 
-__all__ = ["children", "heavy_libraries", "mapped_files", "resident_bytes", "shared_out_bytes", "wait_until_gone"]
+__all__ = [
+    "children",
+    "cpu_seconds",
+    "heavy_libraries",
+    "mapped_files",
+    "resident_bytes",
+    "shared_out_bytes",
+    "wait_until_gone",
+]
 
 HEAVY = ("torch", "numpy", "safetensors")
 
@@ -24,6 +32,15 @@ def shared_out_bytes(pid: int) -> int:
     """The memory of a process that is in RAM, with its part of what it shares with others (PSS)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def cpu_seconds(pid: int) -> float:
+    """The time that the threads of a process have spent on a core so far, to the nanosecond."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
 def mapped_files(pid: int) -> list[str]:

@@ -7,12 +7,15 @@ of medians over the rounds. Nothing here passes or fails: the figures are for pe
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -21,6 +24,7 @@ from coordinator import connect, func2plan
 from coordinator.pointer_plan import PointerPlan
 from coordinator.pointers import PointerTensor
 from tests import processes
+from tests.acceptance.kernel import children, cpu_seconds
 from tests.benchmarks import floor
 from tests.benchmarks.accepting import accepted_per_second
 from tests.benchmarks.report import Row, print_rows, quantile
@@ -36,6 +40,8 @@ REPLY = [bytes(56), bytes(48)]
 
 TABLE_WIDTH = 120
 """Columns that the table needs; a narrower terminal wraps it."""
+
+T = TypeVar("T")
 
 TIMEOUT = 60.0
 """Seconds before a result that does not come ends the benchmark."""
@@ -90,6 +96,31 @@ def pointer_times(plan: PointerPlan, argument: PointerTensor, count: int) -> lis
     return taken
 
 
+class CpuMeter:
+    """The time on a core that some processes spend on each of many calls, in microseconds, by round."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._pids = pids
+        self.rounds: list[dict[str, float]] = []
+
+    def watch(self, measure: Callable[[], T], count: int) -> T:
+        """What ``measure`` gives, which makes ``count`` calls."""
+        before = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+        measured = measure()
+        spent = {name: cpu_seconds(pid) - before[name] for name, pid in self._pids.items()}
+        self.rounds.append({name: 1e6 * seconds / count for name, seconds in spent.items()})
+        return measured
+
+    @property
+    def totals(self) -> list[float]:
+        """Of all the processes together."""
+        return [sum(one.values()) for one in self.rounds]
+
+    def __str__(self) -> str:
+        medians = {name: statistics.median(one[name] for one in self.rounds) for name in self._pids}
+        return ", ".join(f"{name} {median:.0f}" for name, median in medians.items())
+
+
 def accepting(folder: Path, rounds: int, count: int) -> tuple[list[float], list[float]]:
     """Accepted commands a second, round by round: with a ledger that is synced, and with one in memory."""
     synced, in_memory = [], []
@@ -124,12 +155,26 @@ def main() -> int:
         plan = plan_double_abs.send(device)
         latencies(plan, argument, 200)
         raw.latencies(200)
+        [worker] = children(agent.pid)
+        our_pids = {"coordinator": os.getpid(), "broker": broker.pid, "agent": agent.pid, "worker": worker}
+        their_pids = {"client": os.getpid(), **dict(zip(("relay", "echo"), raw.pids, strict=True))}
+        our_cpu, our_cpu_pipelined = CpuMeter(our_pids), CpuMeter(our_pids)
+        their_cpu, their_cpu_pipelined = CpuMeter(their_pids), CpuMeter(their_pids)
+        count, pipelined = options.count, options.pipelined
         with console.status("measuring ...") as status:
             for number in range(options.rounds):
                 status.update(f"round {number + 1} of {options.rounds}")
                 for figures, seconds, per_second in (
-                    (theirs, raw.latencies(options.count), raw.rate(options.pipelined, WINDOW)),
-                    (ours, latencies(plan, argument, options.count), rate(plan, argument, options.pipelined)),
+                    (
+                        theirs,
+                        their_cpu.watch(lambda: raw.latencies(count), count),
+                        their_cpu_pipelined.watch(lambda: raw.rate(pipelined, WINDOW), pipelined),
+                    ),
+                    (
+                        ours,
+                        our_cpu.watch(lambda: latencies(plan, argument, count), count),
+                        our_cpu_pipelined.watch(lambda: rate(plan, argument, pipelined), pipelined),
+                    ),
                 ):
                     figures["p50"].append(1e6 * quantile(seconds, 0.5))
                     figures["p99"].append(1e6 * quantile(seconds, 0.99))
@@ -150,6 +195,13 @@ def main() -> int:
         Row(name="invocation and its value, p50", unit="us", ours=ours["p50"], floor=theirs["p50"], at_most=3),
         Row(name="invocation and its value, p99", unit="us", ours=ours["p99"], floor=theirs["p99"]),
         Row(name=f"pipelined, {WINDOW} under way", unit="1/s", ours=ours["rate"], floor=theirs["rate"], at_least=0.4),
+        Row(name="CPU of all processes, one at a time", unit="us", ours=our_cpu.totals, floor=their_cpu.totals),
+        Row(
+            name="CPU of all processes, pipelined",
+            unit="us",
+            ours=our_cpu_pipelined.totals,
+            floor=their_cpu_pipelined.totals,
+        ),
     ]
     for name, taken in (("idle", idle), ("busy", busy), ("asleep", asleep)):
         median = [1e6 * statistics.median(taken)]
@@ -159,6 +211,8 @@ def main() -> int:
         rows, console, f"{options.rounds} rounds of {options.count} round trips and {options.pipelined} pipelined"
     )
     console.print("floor: raw pyzmq, a client, a Python ROUTER relay and an echo peer; the same bytes and hops")
+    console.print(f"CPU, one at a time: {our_cpu}; floor: {their_cpu}")
+    console.print(f"CPU, pipelined: {our_cpu_pipelined}; floor: {their_cpu_pipelined}")
     if not still_busy:
         console.print("[yellow]the device was no longer busy when the last pointer was made[/yellow]")
     return 0

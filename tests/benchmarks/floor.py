@@ -59,9 +59,10 @@ def echo(endpoint: str, reply: list[bytes]) -> None:
 
 
 class Floor:
-    """The client's end. ``request`` and ``reply`` are lists of frames."""
+    """The client's end. ``request`` is a list of frames; ``pids`` are the relay's and the echo peer's."""
 
-    def __init__(self, socket: zmq.Socket[bytes], request: list[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], request: list[bytes], pids: list[int]) -> None:
+        self.pids = pids
         self._socket = socket
         self._request = request
 
@@ -113,7 +114,7 @@ def running(request: list[bytes], reply: list[bytes]) -> Iterator[Floor]:
         socket = _socket(context, zmq.DEALER)
         socket.connect(endpoint)
         socket.send(b"client")
-        floor = Floor(socket, request)
+        floor = Floor(socket, request, [process.pid for process in processes])
         floor._receive()
         yield floor
     finally:
