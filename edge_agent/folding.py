@@ -1,8 +1,9 @@
 """Runs a plan over data, batch by batch: what a worker does with a `broker.protocol.messages.Fold`.
 
-``carry`` goes from step to step, the other outputs are stacked, one entry a step. In between the whole state is kept
-in a file, every `CHECKPOINT_SECONDS` unless the agent is told otherwise, so that a worker that dies, or a device that
-loses power, goes on from there.
+``carry`` goes from step to step, the other outputs are stacked, one entry a step (`edge_agent.stacks`): they take the
+memory of their elements. In between the whole state is kept on the disk (`edge_agent.checkpoints`), every
+`CHECKPOINT_SECONDS` unless the agent is told otherwise, so that a worker that dies, or a device that loses power, goes
+on from there.
 
 The order of shuffled rows is part of the format: rows sorted (stably) by 64-bit numbers of Philox4x64-10 (Salmon et
 al., "Parallel random numbers: as easy as 1, 2, 3", 2011), key (seed, epoch), counted from 1 as numpy does, so that
@@ -11,24 +12,18 @@ every runtime sees the same batches.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
-
-import msgspec
+from typing import Any, Protocol, TypeAlias
 
 from broker.protocol.messages import Fold
 from broker.protocol.tensors import TensorHeader, inspect
+from edge_agent.checkpoints import Checkpoint
 from edge_agent.jobs import CHECKPOINT_SECONDS
 from edge_agent.plan.errors import ArgumentMismatch
-from edge_agent.tensor_files import write_whole
+from edge_agent.stacks import Stack
 
-__all__ = ["Checkpoint", "Opened", "Tensors", "fold_plan", "shuffled_rows", "steps_of"]
-
-_KEPT_CHECKPOINTS = 32
-"""Checkpoints of invocations that never came back are deleted beyond so many."""
+__all__ = ["Opened", "Tensors", "fold_plan", "shuffled_rows", "steps_of"]
 
 Opened: TypeAlias = tuple[str, tuple[int, ...], Any]
 """dtype name, shape, the runtime's tensor."""
@@ -49,51 +44,8 @@ class Tensors(Protocol):
     def rows(self, tensor: Any, where: Any) -> Any:
         """Rows of a tensor: ``where`` is a slice, or their numbers as a numpy array of int64."""
 
-    def stack(self, tensors: Sequence[Any]) -> Any:
-        """Tensors of one shape, along a new first dim."""
-
-
-class _Kept(NamedTuple):
-    step: int
-    rows: int
-    carry: list[bytes]
-    outs: list[list[bytes]]
-
-
-class Checkpoint:
-    """The file from which the folding of ``id`` goes on. One that was cut or altered, or is of other data, is none."""
-
-    def __init__(self, folder: Path, id: bytes) -> None:
-        self._path = folder / "checkpoints" / id.hex()
-
-    def load(self, rows: int) -> _Kept | None:
-        """What was saved last, for data of so many rows."""
-        try:
-            content = self._path.read_bytes()
-        except OSError:
-            return None
-        digest, kept = content[:32], content[32:]
-        if hashlib.sha256(kept).digest() != digest:
-            return None
-        step, of_rows, carry, outs = msgspec.msgpack.decode(kept, type=tuple[int, int, list[bytes], list[list[bytes]]])
-        return _Kept(step, of_rows, carry, outs) if of_rows == rows else None
-
-    def save(self, kept: _Kept) -> None:
-        """Keep this instead, on the disk when it returns."""
-        self._path.parent.mkdir(exist_ok=True)
-        content = msgspec.msgpack.encode(tuple(kept))
-        write_whole(self._path, [hashlib.sha256(content).digest(), content])
-        self._prune()
-
-    def drop(self) -> None:
-        """The folding has ended."""
-        for path in self._path.parent.glob(f"{self._path.name}*"):  # also what a crash has cut off
-            path.unlink(missing_ok=True)
-
-    def _prune(self) -> None:
-        files = sorted(self._path.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path in files[:-_KEPT_CHECKPOINTS]:
-            path.unlink(missing_ok=True)
+    def elements(self, tensor: Any) -> memoryview:
+        """A tensor's elements, C order, little-endian."""
 
 
 def shuffled_rows(rows: int, seed: int, epoch: int) -> Any:
@@ -124,20 +76,18 @@ def fold_plan(
 
     ``run`` runs one step with its arguments and its number, from 0; ``on_step`` is told how many steps of how many are
     done, and may raise to end it; ``on_resumed`` the same, once, where it goes on from a checkpoint. Raises
-    `ArgumentMismatch`, and what ``run`` raises.
+    `ArgumentMismatch`, MemoryError where the outputs of all steps could never be held, and what ``run`` raises.
     """
     carry, data = list(arguments[: fold.carry]), arguments[fold.carry :]
     rows = _rows_of(fold, data)
     order = fold.order or list(range(fold.carry))
     total = steps_of(fold, rows)
-    outs: list[list[Any]] = []
+    outs: list[Stack] | None = None
     done = 0
-    framed: list[list[bytes]] = []
-    kept = checkpoint.load(rows) if checkpoint is not None else None
-    if kept is not None and 0 < kept.step <= total:
-        done, framed = kept.step, kept.outs
+    kept = checkpoint.load(rows, total) if checkpoint is not None else None
+    if kept is not None:
+        done, outs = kept.step, kept.outs
         carry = [_opened(tensors, frame) for frame in kept.carry]
-        outs = [[_opened(tensors, frame)[2] for frame in one] for one in framed]
         on_resumed(done, total)
     save_at = time.monotonic() + every
     for step, where in _batches(fold, rows, done):
@@ -145,24 +95,20 @@ def fold_plan(
         batch = [_cut(tensors, one, where) for one in data]
         results = run([*carry, *batch], step)
         carry = [(*tensors.describe(results[k]), results[k]) for k in order]
-        rest = results[fold.carry :]
-        outs = outs or [[] for _ in rest]
-        for k, one in enumerate(rest):
-            if outs[k] and tensors.describe(outs[k][0]) != tensors.describe(one):
-                dtype, shape = tensors.describe(one)
-                first, before = tensors.describe(outs[k][0])
-                got = f"{dtype}{list(shape)} at step {step}"
-                raise ArgumentMismatch(f"output {fold.carry + k}", f"{first}{list(before)} at every step", got)
-            outs[k].append(one)
+        rest = [(*tensors.describe(one), one) for one in results[fold.carry :]]
+        if outs is None:
+            outs = [Stack(dtype, shape, total) for dtype, shape, _ in rest]
+        for k, (out, (dtype, shape, one)) in enumerate(zip(outs, rest, strict=True), fold.carry):
+            if (dtype, shape) != (out.dtype, out.shape):
+                before, got = f"{out.dtype}{list(out.shape)}", f"{dtype}{list(shape)}"
+                raise ArgumentMismatch(f"output {k}", f"{before} at every step", f"{got} at step {step}")
+            out.add(tensors.elements(one))
         if checkpoint is not None and time.monotonic() >= save_at:
-            framed = [
-                [*old, *map(tensors.frame, new[len(old) :])]
-                for old, new in zip(framed or [[] for _ in outs], outs, strict=True)
-            ]
-            checkpoint.save(_Kept(step + 1, rows, [tensors.frame(one[2]) for one in carry], framed))
+            checkpoint.save(step + 1, rows, [tensors.frame(one) for _, _, one in carry], outs)
             save_at = time.monotonic() + every
     on_step(total, total)
-    return [*(carry[order.index(k)][2] for k in range(fold.carry)), *map(tensors.stack, outs)]
+    stacked = [tensors.tensor(out.whole()) for out in outs or ()]
+    return [*(carry[order.index(k)][2] for k in range(fold.carry)), *stacked]
 
 
 def _rows_of(fold: Fold, data: Sequence[Opened]) -> int:

@@ -21,7 +21,8 @@ from broker.protocol.ids import nth
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold, LogValue
 from broker.protocol.tensors import TensorHeader, inspect, nbytes_of
 from edge_agent.admission import Admission, as_over_quota, ceiling
-from edge_agent.folding import Checkpoint, Opened, fold_plan
+from edge_agent.checkpoints import Checkpoint
+from edge_agent.folding import Opened, fold_plan
 from edge_agent.jobs import (
     CHECKPOINT_SECONDS,
     Answer,
@@ -115,9 +116,6 @@ class Runtime(Protocol):
 
     def rows(self, tensor: Any, where: Any) -> Any:
         """Rows of a tensor: ``where`` is a slice, or their numbers as a numpy array of int64."""
-
-    def stack(self, tensors: Sequence[Any]) -> Any:
-        """Tensors of one shape, along a new first dim."""
 
 
 class PartDamaged(EdgePlanError):

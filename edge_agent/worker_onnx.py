@@ -68,11 +68,6 @@ class OnnxTensors:
         """Rows of a tensor: a view for a slice, a copy for numbers."""
         return Bfloat16(tensor.bits[where]) if isinstance(tensor, Bfloat16) else tensor[where]
 
-    def stack(self, tensors: Sequence[Array]) -> Array:
-        """Tensors along a new first dim."""
-        stacked = np.stack([_plain(one) for one in tensors])
-        return Bfloat16(stacked) if isinstance(tensors[0], Bfloat16) else stacked
-
 
 def _plain(tensor: Array) -> np.ndarray:
     return tensor.bits if isinstance(tensor, Bfloat16) else tensor

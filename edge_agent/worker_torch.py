@@ -67,10 +67,6 @@ class TorchTensors:
         """Rows of a tensor: a view for a slice, a copy for numbers."""
         return tensor[where] if isinstance(where, slice) else tensor.index_select(0, torch.from_numpy(where))
 
-    def stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Tensors along a new first dim."""
-        return torch.stack(list(tensors))
-
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as numpy can take it. Raises `TensorRefused` for one that is not dense."""

@@ -62,13 +62,15 @@ def test_a_light_agent_trains_in_100_mb(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.long
 def test_the_same_where_torch_is_not_installed(tmp_path: Path) -> None:
-    """In an environment that has what a light device needs and nothing else: see ``make light``."""
+    """In an environment that has what a light device needs and nothing else: see ``make light``. A fold of 30,000 steps
+    takes no more than a short one.
+    """
     named = os.environ.get("EDGEPLAN_LIGHT_PYTHON")
     if named is None:
         pytest.skip("make light makes the environment that this needs")
     python = Path(named).absolute()
     asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
     subprocess.run([python, "-P", "-c", asked], check=True, timeout=WITHIN)
-    most = most_memory_while_training(tmp_path, 100, python)
+    most = most_memory_while_training(tmp_path, 1000, python)
     print(f"{most / 1e6:.1f} MB")
     assert 40_000_000 < most < MOST_BYTES
