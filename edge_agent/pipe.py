@@ -123,6 +123,8 @@ class Board:
     """
 
     SIZE = 16
+    ALL = (1 << 64) - 1
+    """As the job to leave: whichever it is, since the worker shall end."""
 
     __slots__ = ("_cells",)
 
@@ -140,7 +142,7 @@ class Board:
 
     @property
     def leave(self) -> int:
-        """The number of the job that the worker should leave between two ops."""
+        """The number of the job that the worker should leave between two ops; `ALL`: each, and end."""
         return self._cells[1]
 
     @leave.setter

@@ -1,12 +1,13 @@
 """What a worker does with its orders: load plans, run them, keep large results as files. The same on a process and on
 a thread.
 
-`serve` is the loop; what belongs to one runtime (torch) stands behind `Runtime`, so that this module imports neither
-torch nor numpy itself.
+`serve` is the loop; what belongs to one runtime (torch) stands behind `edge_agent.runtimes.interface.Runtime`, so that
+this module imports neither torch nor numpy itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -14,12 +15,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import nth
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold, LogValue
-from broker.protocol.tensors import TensorHeader, inspect, nbytes_of
+from broker.protocol.tensors import inspect, nbytes_of
 from edge_agent.admission import Admission, as_over_quota, ceiling
 from edge_agent.checkpoints import Checkpoint
 from edge_agent.folding import Opened, fold_plan
@@ -48,10 +49,11 @@ from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedPlan, check_plan
 from edge_agent.plan.errors import ArgumentMismatch, OpFailed, PlanOverQuota
 from edge_agent.plan.format import decode_graph, decode_manifest, digest_of
+from edge_agent.runtimes.interface import Provable, Runnable, Runtime, Watchable
 from edge_agent.runtimes.random import seed_of
 from edge_agent.tensor_files import FileAltered, map_tensor, tensor_path, write
 
-__all__ = ["Runtime", "Workbench", "serve"]
+__all__ = ["Workbench", "serve"]
 
 _COALESCE_SECONDS = 0.001
 """How long an answer may wait for others, to be said with them."""
@@ -71,53 +73,6 @@ _MAPPED_FILES = 8
 """How many tensor files stay mapped. One that is deleted meanwhile still takes its room on the disk."""
 
 
-class Runnable(Protocol):
-    """A loaded plan."""
-
-    between_ops: Callable[[int], None] | None
-
-    def run(self, user_inputs: Sequence[Any], sizes: dict[str, int]) -> list[Any]:
-        """Its outputs. Of a plan that draws random numbers, it takes ``seed`` and ``step`` as well. Raises
-        `OpFailed`.
-        """
-
-
-@runtime_checkable
-class Provable(Protocol):
-    """A loaded variant."""
-
-    def prove(self) -> float:
-        """The largest difference to its goldens. Raises `VariantRefused` if it is too large."""
-
-
-class Runtime(Protocol):
-    """What runs plans, and knows its own tensors."""
-
-    name: str
-    version: str
-
-    def load(self, checked: CheckedPlan, state: Sequence[TensorHeader], variant: bytes | None = None) -> Runnable:
-        """A plan, ready to run: its graph, or the variant of it."""
-
-    def tensor(self, header: TensorHeader) -> Any:
-        """A tensor of the runtime over the elements that ``header`` describes: a view where they are writable."""
-
-    def number(self, value: float, dtype: str) -> Any:
-        """A 0-d tensor."""
-
-    def describe(self, tensor: Any) -> tuple[str, tuple[int, ...]]:
-        """A tensor's dtype name and shape."""
-
-    def frame(self, tensor: Any) -> bytes:
-        """A tensor as a frame. Raises `TensorRefused`."""
-
-    def elements(self, tensor: Any) -> memoryview:
-        """A tensor's elements, C order, little-endian."""
-
-    def rows(self, tensor: Any, where: Any) -> Any:
-        """Rows of a tensor: ``where`` is a slice, or their numbers as a numpy array of int64."""
-
-
 class PartDamaged(EdgePlanError):
     """What the store gave as a part of a plan is not that part. ``part``: its digest, in hex."""
 
@@ -132,6 +87,10 @@ class PartDamaged(EdgePlanError):
 
 class _Left(BaseException):
     """The job that is being run was cancelled: out of it, past everything that handles errors."""
+
+
+class _Ending(BaseException):
+    """The worker shall end: out of the job that is being run, which another worker will do again, or go on with."""
 
 
 class _Loaded:
@@ -246,6 +205,8 @@ class Workbench:
         if variant is not None and isinstance(runnable, Provable):
             self._prove(runnable, variant)
         runnable.between_ops = self._between_ops
+        if isinstance(runnable, Watchable):
+            runnable.while_running = self._look
         admission = Admission(self._limits, checked.checked) if self._limits else None
         return _Loaded(digest_of(order.manifest), checked, runnable, admission)
 
@@ -257,13 +218,21 @@ class Workbench:
             proof.parent.mkdir(exist_ok=True)
             proof.write_text(f"{error}\n")
 
-    def _between_ops(self, index: int) -> None:
-        if self._board.leave == self._now_doing:
+    def _look(self) -> float:
+        """The time. Raises what ends the job, if it shall end. Any thread may call."""
+        leave = self._board.leave
+        if leave == self._now_doing:
             raise _Left
+        if leave == Board.ALL:
+            raise _Ending
         now = time.perf_counter()
-        if now >= self._over_at:
+        if now >= (over_at := self._over_at):
             seconds = self._limits.seconds
-            raise PlanOverQuota("time", now - self._over_at + seconds, seconds, at_least=True)
+            raise PlanOverQuota("time", now - over_at + seconds, seconds, at_least=True)
+        return now
+
+    def _between_ops(self, index: int) -> None:
+        now = self._look()
         if now >= self._told_at:
             done, steps = self._steps
             self.progress((done + index / self._ops) / steps)
@@ -352,6 +321,8 @@ class Workbench:
                 on_resumed=lambda done, steps: self._resumed(job, done, steps),
                 every=self._checkpoint_seconds,
             )
+        except _Ending:
+            raise
         except BaseException:
             checkpoint.drop()  # it has ended, with an error: nothing goes on from here
             raise
@@ -417,8 +388,15 @@ class Workbench:
 
 
 def serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> None:
-    """Do orders until the other end of the pipe is gone. Raises OSError when it goes while something is being said."""
+    """Do orders until the other end of the pipe is gone, or the board says that all shall be left. Raises OSError when
+    it goes while something is being said.
+    """
     bench.tell = lambda answer: pipe.say([answer])
+    with contextlib.suppress(_Ending):
+        _serve(pipe, bench, ready)
+
+
+def _serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> None:
     pipe.say([ready])
     orders: deque[Order] = deque()
     answers: list[Answer] = []

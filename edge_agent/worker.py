@@ -21,7 +21,8 @@ from pathlib import Path
 from edge_agent.jobs import CHECKPOINT_SECONDS, Answer, Order, WorkerReady, WorkerUnfit
 from edge_agent.limits import Limits
 from edge_agent.pipe import Board, Pipe, worker_end
-from edge_agent.workbench import Runtime, Workbench, serve
+from edge_agent.runtimes.interface import Runtime
+from edge_agent.workbench import Workbench, serve
 
 __all__ = ["load_runtime", "main"]
 

@@ -19,11 +19,13 @@ from edge_agent.pipe import Board, Pipe, agent_end, worker_end
 
 if TYPE_CHECKING:
     from edge_agent.limits import Limits
-    from edge_agent.workbench import Runtime
+    from edge_agent.runtimes.interface import Runtime
 
 __all__ = ["ProcessWorker", "ThreadWorker", "WorkerHost"]
 
 _GRACE_SECONDS = 5.0
+_LEAVE_SECONDS = 1.0
+"""How long a worker process that shall end may take to leave what it is at, before it is killed."""
 
 
 class WorkerHost(Protocol):
@@ -84,8 +86,10 @@ class _Piped:
         for order in orders:
             # The worker hears the pipe between two jobs only. It may be about to start this one, so say it here, too;
             # unless it is just leaving another one: then it hears of this one in time.
-            if isinstance(order, CancelJob) and (not self._board.doing or self._board.doing != self._board.leave):
-                self._board.leave = order.n
+            if isinstance(order, CancelJob):
+                doing, leave = self._board.doing, self._board.leave
+                if leave != Board.ALL and (not doing or doing != leave):
+                    self._board.leave = order.n
 
     def flush(self) -> None:
         """Give it the orders that did not fit."""
@@ -108,8 +112,14 @@ class _Piped:
         self._end, self._pipe, self._board = ours, agent_end(ours), board
         return theirs
 
+    def _leave_all(self) -> None:
+        """Let it leave what it is at between two ops, and end."""
+        if self._board is not None:
+            self._board.leave = Board.ALL
+
     def _close(self) -> int:
         doing = 0 if self._board is None else self._board.doing
+        self._leave_all()
         if self._pipe is not None:
             self._pipe.close()
         self._pipe = self._end = self._board = None
@@ -173,13 +183,13 @@ class ProcessWorker(_Piped):
             os.close(memory)
 
     def bury(self) -> tuple[int, str]:
-        """Kill what is left of it."""
+        """Wait until it has left what it is at, and kill what is left of it."""
         process, self._process = self._process, None
         doing = self._close()
         if process is None:
             return doing, "there was no worker"
         try:
-            code = process.wait(0.2)
+            code = process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
@@ -252,7 +262,10 @@ class ThreadWorker(_Piped):
             pipe.close()
 
     def kill(self) -> None:
-        """Leave it alone with what it is at: a thread cannot be killed. What it says is not heard any more."""
+        """Leave it alone until it comes to the end of an op, and ends: a thread cannot be killed. What it says is not
+        heard any more.
+        """
+        self._leave_all()
         self._thread, self._ended = None, "it did not stop"
         if self._end is not None:
             with contextlib.suppress(OSError):  # it is gone already

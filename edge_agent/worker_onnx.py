@@ -21,7 +21,7 @@ _NAMES = {np.dtype(code): name for name, (code, _) in DTYPES.items() if name != 
 
 
 class OnnxTensors:
-    """See `edge_agent.workbench.Runtime`. ``threads``: how many a plan may use."""
+    """See `edge_agent.runtimes.interface.Runtime`. ``threads``: how many a plan may use."""
 
     name = "onnx"
     version = str(ort.__version__)

@@ -18,7 +18,7 @@ __all__ = ["TorchTensors"]
 
 
 class TorchTensors:
-    """See `edge_agent.workbench.Runtime`."""
+    """See `edge_agent.runtimes.interface.Runtime`."""
 
     name = "torch"
     version = str(torch.__version__)

@@ -20,6 +20,7 @@ from edge_agent.plan.errors import OpFailed, PlanMalformed, VariantRefused
 from edge_agent.plan.format import Graph
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.variants import Variant, compare, decode_variant, golden_inputs
+from edge_agent.runtimes.lookout import Lookout
 from edge_agent.runtimes.random import drawn
 
 __all__ = ["Array", "Bfloat16", "OnnxPlan", "OnnxRuntime", "complex_of", "narrowed", "widened"]
@@ -69,11 +70,22 @@ def complex_of(array: np.ndarray, dtype: str) -> np.ndarray:
 class OnnxPlan:
     """A variant with the plan's state, ready to run, as often as wanted.
 
-    ``between_ops``, if set, is called before each run: onnxruntime cannot be left in the middle of one.
+    ``between_ops``, if set, is called before each run. ``while_running``, if set, is called on another thread, now and
+    then while one takes long. What either raises ends the run, unchanged: before the next op, where it is under way.
     """
 
-    def __init__(self, graph: Graph, variant: Variant, session: Any, state: Sequence[Array], dtypes: Sequence[str]):
+    def __init__(
+        self,
+        graph: Graph,
+        variant: Variant,
+        session: Any,
+        state: Sequence[Array],
+        dtypes: Sequence[str],
+        lookout: Lookout,
+    ) -> None:
         self.between_ops: Callable[[int], None] | None = None
+        self.while_running: Callable[[], object] | None = None
+        self._lookout = lookout
         self._graph = graph
         self._variant = variant
         self._session = session
@@ -104,14 +116,25 @@ class OnnxPlan:
         feed.update(self._state)
         for name, one in self._draws:
             feed[name] = drawn(one, sizes, seed, step)
-        return [narrowed(array, dtype) for array, dtype in zip(self._run(feed), self._dtypes, strict=True)]
+        results = self._run(feed) if self.while_running is None else self._run_watched(feed, self.while_running)
+        return [narrowed(array, dtype) for array, dtype in zip(results, self._dtypes, strict=True)]
 
-    def _run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def _run(self, feed: Mapping[str, np.ndarray], options: ort.RunOptions | None = None) -> list[np.ndarray]:
         try:
-            results: list[np.ndarray] = self._session.run(self._outputs, feed)
+            results: list[np.ndarray] = self._session.run(self._outputs, feed, options)
         except Exception as error:
             raise self._failed(error) from error
         return results
+
+    def _run_watched(self, feed: Mapping[str, np.ndarray], look: Callable[[], object]) -> list[np.ndarray]:
+        options = ort.RunOptions()  # of its own: what is set in it is for this run alone
+        with self._lookout.over(options, look) as watched:
+            try:
+                return self._run(feed, options)
+            except OpFailed:
+                if watched.reason is not None:
+                    raise watched.reason from None
+                raise
 
     def _failed(self, error: Exception) -> OpFailed:
         message = str(error)
@@ -150,6 +173,7 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(self, threads: int = 1) -> None:
+        self._lookout = Lookout()
         self._options = ort.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
@@ -175,4 +199,4 @@ class OnnxRuntime:
         except Exception as error:
             raise VariantRefused(f"onnxruntime does not load it: {type(error).__name__}: {error}") from error
         dtypes = [one.dtype for one in checked.checked.output_types]
-        return OnnxPlan(checked.graph, decoded, session, state, dtypes)
+        return OnnxPlan(checked.graph, decoded, session, state, dtypes, self._lookout)

@@ -20,7 +20,7 @@ from edge_agent.plan.format import (
     encode_manifest,
 )
 
-__all__ = ["HandMade", "add_state", "double_abs", "long", "pick_one", "square", "two_results", "unknown_op"]
+__all__ = ["HandMade", "add_state", "double_abs", "long", "pick_one", "square", "summing", "two_results", "unknown_op"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,23 @@ def two_results() -> HandMade:
         name="two_results",
     )
     return HandMade(graph, [pair, pair])
+
+
+def summing() -> HandMade:
+    """A plan to fold: ``(carry, batch) -> (carry + sum(batch), sum(batch))``."""
+    scalar = TensorType(dtype="float32", shape=[])
+    graph = Graph(
+        inputs=[Input(name="carry", dtype="float32", shape=[]), Input(name="x", dtype="float32", shape=[3])],
+        ops=[
+            Op(name="aten.sum.default", args=[Special(v=1)]),
+            Op(name="aten.add.Tensor", args=[Special(v=0), Special(v=2)]),
+        ],
+        outputs=[3, 2],
+        signature=["t", ["t", 0, 1], ["d"]],
+        tree=["t", 0, 1],
+        name="summing",
+    )
+    return HandMade(graph, [scalar, scalar])
 
 
 def long(ops: int = 5_000) -> HandMade:

@@ -19,7 +19,8 @@ from edge_agent.pipe import Board
 from edge_agent.plan.checker import check_graph
 from edge_agent.plan.errors import OpFailed, PlanOverQuota
 from edge_agent.plan.format import Graph, Input, Op, Special, TensorType
-from edge_agent.workbench import Runtime, Workbench
+from edge_agent.runtimes.interface import Runtime
+from edge_agent.workbench import Workbench
 from edge_agent.worker import load_runtime
 from edge_agent.worker_hosts import ProcessWorker, ThreadWorker
 from edge_agent.worker_torch import TorchTensors
@@ -40,23 +41,6 @@ def vector(size: int) -> bytes:
 def job(plan: small_plans.HandMade, n: int, *args: bytes, outputs: int = 1, fold: m.Fold | None = None) -> RunJob:
     """A job."""
     return RunJob(n=n, plan=plan.id, id=result_id(n), args=list(args), outputs=outputs, fold=fold)
-
-
-def summing() -> small_plans.HandMade:
-    """A plan to fold: ``(carry, batch) -> (carry + sum(batch), sum(batch))``."""
-    scalar = TensorType(dtype="float32", shape=[])
-    graph = Graph(
-        inputs=[Input(name="carry", dtype="float32", shape=[]), Input(name="x", dtype="float32", shape=[3])],
-        ops=[
-            Op(name="aten.sum.default", args=[Special(v=1)]),
-            Op(name="aten.add.Tensor", args=[Special(v=0), Special(v=2)]),
-        ],
-        outputs=[3, 2],
-        signature=["t", ["t", 0, 1], ["d"]],
-        tree=["t", 0, 1],
-        name="summing",
-    )
-    return small_plans.HandMade(graph, [scalar, scalar])
 
 
 def greedy() -> small_plans.HandMade:
@@ -164,7 +148,7 @@ def test_memory_is_that_of_all_values_at_their_peak(bench: Callable[[Limits], Wo
 
 def test_a_fold_is_measured_by_its_step(bench: Callable[[Limits], Workbench]) -> None:
     """Ten steps of four operations pass where four are allowed, and none where three are."""
-    plan = summing()
+    plan = small_plans.summing()
     data = encode_array(np.arange(30, dtype=np.float32))
     fold = m.Fold(carry=1, batch_size=3)
     zero = encode_array(np.zeros((), dtype=np.float32))

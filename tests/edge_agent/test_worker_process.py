@@ -26,7 +26,7 @@ from edge_agent.jobs import (
     WorkerReady,
     WorkerUnfit,
 )
-from edge_agent.workbench import Runtime
+from edge_agent.runtimes.interface import Runtime
 from edge_agent.worker import load_runtime
 from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
 from tests.edge_agent import small_plans
