@@ -58,7 +58,7 @@ long: $(STAMP) ## Run the tests that take minutes
 light: $(STAMP) ## Make .venv-light without torch, as on a small device, and train on digits there
 	@test -x .venv-light/bin/python || $(PYTHON) -m venv .venv-light
 	@.venv-light/bin/python -m pip --disable-pip-version-check --quiet install $(PIP_OPTIONS) --constraint constraints.txt '.[onnx]'
-	EDGEPLAN_LIGHT_PYTHON=.venv-light/bin/python $(PYTEST) tests/acceptance/test_light_agent.py
+	EDGEPLAN_LIGHT_PYTHON=.venv-light/bin/python $(PYTEST) --capture=no tests/acceptance/test_light_agent.py
 
 arm64: $(STAMP) $(ARM64)/edgeplan ## Make a Debian for arm64 (as root; minutes at the first time), and train on digits there under emulation
 	@du --bytes --summarize --exclude=__pycache__ $(ARM64_PACKAGES) | awk '{printf "A light agent and all that it needs: %.0f MB unpacked\n", $$1 / 1e6}'

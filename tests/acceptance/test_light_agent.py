@@ -18,6 +18,15 @@ from tests.coordinator.translation.test_light_devices import BLOCKED
 
 MOST_BYTES = 100_000_000
 LOOK_SECONDS = 0.05
+MOST_INSTALLED_BYTES = 200_000_000
+INSTALLED = """
+from importlib.metadata import distributions
+
+found = [one for one in distributions() if one.metadata["Name"] not in ("pip", "setuptools")]
+files = [file for one in found for file in one.files or () if file.suffix != ".pyc"]
+print(sum(path.stat().st_size for path in (file.locate() for file in files) if path.exists()))
+"""
+"""Prints how many bytes the packages of an environment have, unpacked."""
 
 
 def most_memory_while_training(folder: Path, epochs: int, python: Path | None = None) -> int:
@@ -71,6 +80,8 @@ def test_the_same_where_torch_is_not_installed(tmp_path: Path) -> None:
     python = Path(named).absolute()
     asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
     subprocess.run([python, "-P", "-c", asked], check=True, timeout=WITHIN)
-    most = most_memory_while_training(tmp_path, 1000, python)
-    print(f"{most / 1e6:.1f} MB")
+    counted = subprocess.run([python, "-P", "-c", INSTALLED], check=True, timeout=WITHIN, capture_output=True)
+    most, installed = most_memory_while_training(tmp_path, 1000, python), int(counted.stdout)
+    print(f"{most / 1e6:.1f} MB while training, {installed / 1e6:.1f} MB installed")
+    assert installed < MOST_INSTALLED_BYTES
     assert 40_000_000 < most < MOST_BYTES
