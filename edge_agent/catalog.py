@@ -87,6 +87,11 @@ class Catalog(Protocol):
     def deaths(self, id: bytes) -> int:
         """How many workers have died of this command."""
 
+    def folded(self, id: bytes) -> list[bytes] | None:
+        """The tensors on which the folding of ``id`` began, by argument (see `edge_agent.jobs.RunJob.names`), if it may
+        go on from a checkpoint.
+        """
+
     def find(self, id: bytes) -> Held | None:
         """The value of this id."""
 
@@ -169,6 +174,8 @@ class MemoryShelf:
         self.manifests: list[bytes] = []
         self.leases: dict[bytes, float] = {}
         self.dead: dict[bytes, int] = {}
+        self.foldings: dict[bytes, list[bytes]] = {}
+        """On what the foldings with a checkpoint began: workers write these."""
         self.expired: list[bytes] = []
         """Values whose lease a test has ended."""
 
@@ -186,6 +193,10 @@ class MemoryShelf:
     def deaths(self, id: bytes) -> int:
         """As `Catalog.deaths`."""
         return self.dead.get(id, 0)
+
+    def folded(self, id: bytes) -> list[bytes] | None:
+        """As `Catalog.folded`."""
+        return self.foldings.get(id)
 
     def mark_death(self, id: bytes, deaths: int) -> None:
         """As `Shelf.mark_death`."""

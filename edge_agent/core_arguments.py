@@ -100,15 +100,17 @@ class Arguments:
         if not here and id not in self._needs:
             self._needs[id] = _Need(self._desk.now)
 
-    def operands(self, command: Command) -> list[Operand] | m.Failure:
-        """What to run the command on: all is here. A failure: a tag matches none or several, or its owner has deleted
-        a tensor.
+    def operands(self, command: Command) -> tuple[list[Operand], list[bytes]] | m.Failure:
+        """What to run the command on: all is here; and, of a fold, the names of it, as in `RunJob.names`. A failure: a
+        tag matches none or several, or its owner has deleted a tensor.
         """
         body = command.body
         assert isinstance(body, m.Invoke)
         operands: list[Operand] = []
         frames = iter(command.frames)
-        for argument in body.args:
+        names = [argument if type(argument) is bytes else b"" for argument in body.args] if body.fold else []
+        begun = self._begun(body)
+        for place, argument in enumerate(body.args):
             if type(argument) is bytes:
                 source = self.source(argument)
                 if source is None:
@@ -119,13 +121,26 @@ class Arguments:
             elif argument is None:
                 operands.append(bytes(next(frames)))
             elif isinstance(argument, list):
-                found = self._catalog.with_tags(argument)
+                found = begun.get(place) or self._catalog.with_tags(argument)
                 if len(found) != 1:
                     return _tag_failure(argument, len(found))
                 operands.append(as_source(found[0].source, found[0].check))
+                if names:
+                    names[place] = found[0].id
             else:
                 operands.append(argument)
-        return operands
+        return operands, names
+
+    def _begun(self, body: m.Invoke) -> dict[int, list[Held]]:
+        """What the tags among the arguments of a fold meant when it began, if it may go on from there: since then a
+        data set may have grown. All of them, or none.
+        """
+        names = self._catalog.folded(body.id) if body.fold is not None else None
+        if names is None or len(names) != len(body.args):
+            return {}
+        tagged = [place for place, argument in enumerate(body.args) if isinstance(argument, list)]
+        found = {place: self._catalog.find(names[place]) for place in tagged}
+        return {place: [held] for place, held in found.items() if held is not None and None not in found.values()}
 
     def uses(self, id: bytes) -> bool:
         """Whether a command that has not ended names ``id``."""

@@ -234,10 +234,11 @@ class Runs:
                 command.move(Step.WAITING_PLAN)
             self._queue.park(command)
             return
-        operands = self.arguments.operands(command)
-        if isinstance(operands, m.Failure):
-            self.ends.fail(command, operands)
+        given = self.arguments.operands(command)
+        if isinstance(given, m.Failure):
+            self.ends.fail(command, given)
             return
+        operands, names = given
         if plan.manifest is not None and len(plan.manifest.outputs) != command.outputs:
             said = f"expected a plan of {command.outputs} outputs, got one of {len(plan.manifest.outputs)}"
             self.ends.fail(command, failure("ArgumentMismatch", said, plan=plan.id.hex()))
@@ -255,6 +256,7 @@ class Runs:
                 outputs=command.outputs,
                 seed=body.seed,
                 fold=body.fold,
+                names=names,
             )
         )
         if self._desk.log_level <= DEBUG:

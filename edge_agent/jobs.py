@@ -82,8 +82,10 @@ class UnloadPlan(_Spoken, frozen=True, kw_only=True, tag=2):
 
 
 class RunJob(_Spoken, frozen=True, kw_only=True, tag=3):
-    """Run a loaded plan; its results will be known as ``id`` and on, and are ``outputs`` in number. With ``fold`` it
-    runs once a batch.
+    """Run a loaded plan; its results will be known as ``id`` and on, and are ``outputs`` in number.
+
+    With ``fold`` it runs once a batch, and ``names`` says for each argument which tensor it is: its id, or nothing
+    where the command itself has it. A fold goes on from a checkpoint only if that was made of the same tensors.
     """
 
     n: int
@@ -93,6 +95,7 @@ class RunJob(_Spoken, frozen=True, kw_only=True, tag=3):
     outputs: int = 1
     seed: int | None = None
     fold: Fold | None = None
+    names: list[bytes] = []
 
 
 class CancelJob(_Spoken, frozen=True, kw_only=True, tag=4):

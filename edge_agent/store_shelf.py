@@ -23,6 +23,7 @@ import msgspec
 from broker.protocol.ids import nth
 from broker.protocol.messages import DEFAULT_DEADLINE_MS, ResultInfo, ResultReady, TagEntry
 from edge_agent.catalog import Ended, Held, size_of
+from edge_agent.checkpoints import names_of
 from edge_agent.data_sets import DataSets
 from edge_agent.store_cache import ValueCache
 from edge_agent.store_database import Database, StoreInUse
@@ -209,6 +210,10 @@ class StoreShelf:
     def deaths(self, id: bytes) -> int:
         """As `Catalog.deaths`."""
         return self._deaths.get(id, 0) if self._deaths else 0
+
+    def folded(self, id: bytes) -> list[bytes] | None:
+        """As `Catalog.folded`."""
+        return names_of(self.folder, id)
 
     def evictable(self, count: int) -> list[tuple[bytes, int]]:
         """As `Catalog.evictable`."""

@@ -309,7 +309,7 @@ class Workbench:
         return loaded.runnable.run([tensor for _, _, tensor in opened], sizes)
 
     def _fold(self, loaded: _Loaded, job: RunJob, fold: Fold, opened: Sequence[Opened]) -> list[Any]:
-        checkpoint = Checkpoint(self._folder, job.id)
+        checkpoint = Checkpoint(self._folder, job.id, job.names)
         try:
             values = fold_plan(
                 fold,

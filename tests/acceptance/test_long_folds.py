@@ -122,6 +122,49 @@ def test_a_fold_goes_on_where_it_was_when_worker_and_agent_are_killed(wire: Tap,
         assert not list((store / "checkpoints").iterdir())
 
 
+def test_a_fold_goes_on_with_the_rows_that_it_began_with(wire: Tap, fleet: Fleet, store: Path) -> None:
+    """What the device's programs append meanwhile is for the next fold: this one goes on where it was when its agent is
+    killed.
+    """
+    epochs = 10
+    with Store.open(store) as opened:
+        opened.append("growing", torch.arange(ROWS, dtype=torch.float64))
+    with processes.start_agent("counter", store, wire, *EAGER) as agent:
+        plan = counting().send(fleet.device("counter"))
+        final, counts = plan.fold(nothing(), over="growing", batch_size=1, epochs=epochs)
+        worker = agent.wait_for("worker_started", PATIENCE)["pid"]
+        progress_beyond(wire, 0.0)
+        with Store.open(store) as opened:
+            assert opened.append("growing", torch.ones(3, dtype=torch.float64)) == ROWS + 3
+        agent.kill()
+        wait_until_gone(int(worker))
+    with processes.start_agent("counter", store, wire, *EAGER) as agent:
+        assert agent.wait_for("fold_resumed", PATIENCE)["result"] == final["count"].id
+        assert fleet.get(counts, timeout=PATIENCE).tolist() == list(range(ROWS * epochs))
+        assert fleet.get(final, timeout=PATIENCE)["sum"].item() == epochs * ROWS * (ROWS - 1) / 2
+        later, _ = plan.fold(nothing(), over="growing", batch_size=ROWS)
+        assert later["sum"].get(PATIENCE).item() == ROWS * (ROWS - 1) / 2 + 3
+
+
+def test_a_fold_whose_rows_are_gone_begins_anew(wire: Tap, fleet: Fleet, store: Path) -> None:
+    """With as many others: no step of the old ones is in its result."""
+    epochs = 10
+    with Store.open(store) as opened:
+        opened.append("moving", torch.arange(ROWS, dtype=torch.float64), max_rows=ROWS)
+    with processes.start_agent("counter", store, wire, *EAGER) as agent:
+        plan = counting().send(fleet.device("counter"))
+        final, counts = plan.fold(nothing(), over="moving", batch_size=1, epochs=epochs)
+        worker = agent.wait_for("worker_started", PATIENCE)["pid"]
+        progress_beyond(wire, 0.0)
+        agent.kill()
+        wait_until_gone(int(worker))
+    with Store.open(store) as opened:
+        assert opened.append("moving", torch.ones(ROWS, dtype=torch.float64), max_rows=ROWS) == ROWS
+    with processes.start_agent("counter", store, wire, *EAGER):
+        assert fleet.get(final, timeout=PATIENCE)["sum"].item() == epochs * ROWS
+        assert fleet.get(counts, timeout=PATIENCE).tolist() == list(range(ROWS * epochs))
+
+
 def test_a_fold_is_cancelled_between_two_steps(wire: Tap, fleet: Fleet, store: Path) -> None:
     """Its worker goes on with the next command, and nothing is left of the fold."""
     device = fleet.device("counter")

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.checkpoints import Checkpoint, Kept
+from edge_agent.checkpoints import Checkpoint, Kept, names_of
 from edge_agent.stacks import Stack
 from tests.edge_agent.device import result_id
 
@@ -107,6 +107,22 @@ def test_of_other_data_or_another_number_of_steps_it_is_none(tmp_path: Path) -> 
     assert load(tmp_path, total=9) is None
 
 
+def test_it_is_of_the_tensors_that_it_was_made_of(tmp_path: Path) -> None:
+    """Of others with as many rows it is none; which they were is found without reading the rest."""
+    names = [b"", b"a tensor", b"another"]
+    assert names_of(tmp_path, result_id(1)) is None
+    Checkpoint(tmp_path, result_id(1), names).save(3, ROWS, [b"carry"], [])
+    assert Checkpoint(tmp_path, result_id(1), names).load(ROWS, TOTAL) == Kept(3, [b"carry"], [])
+    assert Checkpoint(tmp_path, result_id(1), names[:2]).load(ROWS, TOTAL) is None
+    assert Checkpoint(tmp_path, result_id(1), [*names[:2], b"a newer one"]).load(ROWS, TOTAL) is None
+    assert names_of(tmp_path, result_id(1)) == names
+    path = tmp_path / "checkpoints" / f"{result_id(1).hex()}.data"
+    content = path.read_bytes()
+    for altered in (b"", content[:-1], content[:-1] + b"?"):
+        path.write_bytes(altered)
+        assert names_of(tmp_path, result_id(1)) is None
+
+
 @pytest.mark.parametrize("suffix", ["", ".outs"])
 def test_one_that_was_cut_or_altered_is_none(tmp_path: Path, suffix: str) -> None:
     """Either file, anywhere; and what is saved then is whole."""
@@ -146,7 +162,8 @@ def test_a_fold_that_has_ended_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / f"{result_id(1).hex()}.99.part").touch()
     Checkpoint(tmp_path, result_id(2)).save(1, ROWS, [], [])
     Checkpoint(tmp_path, result_id(1)).drop()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [result_id(2).hex()]
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {result_id(2).hex(), f"{result_id(2).hex()}.data"}
     assert load(tmp_path) is None
 
 
@@ -157,4 +174,4 @@ def test_those_that_nobody_came_back_for_are_deleted_in_the_end(tmp_path: Path) 
         step(outs, 0)
         Checkpoint(tmp_path, result_id(n)).save(1, ROWS, [], outs)
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert left == {f"{result_id(n).hex()}{suffix}" for n in range(9, 41) for suffix in ("", ".outs")}
+    assert left == {f"{result_id(n).hex()}{suffix}" for n in range(9, 41) for suffix in ("", ".outs", ".data")}
