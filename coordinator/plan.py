@@ -21,6 +21,7 @@ from coordinator.capture.graphs import StateSource
 from coordinator.capture.inline import inlining
 from coordinator.capture.tracing import Target
 from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLine
+from coordinator.plan_files import parted, with_methods
 from coordinator.plan_state import PlanState, TracedState
 from coordinator.signature import Signature
 from coordinator.variants import variant_name, variant_of
@@ -351,10 +352,15 @@ class Plan(nn.Module):
         return variant_of(bundle, self._need("being translated").lines, precision, self._variants)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan, with its weights as they are now, to a file, and with it the variants that were made.
+        """Write the plan, with its weights as they are now, to a file, and with it the variants that were made, and the
+        methods that `build_method` has built.
 
         Raises `PlanNotBuilt` or `PlanStale`.
         """
+        methods = {name: method._file_bundle() for name, method in self._methods.items()}  # noqa: SLF001 - a plan's
+        with_methods(self._file_bundle(), methods).save(path)
+
+    def _file_bundle(self) -> PlanBundle:
         self._need("being saved")
         bundle = self.bundle()
         variants = {
@@ -362,7 +368,7 @@ class Plan(nn.Module):
             for (graph, precision), made in self._variants.items()
             if graph == bundle.manifest.graph
         }
-        replace(bundle, beside={**bundle.beside, **variants}).save(path)
+        return replace(bundle, beside={**bundle.beside, **variants})
 
     @staticmethod
     def load(path: str | PathLike[str]) -> StoredPlan:
@@ -502,10 +508,14 @@ class FunctionPlan(Plan, ours=True):
 
 
 class StoredPlan(Plan, ours=True):
-    """A plan read from a file. Called, it runs, here; it can be sent, and not be built again."""
+    """A plan read from a file. Called, it runs, here; it can be sent, and not be built again. The methods that were
+    saved with it are called by their names.
+    """
 
     def __init__(self, bundle: PlanBundle) -> None:
         super().__init__()
+        bundle, methods = parted(bundle)
+        self._methods = {name: StoredPlan(one) for name, one in methods.items()}
         checked = bundle.verify()
         table = bundle.beside.get("source")
         lines = [] if table is None else msgspec.msgpack.decode(table, type=list[tuple[str, int, str] | None])
@@ -519,6 +529,11 @@ class StoredPlan(Plan, ours=True):
             signature=Signature(checked.graph),
             looks={},
         )
+
+    def __getattr__(self, name: str) -> Any:
+        """A method that was saved with it."""
+        methods: dict[str, Plan] = self.__dict__.get("_methods", {})
+        return methods[name] if name in methods else super().__getattr__(name)
 
     @property
     def name(self) -> str:

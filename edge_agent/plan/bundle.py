@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,9 +95,9 @@ class PlanBundle:
                 raise PlanMalformed(f"expected a tensor frame as state {place}, got another: {error}") from None
         return check_plan(self.manifest, self.graph, headers)
 
-    def to_bytes(self) -> bytes:
-        """The content of a plan file."""
-        wanted = dict.fromkeys(self.manifest.state)
+    def to_bytes(self, *, without: Container[bytes] = ()) -> bytes:
+        """The content of a plan file. ``without``: digests of state tensors that are elsewhere."""
+        wanted = [digest for digest in dict.fromkeys(self.manifest.state) if digest not in without]
         sections = [("manifest", self.manifest_bytes), ("graph", self.graph_bytes)]
         sections += [("state", self.state[digest]) for digest in wanted]
         sections += [(_BESIDE + name, content) for name, content in sorted(self.beside.items())]
