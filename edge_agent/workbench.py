@@ -455,4 +455,4 @@ def _failure_of(error: Exception, plan: bytes) -> Failure:
             code="StoreFull", message=f"the result could not be kept: {os.strerror(error.errno)}", details=details
         )
     details["error"] = type(error).__name__
-    return Failure(code="ExecutionFailed", message=f"{type(error).__name__}: {error}", details=details)
+    return Failure(code="ExecutionFailed", message=str(error), details=details)

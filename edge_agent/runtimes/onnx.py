@@ -56,7 +56,8 @@ def widened(value: Array) -> np.ndarray:
 def narrowed(array: np.ndarray, dtype: str) -> Array:
     """A result of the model as a tensor of its dtype."""
     if dtype == "bfloat16":
-        return Bfloat16((np.ascontiguousarray(array).view(np.uint32) >> np.uint32(16)).astype(np.uint16))
+        bits = np.ascontiguousarray(array).view(np.uint32) >> np.uint32(16)
+        return Bfloat16(bits.astype(np.uint16).reshape(array.shape))  # numpy makes a vector of what has no dims
     return complex_of(array, dtype)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure
+from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold
 from broker.protocol.tensors import decode_array, encode_array
 from edge_agent.jobs import (
     Answer,
@@ -240,6 +240,21 @@ def test_a_full_disk_is_said_so(bench: Workbench, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.fsync", full)
     frame = encode_array(np.zeros(LARGE, dtype=np.float32))
     assert failure_of(run(bench, small_plans.double_abs(), frame)).code == "StoreFull"
+
+
+def test_outputs_that_could_never_be_held_are_refused_at_once(bench: Workbench) -> None:
+    """At the first step of a fold, and not after the years that all of them would take."""
+    plan = small_plans.summing()
+    assert isinstance(bench.do(plan.load()), PlanLoaded)
+    fold = Fold(carry=1, batch_size=3, epochs=1 << 60)
+    frames = [encode_array(np.zeros((), np.float32)), vector(1, 2, 3)]
+    answer = bench.do(RunJob(n=2, plan=plan.id, id=result_id(1), args=list(frames), outputs=2, fold=fold))
+    assert answer is not None
+    failure = failure_of(answer)
+    assert (failure.code, failure.details["error"]) == ("ExecutionFailed", "MemoryError")
+    assert failure.message == (
+        f"expected memory for {1 << 60:,} outputs of 4 bytes each, {1 << 62:,} bytes in all, got none"
+    )
 
 
 def test_a_cancelled_job_is_not_started(bench: Workbench) -> None:
