@@ -33,9 +33,12 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture of a plan. A notebook shows it."""
+    """A picture of a plan. A notebook shows it; as a string, it is the SVG."""
 
     svg: str
+
+    def __str__(self) -> str:
+        return self.svg
 
     def _repr_svg_(self) -> str:
         return self.svg

@@ -64,7 +64,7 @@ def test_every_input_op_and_result_has_a_box_and_none_overlap(tmp_path: Path) ->
     net = built()
     drawing = net.draw(tmp_path / "net.svg")
     svg = (tmp_path / "net.svg").read_text(encoding="utf-8")
-    assert svg == drawing._repr_svg_()
+    assert svg == drawing._repr_svg_() == str(drawing)
     found = boxes(svg)
     assert len(found) == len(net.graph.inputs) + len(net.graph.ops) + len(net.graph.outputs)
     root = ET.fromstring(svg)  # noqa: S314
