@@ -144,6 +144,7 @@ def test_a_checkpoint_of_other_data_is_none(tmp_path: Path) -> None:
     assert anew.batches == [[0], [1], [2]]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("tensors", [TENSORS, OnnxTensors()], ids=["torch", "onnx"])
 def test_a_step_leaves_no_object_behind(tmp_path: Path, tensors: Any) -> None:
     """Of what is stacked, only the elements are kept, also by checkpoints: the interpreter has as many blocks of memory
@@ -171,6 +172,7 @@ def test_a_step_leaves_no_object_behind(tmp_path: Path, tensors: Any) -> None:
     assert stacked.tolist() == list(range(steps))
 
 
+@pytest.mark.alone
 def test_stacking_makes_no_second_copy() -> None:
     """What is allocated beside the stack itself is a few steps' outputs at a time."""
     large = 100_000
