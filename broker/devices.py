@@ -282,7 +282,7 @@ class Devices:
                 context.other_ledger()
             self.appeared(device)
         mailbox = device.mailbox
-        if same_agent and message.epoch == self._epoch:
+        if same_agent and (message.ledger, message.epoch) == (self._ledger, self._epoch):
             mailbox.taken(message.taken, context.now, device.boot)
         else:
             for record in mailbox.restart(device.boot):

@@ -185,6 +185,7 @@ class Link:
                 labels=dict(self._config.labels),
                 first=self._outbox.last + 1,
                 ops=self._config.ops,
+                ledger=self._ledger,
             )
         )
         self._register_at = self._desk.now + self._jittered(REGISTER_PATIENCE * (1 << self._attempts))

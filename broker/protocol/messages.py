@@ -425,7 +425,8 @@ class Register(_Tagged, frozen=True, kw_only=True, tag=32):
     ``store`` is the store's random id; ``token`` what the broker gave at the last registration, empty at the first;
     ``boot`` is random per start of the agent; ``taken`` the last number taken in ``epoch`` by this boot. ``first`` is
     the number of the next `Announce`: one more than the last that this boot has given out, whoever it was for.
-    ``ops`` is the version of the op registry that the device has; 0: the first.
+    ``ops`` is the version of the op registry that the device has; 0: the first. ``ledger`` is that of the last
+    `Registered`, whose ``epoch`` is told: every ledger counts its epochs from 1. Empty: there was none.
     """
 
     version: Version
@@ -439,6 +440,7 @@ class Register(_Tagged, frozen=True, kw_only=True, tag=32):
     labels: dict[str, str] = {}
     first: Natural = 1
     ops: Natural = 0
+    ledger: bytes = b""
 
 
 class Registered(_Tagged, frozen=True, kw_only=True, tag=33):

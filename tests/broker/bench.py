@@ -277,6 +277,7 @@ class DevicePeer(Peer):
         self.name = name
         self.store = bench.random.randbytes(16)
         self.token = b""
+        self.ledger = b""
         self.epoch = 0
         self.taken = 0
         self.announced = 0
@@ -302,6 +303,7 @@ class DevicePeer(Peer):
             "taken": self.taken,
             "runtimes": ["torch"],
             "first": self.announced + 1,
+            "ledger": self.ledger,
         }
         self.tell(Register(**(fields | changed)))  # type: ignore[arg-type]
         self.welcomed()
@@ -310,7 +312,7 @@ class DevicePeer(Peer):
         """Take in the broker's answer, if it has come."""
         welcomes = self.all(Registered)
         if welcomes:
-            self.token, self.epoch = welcomes[-1].token, welcomes[-1].epoch
+            self.token, self.ledger, self.epoch = welcomes[-1].token, welcomes[-1].ledger, welcomes[-1].epoch
             self.taken = welcomes[-1].first - 1
         return bool(welcomes)
 

@@ -210,6 +210,21 @@ def test_a_command_waits_for_a_device_that_has_yet_to_register(bench: Bench) -> 
     assert session.status(result) is ResultStatus.DONE
 
 
+def test_what_was_taken_of_another_ledger_counts_for_nothing(bench: Bench) -> None:
+    """A device that has not heard of this ledger, since the answer was lost, tells of the other one's first epoch."""
+    session = bench.session()
+    device = DevicePeer(bench, "device_1")
+    before = {"token": b"token of another", "ledger": b"another ledger..", "epoch": 1, "taken": 1}
+    device.register(**before)
+    result = session.invoke()
+    assert device.take(Deliver).n == 1  # and it is lost, with the answer to `Register`
+    device.connect()
+    device.clear()
+    device.register(**before)
+    device.ready(device.take_one())
+    assert session.status(result) is ResultStatus.DONE
+
+
 def test_a_device_that_does_not_come_is_unknown(bench: Bench) -> None:
     """When the grace is over; later ones fail at once, as under a ledger that replaces none. A restart begins anew."""
     session = lost_ledger(bench)

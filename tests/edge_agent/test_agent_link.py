@@ -14,13 +14,14 @@ PLAN = DemoPlan()
 
 
 def test_a_device_introduces_itself_on_every_connection() -> None:
-    """With its id, store, boot, what it runs plans with, and the token of the last time."""
+    """With its id, store, boot, what it runs plans with, and the token, the ledger and the epoch of the last time."""
     device = Device(AgentConfig(runtimes=("torch",), labels={"room": "kitchen"}))
     device.register()
     device.feed(LinkDown())
     device.feed(LinkUp())
     first, second = device.take_sent(m.Register)
     assert (first.device, first.store, first.boot, first.token) == ("device_1", STORE, b"boot-001", b"")
+    assert (first.ledger, second.ledger) == (b"", LEDGER)
     assert (first.runtimes, first.labels) == (["torch"], {"room": "kitchen"})
     assert (second.token, second.epoch, second.boot) == (b"token-01", 1, b"boot-001")
 

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker.acknowledgements import Acknowledgements
 from broker.announcements import Announcements
-from broker.devices import Device
+from broker.devices import Device, Devices
 from broker.effects import Persisted
 from broker.ledger.interface import RecordTerminal
 from broker.mailboxes import Mailbox
+from broker.protocol.messages import Register
 from broker.protocol.streams import Inbox, Outbox, Verdict
 from broker.records import Record
 from broker.releases import Releases
@@ -308,6 +310,16 @@ def forget_to_announce_again(patch: Patch) -> None:
 # ------------------------------------------------------------------------------------------------- the session
 
 
+def take_for_ours_what_another_ledger_told(patch: Patch) -> None:
+    """What a device has taken of one broker counts for another whose ledger is at the same epoch."""
+    original: Any = Devices._admit
+
+    def admit(self: Devices, peer: bytes, message: Register) -> None:
+        original(self, peer, msgspec.structs.replace(message, ledger=self._ledger))
+
+    patch.setattr(Devices, "_admit", admit)
+
+
 def mix_up_values(patch: Patch) -> None:
     """A session gives a result the values of another one."""
     original: Any = Result.end
@@ -358,6 +370,7 @@ MUTANTS = (
     Mutant(mutate=expire_by_the_devices_clock, seeds=(0, 1)),
     Mutant(mutate=never_give_up_a_poison, seeds=(7, 20)),
     Mutant(mutate=forget_to_announce_again, seeds=(6, 53)),
+    Mutant(mutate=take_for_ours_what_another_ledger_told, seeds=(18356,)),
     Mutant(mutate=mix_up_values, seeds=(0, 1)),
     Mutant(mutate=forget_unended_commands, seeds=(642, 694)),
 )
