@@ -1,16 +1,22 @@
-"""Makes variants: translates a graph, runs it beside torch at two sizes, and packs it with what proves it."""
+"""Makes variants: translates a graph, runs it beside torch at two sizes, and packs it with what proves it.
+
+A variant of int8 is not compared with the plan's graph, from which it may lie far, but with `rounded_graph`, which has
+the same roundings as ops: so a wrong kernel stands out, however deep the network.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from coordinator.errors import SourceLine
 from coordinator.translation.errors import TranslationUnsupported, VariantUnsound
+from coordinator.translation.quantised import rounded_weights
+from coordinator.translation.rounded_graphs import rounded_graph, rounded_inputs
 from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedGraph, CheckedPlan, check_graph
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, OpFailed, VariantRefused
@@ -40,7 +46,8 @@ def make_variant(graph: Graph, lines: Sequence[SourceLine | None] = (), precisio
     """The onnx variant of a graph: a blob for devices without torch, which has given what torch gives, here, at two
     sizes.
 
-    Raises `TranslationUnsupported`, `VariantUnsound`, ValueError for a precision that there is not.
+    Raises `TranslationUnsupported`, `VariantUnsound`, `NothingToQuantise` for int8, ValueError for a precision that
+    there is not.
     """
     if precision not in PRECISIONS:
         named = ", ".join(repr(one) for one in PRECISIONS)
@@ -60,7 +67,7 @@ def make_variant(graph: Graph, lines: Sequence[SourceLine | None] = (), precisio
         graph=digest_of(encode_graph(graph)),
         precision=precision,
         content=content,
-        goldens=list(_goldens(checked)),
+        goldens=list(_goldens(_Reference.of(checked, precision))),
     )
     data = encode_variant(variant)
     try:
@@ -76,9 +83,7 @@ def prove(checked: CheckedGraph, variant: bytes) -> float:
     """Run a variant's goldens here, as a device does: the largest difference. Raises `VariantRefused`."""
     from edge_agent.runtimes.onnx import OnnxRuntime
 
-    state = [one for one in checked.graph.inputs if one.kind == "state"]
-    empty: list[Any] = [np.empty(0)] * len(state)  # goldens bring a state of their own
-    return OnnxRuntime().load(_plan(checked), empty, variant).prove()
+    return OnnxRuntime().model(_plan(checked), variant).prove()
 
 
 def _plan(checked: CheckedGraph) -> CheckedPlan:
@@ -89,11 +94,39 @@ def _plan(checked: CheckedGraph) -> CheckedPlan:
 # ------------------------------------------------------------------------------------------------ goldens
 
 
-def _goldens(checked: CheckedGraph) -> Iterator[Golden]:
+@dataclass(frozen=True)
+class _Reference:
+    """What a variant has to give: a graph that torch runs, and which weights are rounded before."""
+
+    checked: CheckedGraph
+    axes: Mapping[int, int]
+
+    @classmethod
+    def of(cls, checked: CheckedGraph, precision: str) -> _Reference:
+        """For the variant of a graph."""
+        if precision != "int8":
+            return cls(checked, {})
+        rounded = rounded_weights(checked)
+        return cls(check_graph(rounded_graph(checked.graph, rounded)), rounded.axes)
+
+    def run(self, sizes: Mapping[str, int], seed: int, fill: str) -> list[torch.Tensor] | None:
+        """What torch gives; None: it refuses such arguments."""
+        graph = self.checked.graph
+        inputs = rounded_inputs(golden_inputs(graph, sizes, seed, fill), self.axes)
+        tensors = [torch.from_numpy(array).to(TORCH_DTYPES[dtype]) for dtype, array in inputs]
+        user = len(graph.given)
+        state = tensors[user : len(tensors) - len(graph.drawn)]
+        try:
+            return TorchRuntime().load(_plan(self.checked), state).run(tensors[:user], sizes, seed=seed)
+        except (OpFailed, ConditionFailed):
+            return None
+
+
+def _goldens(reference: _Reference) -> Iterator[Golden]:
     """Two golden runs, of different sizes where sizes may differ."""
     made = 0
-    for number, sizes in enumerate(_sizes(checked.graph)):
-        golden = _golden(checked, sizes, _SEED + number)
+    for number, sizes in enumerate(_sizes(reference.checked.graph)):
+        golden = _golden(reference, sizes, _SEED + number)
         if golden is not None:
             yield golden
             made += 1
@@ -103,10 +136,10 @@ def _goldens(checked: CheckedGraph) -> Iterator[Golden]:
         raise TranslationUnsupported("no arguments were found with which torch runs it, to compare the results")
 
 
-def _golden(checked: CheckedGraph, sizes: Mapping[str, int], seed: int) -> Golden | None:
+def _golden(reference: _Reference, sizes: Mapping[str, int], seed: int) -> Golden | None:
     best: tuple[float, str, list[torch.Tensor]] | None = None
     for fill in FILLS:
-        results = _run(checked, sizes, seed, fill)
+        results = reference.run(sizes, seed, fill)
         if results is None:
             continue
         strange = _strange(results)
@@ -118,20 +151,6 @@ def _golden(checked: CheckedGraph, sizes: Mapping[str, int], seed: int) -> Golde
         return None
     outputs = [golden_output(DTYPE_NAMES[one.dtype], _plain(one)) for one in best[2]]
     return Golden(sizes=dict(sizes), seed=seed, fill=best[1], outputs=outputs)
-
-
-def _run(checked: CheckedGraph, sizes: Mapping[str, int], seed: int, fill: str) -> list[torch.Tensor] | None:
-    """What torch gives; None: it refuses such arguments."""
-    tensors = [
-        torch.from_numpy(array).to(TORCH_DTYPES[dtype])
-        for dtype, array in golden_inputs(checked.graph, sizes, seed, fill)
-    ]
-    user = len(checked.graph.given)
-    state = tensors[user : len(tensors) - len(checked.graph.drawn)]
-    try:
-        return TorchRuntime().load(_plan(checked), state).run(tensors[:user], sizes, seed=seed)
-    except (OpFailed, ConditionFailed):
-        return None
 
 
 def _strange(results: Sequence[torch.Tensor]) -> float:
