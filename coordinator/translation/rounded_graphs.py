@@ -1,7 +1,9 @@
 """A graph with the roundings of its variant of int8 as ops of its own: so that torch can say what that must give.
 
 The variant multiplies integers, and torch here multiplies the float32 numbers that they stand for: equal, but for the
-last bits of float32, and for what these change of an element that lies in the middle between two integers.
+last bits of float32, and for what these change of an element that lies in the middle between two integers. In a network
+of many layers such an element moves some of the next layer's over the middle, and these more: there nothing but the
+roundings' own error bounds how far two right results lie apart. A ``shift`` tells how far that is in one network.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from edge_agent.plan.quantised import LEVELS, dequantised, quantised
 __all__ = ["rounded_graph", "rounded_inputs"]
 
 
-def rounded_graph(graph: Graph, rounded: Rounded) -> Graph:
+def rounded_graph(graph: Graph, rounded: Rounded, shift: float = 0.0) -> Graph:
     """The graph, with the rows of each matrix rounded that is multiplied with a rounded weight. The weights are inputs
-    as before: see `rounded_inputs`.
+    as before: see `rounded_inputs`. ``shift``: by which part of themselves elements are moved before they are rounded.
     """
     made = _Renumbered(len(graph.inputs))
     rows: dict[int, Special] = {}
@@ -30,7 +32,7 @@ def rounded_graph(graph: Graph, rounded: Rounded) -> Graph:
         replaced = {}
         if matrix is not None:
             if matrix not in rows:
-                rows[matrix] = _rounded_rows(made, made.number(matrix))
+                rows[matrix] = _rounded_rows(made, made.number(matrix), shift)
             replaced[matrix] = rows[matrix]
         made.take(op, replaced)
     outputs = [made.number(value).v or 0 for value in graph.outputs]
@@ -45,11 +47,14 @@ def rounded_inputs(arrays: Sequence[tuple[str, np.ndarray]], axes: Mapping[int, 
     ]
 
 
-def _rounded_rows(made: _Renumbered, x: Special) -> Special:
+def _rounded_rows(made: _Renumbered, x: Special, shift: float) -> Special:
     last = Special(l=[-1])
     largest = made.add("aten.amax.default", made.add("aten.abs.default", x), last, True)
     scale = made.add("aten.mul.Tensor", made.add("aten.clamp_min.default", largest, LEAST), 1 / LEVELS)
-    return made.add("aten.mul.Tensor", made.add("aten.round.default", made.add("aten.div.Tensor", x, scale)), scale)
+    steps = made.add("aten.div.Tensor", x, scale)
+    if shift:
+        steps = made.add("aten.mul.Tensor", steps, 1 + shift)
+    return made.add("aten.mul.Tensor", made.add("aten.round.default", steps), scale)
 
 
 class _Renumbered:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LEVELS",
     "MIDDLE",
+    "MOST_TOLERANCE",
     "PackedState",
     "QuantisedModel",
     "axes_of",
@@ -48,6 +49,9 @@ LEVELS = 127
 MIDDLE = 128
 """What stands for 0."""
 
+MOST_TOLERANCE = 0.25
+"""What a variant of int8 may at most ask for: no device takes one whose results may be anything."""
+
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Place = Annotated[int, Meta(ge=0)]
 
@@ -56,11 +60,13 @@ _MAGIC = b"edgeplan:packed\n"
 
 class QuantisedModel(Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
     """The content of a variant of int8: the model, and the inputs of the graph that are rounded, in order: the place of
-    each, and the dim of its channels.
+    each, and the dim of its channels. ``tolerance``: how far float results may lie from the golden ones at least, as a
+    part of the largest element, since so much may hang on the last bits of float32.
     """
 
     model: bytes
     axes: list[tuple[Place, Place]]
+    tolerance: Annotated[float, Meta(ge=0, le=MOST_TOLERANCE)] = 0.0
 
 
 class PackedState(Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):

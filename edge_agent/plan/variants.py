@@ -54,7 +54,8 @@ dtypes must be equal.
 
 For int8 torch makes the same roundings, so float32 results agree to the last bits, but where such a bit lets an element
 in the middle between two integers go the other way. That moves a sum of n products by at most the 127th part of the
-largest of them, and the largest such sum has about sqrt(n) times that one's size: 2e-3 for n = 16."""
+largest of them, and the largest such sum has about sqrt(n) times that one's size: 2e-3 for n = 16. A variant of a
+network in which more hangs on such bits says so (`edge_agent.plan.quantised.QuantisedModel.tolerance`)."""
 
 PRECISIONS = tuple(TOLERANCES)
 """What a variant computes in: the plan's own dtypes, or less."""

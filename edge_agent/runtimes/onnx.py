@@ -157,9 +157,11 @@ class OnnxModel:
         self._threads = threads
         self._content = variant.content
         self._axes: Mapping[int, int] = {}
+        self._allowed = TOLERANCES[variant.precision]
         if variant.precision == "int8":
             model = decode_quantised(variant.content)
             self._content, self._axes = model.model, axes_of(model, self.graph)
+            self._allowed = {dtype: max(least, model.tolerance) for dtype, least in self._allowed.items()}
         self._shared: Any = None  # the session, where all state is fed to it
 
     def load(self, state: Sequence[Array]) -> OnnxPlan:
@@ -194,8 +196,7 @@ class OnnxModel:
         """
         if not self._variant.goldens:
             raise VariantRefused("it has no golden outputs to be compared with")
-        allowed = TOLERANCES[self._variant.precision]
-        return max(compare(golden, self.answer(golden), allowed) for golden in self._variant.goldens)
+        return max(compare(golden, self.answer(golden), self._allowed) for golden in self._variant.goldens)
 
     def _split(self, state: Sequence[Array]) -> tuple[dict[str, Array], dict[str, np.ndarray]]:
         """State as what is fed to the model, and what is its constants; rounded here, where it comes as it is."""
