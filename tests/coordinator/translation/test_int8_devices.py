@@ -282,12 +282,15 @@ def test_other_methods_are_sent_in_the_same_precision(light: VirtualWorker) -> N
 
 
 def test_an_agent_process_without_torch(tmp_path: Path, net: Digits) -> None:
-    """Agent and worker, with torch's import blocked: large weights come as files; a second run needs nothing."""
+    """Agent and worker, with torch's import blocked: large weights come as files, a second run needs nothing, and new
+    weights no new proof.
+    """
     hooks = tmp_path / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(BLOCKED)
     torch.manual_seed(0)
-    plan = FunctionPlan(nn.Sequential(nn.Linear(64, 1200), nn.Tanh(), nn.Linear(1200, 10)).eval())
+    model = nn.Sequential(nn.Linear(64, 1200), nn.Tanh(), nn.Linear(1200, 10)).eval()
+    plan = FunctionPlan(model)
     plan.build(torch.randn(4, 64), args_shape=[("batch", 64)])
     with pytest.MonkeyPatch.context() as patch, processes.start_broker() as broker:
         patch.setenv("PYTHONPATH", str(hooks))
@@ -303,3 +306,9 @@ def test_an_agent_process_without_torch(tmp_path: Path, net: Digits) -> None:
             before = fleet.stats().devices[device.id].blobs_out
             assert torch.equal(value(sent(x)), scores)
             assert fleet.stats().devices[device.id].blobs_out == before
+            [proof] = (tmp_path / "store" / "proofs").iterdir()
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.mul_(2)
+            assert not torch.equal(value(plan.send(device, variant="int8")(x)), scores)
+            assert list((tmp_path / "store" / "proofs").iterdir()) == [proof]
