@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from coordinator.translation.ops.matrix import plus
 from coordinator.translation.writer import Value, Writer
 from edge_agent.plan.checker import CheckedGraph
@@ -55,7 +53,8 @@ _OF_MATRICES = _PRODUCTS | {"aten.embedding.default"}
 class Rounded:
     """What a variant of int8 rounds. ``axes``: the dims of the channels of the weights, by their places among the
     graph's inputs. ``products``: the ops that are written with integers, each with the value that it multiplies such a
-    weight with. ``given``: whether an argument is used as a weight, too.
+    weight with. ``given``: whether there are none, since arguments
+    are used as weights.
     """
 
     axes: Mapping[int, int]
@@ -73,6 +72,7 @@ def rounded_weights(checked: CheckedGraph) -> Rounded:
         for place, one in enumerate(graph.inputs)
         if one.kind in ("state", "user") and one.dtype == "float32" and len(one.shape) > 1
     }
+    carried = any(graph.inputs[place].kind == "state" for place in views)
     axes: dict[int, int] = {}
     products: dict[int, int] = {}
     given = False
@@ -85,7 +85,7 @@ def rounded_weights(checked: CheckedGraph) -> Rounded:
         if op.name in _TURNS and not op.kwargs and _turns(rank, _dims(op)):
             views[result] = place, not turned
         elif used and graph.inputs[place].kind == "user":
-            given = True
+            given = not carried
         elif used:
             axis = 1 - channels if turned else channels
             x = _value(op, spec, argument - 1)
@@ -173,9 +173,12 @@ class Rounder:
         key = weight.ints.name, weight.turned
         if key not in self._floats:
             w = self._writer
-            middles = w.constant(np.full(weight.scale.dims, MIDDLE), "uint8")
-            inputs, shape = (weight.ints, weight.scale, middles), weight.ints.dims
-            made = w.op("DequantizeLinear", *inputs, dtype="float32", shape=shape, axis=weight.axis)
+            # the scales stay outside: a product that follows this op at once is made one of integers by onnxruntime
+            steps = w.constant(1.0, "float32"), w.constant(MIDDLE, "uint8")
+            ints = w.op("DequantizeLinear", weight.ints, *steps, dtype="float32", shape=weight.ints.dims)
+            channels = [-1 if dim == weight.axis else 1 for dim in range(weight.ints.rank)]
+            scale = w.op("Reshape", weight.scale, w.ints(channels))
+            made = w.op("Mul", ints, scale, shape=weight.ints.dims)
             self._floats[key] = w.transpose(made, [1, 0]) if weight.turned else made
         return self._floats[key]
 

@@ -151,7 +151,7 @@ def quantised(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     scale = largest / np.float32(LEVELS)
     scale[scale == 0] = 1.0  # of zeros only, or too small to be told from them
     ints = np.rint(weight / _along(scale, weight.ndim, axis))
-    return (np.clip(ints, -LEVELS, LEVELS) + MIDDLE).astype(np.uint8), scale
+    return np.ascontiguousarray(np.clip(ints, -LEVELS, LEVELS) + MIDDLE, dtype=np.uint8), scale
 
 
 def dequantised(ints: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:

@@ -134,6 +134,38 @@ def test_a_convolution_has_its_kernel_in_one_byte() -> None:
     assert prove(check_graph(plan.graph), make_variant(plan.graph, precision="int8")) < 1e-5
 
 
+Uses = Callable[..., Any]
+
+USES: dict[str, tuple[tuple[int | str, ...], Uses]] = {
+    "one row": ((6,), lambda x, w: linear(x, w)),
+    "twice": (("n", 6), lambda x, w: linear(x, w) * torch.mm(x, w.t())),
+    "several dims": ((2, "n", 6), lambda x, w: linear(x, w)),
+    "changed before": (("n", 6), lambda x, w: linear(x, w * 2) + linear(x, w)),
+    "added": (("n", 6), lambda x, w: torch.addmm(x, x, w.t(), beta=0.5, alpha=2)),
+    "added to nothing": (("n", 6), lambda x, w: torch.addmm(x, x, w.t(), beta=0)),
+    "both ways": (("n", 6), lambda x, w: linear(x, w) @ w),
+    "with a weight": (("n", 6), lambda x, w: x @ (w @ w) + x @ w),
+    "turned by permute": (("n", 6), lambda x, w: x @ w.permute(1, 0)),
+    "turned twice": (("n", 6), lambda x, w: linear(x, w.mT.transpose(-1, 0))),
+    "returned": (("n", 6), lambda x, w: (linear(x, w), w.t())),
+    "the largest": (("n", 6), lambda x, w: linear(x, w).argmax(1)),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_every_use_of_a_weight_gives_what_torch_gives(name: str) -> None:
+    """As a product of integers or of float32, whatever else the weight is used for."""
+    torch.manual_seed(0)
+    shape, use = USES[name]
+
+    @func2plan(args_shape=[shape], state=(torch.randn(6, 6),))
+    def used(x: torch.Tensor, state: Any) -> Any:
+        return use(x, *state.read())
+
+    assert rounded_weights(check_graph(used.graph)).axes
+    assert prove(check_graph(used.graph), make_variant(used.graph, precision="int8")) < 1e-6
+
+
 def test_a_model_holds_no_weights() -> None:
     """Neither as numbers nor as inputs: new weights need no new one."""
     plan = mlp()
