@@ -52,13 +52,13 @@ _OF_MATRICES = _PRODUCTS | {"aten.embedding.default"}
 @dataclass(frozen=True, slots=True)
 class Rounded:
     """What a variant of int8 rounds. ``axes``: the dims of the channels of the weights, by their places among the
-    graph's inputs. ``products``: the ops that are written with integers, each with the value that it multiplies such a
-    weight with. ``given``: whether there are none, since arguments
+    graph's inputs. ``products``: the ops that are written with integers, each with the argument that it multiplies
+    such a weight with: its place, and which value it is. ``given``: whether there are none, since arguments
     are used as weights.
     """
 
     axes: Mapping[int, int]
-    products: Mapping[int, int]
+    products: Mapping[int, tuple[int, int]]
     given: bool
 
 
@@ -74,7 +74,7 @@ def rounded_weights(checked: CheckedGraph) -> Rounded:
     }
     carried = any(graph.inputs[place].kind == "state" for place in views)
     axes: dict[int, int] = {}
-    products: dict[int, int] = {}
+    products: dict[int, tuple[int, int]] = {}
     given = False
     result = len(graph.inputs)
     for index, (op, spec) in enumerate(zip(graph.ops, checked.specs, strict=True)):
@@ -91,8 +91,8 @@ def rounded_weights(checked: CheckedGraph) -> Rounded:
             x = _value(op, spec, argument - 1)
             weights = x in views and graph.inputs[views[x][0]].kind == "state"
             fits = axes.setdefault(place, axis) == axis and op.name in _PRODUCTS
-            if fits and not weights and len(checked.types[x].shape) > 1:
-                products[index] = x
+            if fits and not weights and argument <= len(op.args) and len(checked.types[x].shape) > 1:
+                products[index] = argument - 1, x
         result += op.outputs
     return Rounded(dict(sorted(axes.items())), products, given)
 

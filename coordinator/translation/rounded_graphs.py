@@ -28,13 +28,10 @@ def rounded_graph(graph: Graph, rounded: Rounded, shift: float = 0.0) -> Graph:
     made = _Renumbered(len(graph.inputs))
     rows: dict[int, Special] = {}
     for index, op in enumerate(graph.ops):
-        matrix = rounded.products.get(index)
-        replaced = {}
-        if matrix is not None:
-            if matrix not in rows:
-                rows[matrix] = _rounded_rows(made, made.number(matrix), shift)
-            replaced[matrix] = rows[matrix]
-        made.take(op, replaced)
+        place, matrix = rounded.products.get(index, (-1, -1))
+        if matrix >= 0 and matrix not in rows:
+            rows[matrix] = _rounded_rows(made, made.number(matrix), shift)
+        made.take(op, {place: rows[matrix]} if matrix >= 0 else {})
     outputs = [made.number(value).v or 0 for value in graph.outputs]
     return msgspec.structs.replace(graph, ops=made.ops, outputs=outputs)
 
@@ -76,18 +73,18 @@ class _Renumbered:
         return Special(v=self._next - 1)
 
     def take(self, op: Op, replaced: Mapping[int, Special]) -> None:
-        """The next op of the old graph, with some old values replaced."""
+        """The next op of the old graph, with some arguments replaced, by their places."""
 
         def one(argument: Any) -> Any:
             if not isinstance(argument, Special):
                 return argument
             if argument.v is not None:
-                return replaced.get(argument.v) or self.number(argument.v)
+                return self.number(argument.v)
             if argument.l is not None:
                 return Special(l=[one(element) for element in argument.l])
             return Special(t=[one(element) for element in argument.t]) if argument.t is not None else argument
 
-        args = [one(argument) for argument in op.args]
+        args = [replaced[place] if place in replaced else one(argument) for place, argument in enumerate(op.args)]
         kwargs = {name: one(argument) for name, argument in op.kwargs.items()}
         self.ops.append(msgspec.structs.replace(op, args=args, kwargs=kwargs))
         self._numbers += range(self._next, self._next + op.outputs)

@@ -137,9 +137,9 @@ def test_a_convolution_has_its_kernel_in_one_byte() -> None:
 Uses = Callable[..., Any]
 
 USES: dict[str, tuple[tuple[int | str, ...], Uses]] = {
-    "one row": ((6,), lambda x, w: linear(x, w)),
+    "one row": ((6,), linear),
     "twice": (("n", 6), lambda x, w: linear(x, w) * torch.mm(x, w.t())),
-    "several dims": ((2, "n", 6), lambda x, w: linear(x, w)),
+    "several dims": ((2, "n", 6), linear),
     "changed before": (("n", 6), lambda x, w: linear(x, w * 2) + linear(x, w)),
     "added": (("n", 6), lambda x, w: torch.addmm(x, x, w.t(), beta=0.5, alpha=2)),
     "added to nothing": (("n", 6), lambda x, w: torch.addmm(x, x, w.t(), beta=0)),
