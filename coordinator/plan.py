@@ -24,7 +24,7 @@ from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLin
 from coordinator.plan_files import parted, with_methods
 from coordinator.plan_state import PlanState, TracedState
 from coordinator.signature import Signature
-from coordinator.variants import variant_name, variant_of
+from coordinator.variants import Packed, packed_state, variant_name, variant_of
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.checker import check_graph, check_plan
 from edge_agent.plan.cost import Cost, CostModel, cost_of
@@ -65,6 +65,7 @@ _PROTECTED = frozenset(
         "source_table",
         "state",
         "variant",
+        "variant_parts",
     }
 )
 """Attributes that a plan needs for itself."""
@@ -101,6 +102,7 @@ class Plan(nn.Module):
         self._frames: dict[str, tuple[bytes, bytes]] = {}
         self._loaded: tuple[bytes, LoadedPlan] | None = None
         self._variants: dict[tuple[bytes, str], bytes] = {}
+        self._packed: Packed = {}
         self._methods: dict[str, Plan] = {}
 
     def __init_subclass__(cls, *, ours: bool = False, **kwargs: Any) -> None:
@@ -337,10 +339,11 @@ class Plan(nn.Module):
         """Send the plan to devices, or to the devices that a fleet knows now; a `coordinator.pointer_plan.PointerPlan`.
 
         A device without torch gets an onnx variant of it, made once; ``variant`` ``float16`` makes that compute in
-        float16.
+        float16, ``int8`` with weights of one byte, which then travel, are kept and are multiplied as such.
 
         Raises `PlanNotBuilt`, or `PlanStale` if the module has changed since it was built;
-        `coordinator.translation.errors.TranslationUnsupported` for a device without torch, if there is no variant.
+        `coordinator.translation.errors.TranslationUnsupported` for a device without torch, if there is no variant, and
+        for int8 `NothingToQuantise` or `WeightNotFinite` of the same module.
         """
         self._need("being sent to a worker")
         from coordinator.pointer_plan import send_plan
@@ -350,6 +353,14 @@ class Plan(nn.Module):
     def variant(self, bundle: PlanBundle, precision: str = "") -> bytes:
         """The onnx variant of what `bundle` gave: see `coordinator.variants.variant_of`."""
         return variant_of(bundle, self._need("being translated").lines, precision, self._variants)
+
+    def variant_parts(self, bundle: PlanBundle, precision: str = "") -> dict[str, bytes]:
+        """All that devices without torch need besides what `bundle` gave, by name; the last is what commands name as
+        the variant: for int8 see `coordinator.variants.packed_state`.
+        """
+        variant = self.variant(bundle, precision)
+        packed = packed_state(bundle, variant, self._packed) if precision == "int8" else {}
+        return {variant_name(precision): variant, **packed}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan, with its weights as they are now, to a file, and with it the variants that were made, and the

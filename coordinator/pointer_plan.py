@@ -22,7 +22,6 @@ from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
 from coordinator.sending import check_tensor, nbytes_of, put
 from coordinator.tagging import checked_tags
-from coordinator.variants import variant_name
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.format import digest_of
@@ -73,30 +72,31 @@ def send_plan(plan: Plan, targets: Sequence[Device | Fleet], precision: str = ""
         bundle, lines = sent, ()
     beside = {name: digest_of(content) for name, content in bundle.beside.items()}
     blobs = bundle.parts | {digest: bundle.beside[name] for name, digest in beside.items()}
-    variant = _variant(plan, bundle, precision, light, devices)
-    if variant is not None:
-        beside[variant_name(precision)] = digest_of(variant)
-        blobs[digest_of(variant)] = variant
-    named = b"" if variant is None else digest_of(variant)
+    named = b""
+    for name, content in _variant(plan, bundle, precision, light, devices).items():
+        named = beside[name] = digest_of(content)
+        blobs[named] = content
     parts = PlanParts(plan=bundle.plan_id, blobs=blobs, beside=beside, variant=named)
     fleet.keep_source(parts.plan, lines)
     fleet.driver.feed(SendPlan(plan=parts))
     single = len(targets) == 1 and isinstance(targets[0], Device)
-    methods = {name: send_plan(method, targets) for name, method in plan.methods.items()}
+    methods = {name: send_plan(method, targets, precision) for name, method in plan.methods.items()}
     return PointerPlan(fleet, tuple(devices), plan, parts, single=single, methods=methods)
 
 
 def _variant(
     plan: Plan, bundle: PlanBundle, precision: str, light: Sequence[str], devices: Mapping[str, Device]
-) -> bytes | None:
-    """The variant that goes with the plan, for those of the devices that are ``light``; None: all run it as it is."""
+) -> dict[str, bytes]:
+    """What goes with the plan for those of the devices that are ``light``, by name; the last is what commands name as
+    their variant. Empty: all run it as it is.
+    """
     if precision and len(light) < len(devices):
         others = ", ".join(name for name in devices if name not in light)
         raise ValueError(f"expected devices that run onnx for the variant {precision!r}, got {others}")
     if not light:
-        return None
+        return {}
     try:
-        return plan.variant(bundle, precision)
+        return plan.variant_parts(bundle, precision)
     except EdgePlanError as error:
         error.add_note(f"while sending {plan.name} to {', '.join(light)}: without torch, only a variant can be run")
         raise

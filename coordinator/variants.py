@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from broker.protocol.messages import DeviceInfo
+from broker.protocol.messages import INLINE_TENSORS_BYTES, DeviceInfo
+from broker.protocol.tensors import decode_array, encode_array
 from coordinator.errors import SourceLine
 from edge_agent.plan.bundle import PlanBundle
-from edge_agent.plan.format import OPS_VERSION
+from edge_agent.plan.format import OPS_VERSION, digest_of
+from edge_agent.plan.quantised import (
+    PackedState,
+    axes_of,
+    decode_quantised,
+    encode_packed,
+    quantised,
+)
 from edge_agent.plan.variants import decode_variant
 
 if TYPE_CHECKING:
     from coordinator.device import Device
 
-__all__ = ["Runtimes", "variant_name", "variant_of"]
+__all__ = ["Packed", "Runtimes", "packed_state", "variant_name", "variant_of"]
 
 _REMEMBERED_SECONDS = 30.0
 """How long what a device runs is taken for known: it changes only when its owner starts it anew."""
@@ -80,3 +88,47 @@ def variant_of(
 
             made[key] = make_variant(bundle.graph, lines, precision)
     return made[key]
+
+
+Packed: TypeAlias = dict[tuple[bytes, int], tuple[bytes, bytes]]
+"""Frames of a weight's elements and scales, by the digest of its float32 frame and the dim of its channels."""
+
+
+def packed_state(bundle: PlanBundle, variant: bytes, made: Packed) -> dict[str, bytes]:
+    """What stands beside a plan for devices that run its variant of int8: blobs by name. The last is what a command
+    names for them, an `edge_agent.plan.quantised.PackedState`, after the state that it names. Weights that are among
+    ``made`` are not rounded again, and those that are not used any more leave it.
+
+    Empty where there are so many tensors of state that naming them takes more than a message holds (some hundreds):
+    then a command names the variant, and devices round the weights themselves.
+
+    Raises `coordinator.translation.errors.WeightNotFinite`.
+    """
+    graph = bundle.graph
+    axes = axes_of(decode_quantised(decode_variant(variant).content), graph)
+    first = len(graph.given)
+    state, scales, beside, used = list(bundle.manifest.state), [], {}, {}
+    for place, axis in axes.items():
+        key = bundle.manifest.state[place - first], axis
+        used[key] = made.get(key) or _rounded(bundle.state[key[0]], axis, graph.inputs[place].name)
+        name = f"{variant_name('int8')}:{graph.inputs[place].name}"
+        beside[name], beside[f"{name}:scale"] = used[key]
+        elements, scale = map(digest_of, used[key])
+        state[place - first] = elements
+        scales.append(scale)
+    made.clear()
+    made.update(used)
+    packed = encode_packed(PackedState(variant=digest_of(variant), state=[*state, *scales]))
+    if len(packed) + len(bundle.manifest_bytes) > INLINE_TENSORS_BYTES:
+        return {}
+    return {**beside, f"{variant_name('int8')}-state": packed}
+
+
+def _rounded(frame: bytes, axis: int, name: str) -> tuple[bytes, bytes]:
+    try:
+        elements, scale = quantised(decode_array(frame), axis)
+    except ValueError as error:
+        from coordinator.translation.errors import WeightNotFinite
+
+        raise WeightNotFinite(name) from error
+    return encode_array(elements), encode_array(scale)

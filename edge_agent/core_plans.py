@@ -15,6 +15,7 @@ from edge_agent.effects import DropBlobs, KeepBlob
 from edge_agent.jobs import LoadPlan, PlanLoaded, PlanRefused, Source, as_source
 from edge_agent.plan.errors import PlanMalformed
 from edge_agent.plan.format import Manifest, decode_manifest
+from edge_agent.plan.quantised import PackedState, decode_packed
 from edge_agent.transitions import PLAN, PlanStep, advance
 
 __all__ = ["Plan", "Plans"]
@@ -26,7 +27,8 @@ _REPAIRS = 2
 
 class Plan:
     """One plan. ``uses`` counts the commands that name it and have not ended; ``deaths`` the workers that died of
-    loading it, ``repairs`` how often a part was fetched again that was found damaged.
+    loading it, ``repairs`` how often a part was fetched again that was found damaged. ``packed``: the blob that the
+    command names as its variant says that the state is packed for one; known once ``variant_known``.
     """
 
     __slots__ = (
@@ -39,10 +41,13 @@ class Plan:
         "lacking",
         "manifest",
         "manifest_bytes",
+        "packed",
+        "packed_bytes",
         "repairs",
         "step",
         "uses",
         "variant",
+        "variant_known",
     )
 
     def __init__(self, id: bytes, variant: bytes | None = None) -> None:
@@ -52,6 +57,9 @@ class Plan:
         self.step = PlanStep.ASKED
         self.manifest: Manifest | None = None
         self.manifest_bytes = b""
+        self.packed: PackedState | None = None
+        self.packed_bytes = b""
+        self.variant_known = variant is None
         self.lacking: set[bytes] = set()
         self.counted = False
         self.uses = 0
@@ -62,10 +70,14 @@ class Plan:
 
     @property
     def parts(self) -> list[bytes]:
-        """The digests of all its parts but the manifest, each once; the variant that is run among them."""
+        """The digests of all its parts but the manifest, each once; the variant that is run among them, and the state
+        as that takes it.
+        """
         if self.manifest is None:
             return []
         variant = [] if self.variant is None else [self.variant]
+        if self.packed is not None:
+            return list(dict.fromkeys([self.manifest.graph, *variant, self.packed.variant, *self.packed.state]))
         return list(dict.fromkeys([self.manifest.graph, *self.manifest.state, *variant]))
 
     def move(self, step: PlanStep) -> None:
@@ -109,8 +121,10 @@ class Plans:
             plan = Plan(digest)
             if self._read_manifest(plan, data) is None:
                 self._plans[digest] = plan
-                self._count(plan)
-        # variants, of which nothing here says whose they are until a command does, and what was fetched for nothing
+                if all(catalog.blob_size(part) for part in plan.parts):
+                    self._count(plan)
+        # variants and packed state, of which nothing here says whose they are until a command does, what was fetched
+        # for nothing, and parts of plans that are not whole
         self._strays = {part: catalog.blob_size(part) for part in catalog.parts() if part not in self._sharers}
         self._bytes += sum(self._strays.values())
 
@@ -156,13 +170,17 @@ class Plans:
         if not plan.counted:
             self._count(plan)
         plan.move(PlanStep.LOADING)
+        state, variant = plan.manifest.state, plan.variant
+        if plan.packed is not None:
+            state, variant = plan.packed.state, plan.packed.variant
         return LoadPlan(
             n=n,
             plan=plan.key,
             manifest=plan.manifest_bytes,
             graph=sources[plan.manifest.graph],
-            state=[sources[digest] for digest in plan.manifest.state],
-            variant=None if plan.variant is None else sources[plan.variant],
+            state=[sources[digest] for digest in state],
+            variant=None if variant is None else sources[variant],
+            packed=plan.packed_bytes,
         )
 
     def unloads(self) -> list[bytes]:
@@ -209,7 +227,7 @@ class Plans:
         """The store could not keep a blob: the plans that wait for it can't be loaded, for now."""
         for plan in list(self._plans.values()):
             waits = plan.step is PlanStep.ASKED or plan.step is PlanStep.HERE
-            if waits and (digest == plan.id or digest in plan.parts):
+            if waits and digest in (plan.id, plan.variant, *plan.parts):
                 self.refuse(plan, why, final=False)
 
     def worker_gone(self) -> None:
@@ -222,11 +240,21 @@ class Plans:
     # ------------------------------------------------------------------------------------------- parts
 
     def _ask(self, plan: Plan) -> None:
-        """Gather what is not here: the manifest, then what it names."""
+        """Gather what is not here: the manifest and what the command names as its variant, then what they name."""
+        if plan.manifest is not None and plan.variant_known:
+            self._want(plan, plan.parts)
+            return
         if plan.manifest is None:
             self._blobs.want(plan.id, lambda _digest, result: self._manifest_arrived(plan, result))
-            return
-        parts = plan.parts
+        if plan.variant is not None and not plan.variant_known:
+            self._blobs.want(plan.variant, lambda _digest, result: self._variant_arrived(plan, result))
+
+    def _ask_on(self, plan: Plan) -> None:
+        """Manifest or variant has come: if both are known, so is what is to be gathered besides."""
+        if plan.manifest is not None and plan.variant_known:
+            self._want(plan, [part for part in plan.parts if part != plan.variant])
+
+    def _want(self, plan: Plan, parts: list[bytes]) -> None:
         plan.lacking = set(parts)
         for part in parts:
             self._blobs.want(part, lambda digest, result: self._part_arrived(plan, digest, result))
@@ -259,11 +287,35 @@ class Plans:
             self.refuse(plan, why, final=False)
             return
         self._desk.do(KeepBlob(digest=plan.id, source=result, manifest=True))
-        self._ask(plan)
+        self._ask_on(plan)
+
+    def _variant_arrived(self, plan: Plan, result: bytes | str | Failure) -> None:
+        """What the command names as the variant: that, or which variant it is and how the state is packed for it, which
+        always fits into a message.
+        """
+        assert plan.variant is not None
+        if not self._took(plan, plan.variant, result) or plan.variant_known:
+            return
+        if isinstance(result, bytes):
+            try:
+                plan.packed = decode_packed(result)
+            except PlanMalformed as error:
+                self.refuse(plan, failure("PlanMalformed", str(error), plan=plan.id.hex()))
+                return
+            plan.packed_bytes = b"" if plan.packed is None else result
+        plan.variant_known = True
+        self._ask_on(plan)
 
     def _part_arrived(self, plan: Plan, digest: bytes, result: bytes | str | Failure) -> None:
+        if self._took(plan, digest, result):
+            plan.lacking.discard(digest)
+            if not plan.lacking:
+                plan.move(PlanStep.HERE)
+
+    def _took(self, plan: Plan, digest: bytes, result: bytes | str | Failure) -> bool:
+        """Keep a part that the plan waits for. False: nobody waits for it any more, or the plan is refused."""
         if plan.step is not PlanStep.ASKED or self._plans.get(plan.key) is not plan:
-            return
+            return False
         if isinstance(result, bytes) and self._catalog.blob(digest) is None:
             result = self._quota.room_for([len(result)]) or result
         if isinstance(result, Failure):
@@ -272,12 +324,10 @@ class Plans:
             self.refuse(
                 plan, Failure(code=code, message=said, details={**result.details, "plan": plan.id.hex()}), final=False
             )
-            return
+            return False
         if self._catalog.blob(digest) is None:
             self._desk.do(KeepBlob(digest=digest, source=result))
-        plan.lacking.discard(digest)
-        if not plan.lacking:
-            plan.move(PlanStep.HERE)
+        return True
 
     # ------------------------------------------------------------------------------------------- limits
 

@@ -64,7 +64,8 @@ def as_source(where: bytes | str, check: int | None = None) -> Source:
 class LoadPlan(_Spoken, frozen=True, kw_only=True, tag=1):
     """Check a plan and make it ready to run, under the name ``plan``: its id, or the key of one of its variants.
 
-    ``variant``: the graph in the terms of a runtime that does not take it as it is.
+    ``variant``: the graph in the terms of a runtime that does not take it as it is. ``packed``: an encoded
+    `edge_agent.plan.quantised.PackedState`, where ``state`` is what that names.
     """
 
     n: int
@@ -73,6 +74,7 @@ class LoadPlan(_Spoken, frozen=True, kw_only=True, tag=1):
     graph: Source
     state: list[Source]
     variant: Source | None = None
+    packed: bytes = b""
 
 
 class UnloadPlan(_Spoken, frozen=True, kw_only=True, tag=2):

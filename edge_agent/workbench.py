@@ -49,6 +49,7 @@ from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedPlan, check_plan
 from edge_agent.plan.errors import ArgumentMismatch, OpFailed, PlanOverQuota
 from edge_agent.plan.format import decode_graph, decode_manifest, digest_of
+from edge_agent.plan.quantised import decode_packed, unpacked_headers
 from edge_agent.runtimes.interface import Provable, Runnable, Runtime, Watchable
 from edge_agent.runtimes.random import seed_of
 from edge_agent.tensor_files import FileAltered, map_tensor, tensor_path, write
@@ -194,12 +195,12 @@ class Workbench:
 
     def _read(self, order: LoadPlan) -> _Loaded:
         manifest = decode_manifest(order.manifest)
+        packed = decode_packed(order.packed)
+        names = [manifest.graph, *(manifest.state if packed is None else packed.state)]
         sources = [order.graph, *order.state]
-        graph_bytes, *state = [
-            _part(name, source) for name, source in zip([manifest.graph, *manifest.state], sources, strict=True)
-        ]
-        headers = [inspect(frame) for frame in state]
-        checked = check_plan(manifest, decode_graph(graph_bytes), headers)
+        graph_bytes, *state = [_part(name, source) for name, source in zip(names, sources, strict=True)]
+        graph, headers = decode_graph(graph_bytes), [inspect(frame) for frame in state]
+        checked = check_plan(manifest, graph, headers if packed is None else unpacked_headers(graph, headers))
         variant = order.variant if not isinstance(order.variant, File) else Path(order.variant.path).read_bytes()
         runnable = self._runtime.load(checked, headers, variant)
         if variant is not None and isinstance(runnable, Provable):

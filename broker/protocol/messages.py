@@ -313,7 +313,8 @@ class Invoke(_Tagged, frozen=True, kw_only=True, tag=1):
     argument to the ids that stand there device by device, concatenated, where they differ between the devices of one
     `Submit`; the broker puts them in place. ``deadline_ms`` is the time left; 0 means the broker's default.
     ``inline`` False keeps even a small result out of its notification. With ``fold`` the plan runs once a batch.
-    ``variant`` names the blob that devices without torch run in place of the graph; see docs/runtimes.md.
+    ``variant`` names the blob that devices without torch run in place of the graph, or one that names it together with
+    the state that it takes; see docs/runtimes.md.
     """
 
     id: ResultId

@@ -61,7 +61,7 @@ def further_decompositions() -> Mapping[Any, Any]:
 @functools.lru_cache(maxsize=4)
 def _usual(known: frozenset[str]) -> Mapping[Any, Any]:
     table: Any = torch.export.default_decompositions()
-    return _without(known, dict(table.items()) | _UNINITIALISED)
+    return _without(known, dict(table.items()) | _UNINITIALISED | _INTEGERS)
 
 
 @functools.lru_cache(maxsize=4)
@@ -96,6 +96,14 @@ _UNINITIALISED: dict[Any, Any] = {
     aten.new_empty_strided.default: _new_zeros,
 }
 """Memory of any content may have this one; a plan gives the same each time."""
+
+
+def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.mm(a.to(torch.int32), b.to(torch.int32))
+
+
+_INTEGERS: dict[Any, Any] = {aten._int_mm.default: _int_mm}  # noqa: SLF001 -- that is its name
+"""What torch's own quantised layers multiply bytes with."""
 
 _DROPOUT_ARGUMENT: Mapping[Any, tuple[int, str]] = {aten.scaled_dot_product_attention.default: (4, "dropout_p")}
 """Ops that are random only if this argument is not 0."""

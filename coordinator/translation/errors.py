@@ -3,6 +3,8 @@
 ``EdgePlanError``
     ``TranslationUnsupported``: an op, or what it does here, cannot be written in the other runtime's ops
     ``VariantUnsound``: what was written does not give what torch gives
+    ``NothingToQuantise``: the plan has no weight that a variant of int8 would round
+    ``WeightNotFinite``: a weight that can't be rounded to int8
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from broker.protocol.errors import EdgePlanError
 if TYPE_CHECKING:
     from coordinator.errors import SourceLine
 
-__all__ = ["TranslationUnsupported", "VariantUnsound"]
+__all__ = ["NothingToQuantise", "TranslationUnsupported", "VariantUnsound", "WeightNotFinite"]
 
 
 class TranslationUnsupported(EdgePlanError):
@@ -54,3 +56,35 @@ class VariantUnsound(EdgePlanError):
             f"expected the onnx variant to give what torch gives, within {self.tolerance:g}, "
             f"got a difference of {self.error:g} in result {self.output}; the plan runs on torch devices only"
         )
+
+
+class NothingToQuantise(EdgePlanError):
+    """A variant of int8 was asked for, of a plan that has no weight to round. ``given``: the plan's weights are
+    arguments, as those of a training step are.
+    """
+
+    def __init__(self, *, given: bool) -> None:
+        super().__init__(given)
+        self.given = given
+
+    def __str__(self) -> str:
+        if self.given:
+            return (
+                "there is nothing to quantise: the plan's weights are arguments, as those of a training step are, and "
+                "a step that small is lost in int8; only weights that the plan carries are rounded"
+            )
+        return (
+            "there is nothing to quantise: expected a float32 weight that the plan carries and a linear layer, "
+            "a convolution or an embedding uses, got none; send it without variant='int8'"
+        )
+
+
+class WeightNotFinite(EdgePlanError):
+    """A weight that has elements which int8 can't stand for. ``weight`` is its name in the plan."""
+
+    def __init__(self, weight: str) -> None:
+        super().__init__(weight)
+        self.weight = weight
+
+    def __str__(self) -> str:
+        return f"expected finite elements in {self.weight}, to be rounded to int8, got infinite ones or nan"

@@ -7,13 +7,15 @@ from typing import Any
 
 from coordinator.errors import SourceLine
 from coordinator.translation import ops as _ops  # noqa: F401 - fills the table
-from coordinator.translation.errors import TranslationUnsupported
+from coordinator.translation.errors import NothingToQuantise, TranslationUnsupported
+from coordinator.translation.quantised import Rounded, Rounder, Weight, rounded_weights
 from coordinator.translation.table import COMPLEX_TRANSLATIONS, TRANSLATIONS
 from coordinator.translation.writer import Symbolic, Value, Writer
 from edge_agent.plan.checker import CheckedGraph
 from edge_agent.plan.dtypes import COMPLEX
 from edge_agent.plan.expressions import check_expression
 from edge_agent.plan.format import Argument, Op, Special, TensorType
+from edge_agent.plan.quantised import QuantisedModel, encode_quantised
 from edge_agent.plan.spec import Number, OpSpec, Parameter
 
 __all__ = ["translate", "translated_ops"]
@@ -30,26 +32,35 @@ def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), pr
     give equal bytes.
 
     ``precision`` ``float16``: what is float32 in the plan is rounded to float16 after every op; inputs and outputs stay
-    as they are.
+    as they are. ``int8``: weights are rounded as `coordinator.translation.quantised` says, and are no inputs but
+    constants that the device gives; the result is then an `edge_agent.plan.quantised.QuantisedModel`.
 
-    Raises `TranslationUnsupported`, with the op and its line (``lines[index]``).
+    Raises `TranslationUnsupported`, with the op and its line (``lines[index]``), or `NothingToQuantise`.
     """
     graph = checked.graph
+    rounded = rounded_weights(checked) if precision == "int8" else Rounded({}, {}, given=False)
+    axes = rounded.axes
+    if precision == "int8" and not axes:
+        raise NothingToQuantise(given=rounded.given)
     writer = Writer(checked.sizes, [symbol.name for symbol in graph.symbols])
-    inputs = [(f"x{k}", checked.types[k]) for k in range(len(graph.inputs))]
+    rounder = Rounder(writer, rounded)
+    inputs = [(f"x{k}", checked.types[k]) for k in range(len(graph.inputs)) if k not in axes]
     types = checked.types if precision != "float16" else [_halved(kind) for kind in checked.types]
-    values: list[Value] = []
+    values: list[Value | Weight] = []
     op: Op | None = None
     index = 0
     try:
-        for k, (name, kind) in enumerate(inputs):
-            values.append(writer.cast(writer.input(name, kind), types[k].dtype))
+        for k, kind in enumerate(checked.types[: len(graph.inputs)]):
+            if k in axes:
+                values.append(rounder.weight(k, kind))
+            else:
+                values.append(writer.cast(writer.input(f"x{k}", kind), types[k].dtype))
         for index, op in enumerate(graph.ops):
             writer.index = index
-            values += _written(writer, checked, types, values, op, checked.specs[index])
+            values += _written(writer, rounder, checked, types, values, op, checked.specs[index])
         op = None
         for k, value in enumerate(graph.outputs):
-            writer.give(writer.cast(values[value], checked.types[value].dtype), f"y{k}")
+            writer.give(writer.cast(rounder.plain(values[value]), checked.types[value].dtype), f"y{k}")
         outputs = [(f"y{k}", checked.types[value]) for k, value in enumerate(graph.outputs)]
         model = writer.model(graph.name, inputs, outputs)
     except TranslationUnsupported as error:
@@ -58,7 +69,7 @@ def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), pr
             error.reason, op=None if op is None else op.name, index=None if op is None else index, where=where
         ) from None
     data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return encode_quantised(QuantisedModel(model=data, axes=list(axes.items()))) if axes else data
 
 
 def _halved(kind: TensorType) -> TensorType:
@@ -67,15 +78,22 @@ def _halved(kind: TensorType) -> TensorType:
 
 def _written(
     writer: Writer,
+    rounder: Rounder,
     checked: CheckedGraph,
     kinds: Sequence[TensorType],
-    values: list[Value],
+    values: list[Value | Weight],
     op: Op,
     spec: OpSpec,
-) -> list[Value]:
+) -> Sequence[Value | Weight]:
     types = list(kinds[len(values) : len(values) + op.outputs])
     writer.out = types
     arguments = _bound(spec, op, values, checked)
+    quantised = rounder.write(op, arguments)
+    if isinstance(quantised, Weight):
+        return [quantised]
+    if quantised is not None:
+        return _typed(writer, [quantised], types)
+    arguments = rounder.plain(arguments)
     with_complex = any(kind.dtype in COMPLEX for kind in types) or any(map(_is_complex, arguments))
     translation = (COMPLEX_TRANSLATIONS if with_complex else TRANSLATIONS).get(op.name)
     if translation is None:
@@ -85,6 +103,10 @@ def _written(
     results = [result] if isinstance(result, Value) else list(result)
     if len(results) != len(types):
         raise AssertionError(f"{op.name} has {len(types)} results, and its translation {len(results)}")
+    return _typed(writer, results, types)
+
+
+def _typed(writer: Writer, results: Sequence[Value], types: Sequence[TensorType]) -> list[Value]:
     bound = []
     for value, kind in zip(results, types, strict=True):
         given = writer.cast(value, kind.dtype)
@@ -99,7 +121,7 @@ def _is_complex(argument: Any) -> bool:
     return isinstance(argument, Value) and argument.dtype in COMPLEX
 
 
-def _bound(spec: OpSpec, op: Op, values: Sequence[Value], checked: CheckedGraph) -> list[Any]:
+def _bound(spec: OpSpec, op: Op, values: Sequence[Value | Weight], checked: CheckedGraph) -> list[Any]:
     symbols = {symbol.name for symbol in checked.graph.symbols}
 
     def one(argument: Argument) -> Any:

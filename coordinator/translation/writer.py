@@ -43,6 +43,9 @@ ONNX_DTYPES: dict[str, int] = {
 }
 
 
+_GIVEN = "given by the device"
+"""Where a model says that constants are which it does not hold: there is no such file."""
+
 REAL_OF: Mapping[str, str] = {"complex64": "float32", "complex128": "float64"}
 """What a complex number's parts are. A complex tensor is a real one here, with a last dim of two."""
 
@@ -96,6 +99,7 @@ class Writer:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._initializers: list[onnx.TensorProto] = []
+        self._externals: list[onnx.TensorProto] = []
         self._expressions: dict[str, Value] = {}
         self._origins: dict[str, tuple[str, int, int, int]] = {}  # symbol: value, dim, slope, offset
         self._casts: dict[tuple[str, str], Value] = {}
@@ -187,6 +191,16 @@ class Writer:
             value = self.cast(Value(name, "float32", tuple(kind.shape)), "bfloat16")
         self.learn(name, kind)
         return value
+
+    def external(self, name: str, dtype: str, shape: Sequence[Dim]) -> Value:
+        """A constant that is not in the model: a device gives it when it opens the model (onnxruntime's
+        ``add_external_initializers``).
+        """
+        tensor = TensorProto(name=name, data_type=ONNX_DTYPES[dtype], data_location=TensorProto.EXTERNAL)
+        tensor.dims.extend(int(size) for size in shape)  # type: ignore[arg-type]  # state has no symbolic sizes
+        tensor.external_data.add(key="location", value=_GIVEN)
+        self._externals.append(tensor)
+        return Value(name, dtype, tuple(shape))
 
     def learn(self, name: str, kind: TensorType) -> None:
         """A value whose shape may tell the sizes of symbols that are not known yet."""
@@ -468,7 +482,11 @@ class Writer:
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="edgeplan"
         )
+        # the checker would look for the file that the others are said to be in: to it they are inputs
+        model.graph.input.extend(_described(tensor) for tensor in self._externals)
         onnx.checker.check_model(model)
+        del model.graph.input[len(inputs) :]
+        model.graph.initializer.extend(self._externals)
         return model
 
     def give(self, value: Value, name: str) -> None:
@@ -495,6 +513,10 @@ def _typed(operand: Any) -> TensorType | Number:
     if isinstance(operand, Symbolic):
         return Number(operand.kind, operand.expression)
     return Number(type(operand).__name__, operand)
+
+
+def _described(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
 def _info(name: str, kind: TensorType) -> onnx.ValueInfoProto:

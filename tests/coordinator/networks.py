@@ -101,8 +101,19 @@ class _Int8Linear(nn.Module):
         """Products of integers, scaled back."""
         step = x.abs().amax(1, keepdim=True) / 127
         rounded = (x / step).round().clamp(-127, 127).to(torch.int8)
-        products = rounded.to(torch.int32).unsqueeze(1) * self.weight.to(torch.int32)
-        return self.last(products.sum(2).to(torch.float32) * step * self.scale.squeeze(1))
+        return self.last(self.sums(rounded).to(torch.float32) * step * self.scale.squeeze(1))
+
+    def sums(self, rounded: torch.Tensor) -> torch.Tensor:
+        """Of the products of integers."""
+        return (rounded.to(torch.int32).unsqueeze(1) * self.weight.to(torch.int32)).sum(2)
+
+
+class _IntegerProduct(_Int8Linear):
+    """The same with torch's product of matrices of int8, which its own quantised layers are made of."""
+
+    def sums(self, rounded: torch.Tensor) -> torch.Tensor:
+        """As one product."""
+        return torch._int_mm(rounded, self.weight.t())
 
 
 class _Masks(nn.Module):
@@ -281,6 +292,7 @@ NETWORKS: dict[str, Network] = {
     "sorting and top-k": _rows(_Order),
     "boolean masks": _rows(_Masks),
     "int8 linear": _rows(_Int8Linear),
+    "int8 linear by _int_mm": _rows(_IntegerProduct),
     "half": _rows(lambda: _InDtype(torch.float16)),
     "bfloat16": _rows(lambda: _InDtype(torch.bfloat16)),
     "double": _rows(lambda: _InDtype(torch.float64)),

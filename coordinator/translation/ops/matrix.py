@@ -12,7 +12,7 @@ from coordinator.translation.writer import Symbolic, Value, Writer, unsupported
 from edge_agent.plan.dtypes import FLOATING
 from edge_agent.plan.shapes import wrap_dim
 
-__all__: list[str] = []
+__all__ = ["plus"]
 
 
 @translates("mm", "bmm", "mv", "dot", "vdot", "matmul")
@@ -29,7 +29,8 @@ def _is(number_: Any, value: float) -> bool:
     return not isinstance(number_, Symbolic) and number_ == value
 
 
-def _plus(w: Writer, c: Value, product: Value, beta: Any, alpha: Any) -> Value:
+def plus(w: Writer, c: Value, product: Value, beta: Any, alpha: Any) -> Value:
+    """``beta * c + alpha * product``, of the op's result's shape."""
     if not _is(alpha, 1):
         product = w.op("Mul", product, w.operand(alpha, product.dtype))
     if _is(beta, 0):
@@ -43,23 +44,23 @@ def _addmm(w: Writer, c: Value, a: Value, b: Value, beta: Any, alpha: Any) -> Va
     plain = isinstance(beta, int | float) and isinstance(alpha, int | float)
     if w.out[0].dtype in FLOATING and plain and beta != 0:
         return w.op("Gemm", w.wide(a), w.wide(b), w.wide(c), alpha=float(alpha), beta=float(beta))
-    return _plus(w, c, w.op("MatMul", w.wide(a), w.wide(b)), beta, alpha)
+    return plus(w, c, w.op("MatMul", w.wide(a), w.wide(b)), beta, alpha)
 
 
 @translates("baddbmm", "addmv")
 def _baddbmm(w: Writer, c: Value, a: Value, b: Value, beta: Any, alpha: Any) -> Value:
-    return _plus(w, c, w.op("MatMul", w.wide(a), w.wide(b)), beta, alpha)
+    return plus(w, c, w.op("MatMul", w.wide(a), w.wide(b)), beta, alpha)
 
 
 @translates("addbmm")
 def _addbmm(w: Writer, c: Value, a: Value, b: Value, beta: Any, alpha: Any) -> Value:
     product = w.op("ReduceSum", w.op("MatMul", w.wide(a), w.wide(b)), w.ints([0]), keepdims=0)
-    return _plus(w, c, product, beta, alpha)
+    return plus(w, c, product, beta, alpha)
 
 
 @translates("addr")
 def _addr(w: Writer, c: Value, a: Value, b: Value, beta: Any, alpha: Any) -> Value:
-    return _plus(w, c, _outer(w, a, b), beta, alpha)
+    return plus(w, c, _outer(w, a, b), beta, alpha)
 
 
 @translates("linear")

@@ -238,8 +238,8 @@ def test_an_unsound_translation_is_not_stored(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_precision_that_there_is_not() -> None:
     """Said with those that there are."""
-    with pytest.raises(ValueError, match="expected a variant of '', 'float16', got 'int8'"):
-        make_variant(double_abs(), precision="int8")
+    with pytest.raises(ValueError, match="expected a variant of '', 'float16', 'int8', got 'int4'"):
+        make_variant(double_abs(), precision="int4")
 
 
 @pytest.mark.parametrize(
