@@ -47,17 +47,21 @@ class Talk:
         self._heard: list[Answer] = []
 
     def next(self, kind: type[T]) -> T:
-        """Wait for the next answer, which must be of this kind; what is said of progress, where jobs take long, is
-        skipped.
+        """Wait for the next answer, which must be of this kind; what is said of progress before it, where jobs take
+        long, is skipped.
         """
-        while not self._heard:
+        while True:
+            while self._heard and isinstance(self._heard[0], JobProgress) and kind is not JobProgress:
+                del self._heard[0]
+            if self._heard:
+                break
             pipe = self.host.fileno()
             readable, writable, _ = select.select([pipe], [pipe] if self.host.clogged else [], [], PATIENCE)
             assert readable or writable, f"no {kind.__name__} within {PATIENCE} s"
             self.host.flush()
             heard = self.host.hear()
             assert heard is not None, "the worker has ended"
-            self._heard += [one for one in heard if not isinstance(one, JobProgress) or kind is JobProgress]
+            self._heard += heard
         answer = self._heard.pop(0)
         assert isinstance(answer, kind), answer
         return answer
