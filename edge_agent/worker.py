@@ -61,6 +61,7 @@ def main() -> None:
     options = parser.parse_args()
 
     _die_with(options.parent)
+    _go_nowhere(options.folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole terminal: the agent decides
     pipe = worker_end(socket.socket(fileno=options.pipe))
     board = Board(memoryview(mmap.mmap(options.board, Board.SIZE)))
@@ -91,6 +92,15 @@ def _ready(name: str, threads: int, pipe: Pipe[Answer, Order]) -> Runtime | None
         torch.set_num_threads(threads)
     gc.freeze()  # torch's hundred thousand objects are here to stay: don't look through them again and again
     return runtime
+
+
+def _go_nowhere(folder: Path) -> None:
+    """Into an empty folder of the store: a model may name files for its weights, and those beside the agent are its
+    owner's. onnxruntime takes none from above the working directory.
+    """
+    nowhere = folder.absolute() / "nowhere"
+    nowhere.mkdir(mode=0o700, exist_ok=True)
+    os.chdir(nowhere)
 
 
 def _die_with(parent: int) -> None:
