@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from coordinator.errors import SourceLine
+from coordinator.capture.patience import Patience, has_loops
+from coordinator.errors import LoopEndless, SourceLine
 from coordinator.translation.errors import TranslationUnsupported, VariantUnsound
 from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedGraph, CheckedPlan, check_graph
@@ -121,16 +122,20 @@ def _golden(checked: CheckedGraph, sizes: Mapping[str, int], seed: int) -> Golde
 
 
 def _run(checked: CheckedGraph, sizes: Mapping[str, int], seed: int, fill: str) -> list[torch.Tensor] | None:
-    """What torch gives; None: it refuses such arguments."""
+    """What torch gives; None: it refuses such arguments, or a loop does not end with them."""
     tensors = [
         torch.from_numpy(array).to(TORCH_DTYPES[dtype])
         for dtype, array in golden_inputs(checked.graph, sizes, seed, fill)
     ]
     user = len(checked.graph.given)
     state = tensors[user : len(tensors) - len(checked.graph.drawn)]
+    loaded = TorchRuntime().load(_plan(checked), state)
+    if has_loops(checked.graph):
+        patience = Patience()
+        loaded.between_ops = lambda _: patience.spend()
     try:
-        return TorchRuntime().load(_plan(checked), state).run(tensors[:user], sizes, seed=seed)
-    except (OpFailed, ConditionFailed):
+        return loaded.run(tensors[:user], sizes, seed=seed)
+    except (OpFailed, ConditionFailed, LoopEndless):
         return None
 
 
