@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable
 
 from coordinator.errors import LoopEndless, SourceLine
-from edge_agent.plan.format import Graph
-from edge_agent.plan.nesting import all_ops
 
-__all__ = ["Patience", "has_loops"]
+__all__ = ["Patience"]
 
 
 class Patience:
@@ -27,8 +25,3 @@ class Patience:
         self._taken += 1
         if self._taken > self._steps and time.monotonic() - self._started > self._seconds:
             raise LoopEndless(self._loop, self._taken, where=where())
-
-
-def has_loops(graph: Graph) -> bool:
-    """Whether a plan has a loop that runs as often as its data say."""
-    return any(own.ops[place].name == "control.while_loop.default" for own, place in all_ops(graph))

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from coordinator.capture.arguments import Arguments, draw
 from coordinator.capture.environment import ALONE
-from coordinator.capture.patience import Patience, has_loops
+from coordinator.capture.patience import Patience
 from coordinator.capture.symbols import Bounds
 from coordinator.capture.tracing import results_of
 from coordinator.errors import DimPinned, LoopEndless, ResultDiffers
@@ -24,6 +24,7 @@ from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import ConditionFailed, OpFailed
 from edge_agent.plan.expressions import evaluate, render, symbols_of
 from edge_agent.plan.format import Expression, Symbol
+from edge_agent.plan.nesting import has_loops
 from edge_agent.runtimes.torch import LoadedPlan
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 

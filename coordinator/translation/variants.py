@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from coordinator.capture.patience import Patience, has_loops
+from coordinator.capture.patience import Patience
 from coordinator.errors import LoopEndless, SourceLine
 from coordinator.translation.errors import TranslationUnsupported, VariantUnsound
 from edge_agent.plan.calls import bind_sizes
@@ -17,6 +17,7 @@ from edge_agent.plan.checker import CheckedGraph, CheckedPlan, check_graph
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, OpFailed, VariantRefused
 from edge_agent.plan.expressions import evaluate
 from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, digest_of, encode_graph
+from edge_agent.plan.nesting import has_loops
 from edge_agent.plan.variants import (
     FILLS,
     PRECISIONS,

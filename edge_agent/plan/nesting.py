@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from edge_agent.plan.errors import PlanMalformed
 from edge_agent.plan.format import Argument, Graph, Op, Special
 
-__all__ = ["MAX_NESTING", "all_ops", "argument_of", "check_nesting", "subgraphs_of", "uses_of"]
+__all__ = ["MAX_NESTING", "all_ops", "argument_of", "check_nesting", "has_loops", "subgraphs_of", "uses_of"]
 
 MAX_NESTING = 8
 """How deep sub-graphs may nest: a loop in the plan itself is of depth 1."""
@@ -32,6 +32,11 @@ def all_ops(graph: Graph) -> Iterator[tuple[Graph, int]]:
     for op in graph.ops:
         for one in subgraphs_of(op):
             yield from all_ops(one)
+
+
+def has_loops(graph: Graph) -> bool:
+    """Whether a plan has a loop that runs as often as its data say."""
+    return any(own.ops[place].name == "control.while_loop.default" for own, place in all_ops(graph))
 
 
 def check_nesting(graph: Graph) -> int:

@@ -7,6 +7,7 @@ with a last dim of two.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ import onnxruntime as ort
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import OpFailed, PlanMalformed, VariantRefused
 from edge_agent.plan.format import Graph
+from edge_agent.plan.nesting import all_ops, has_loops
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.variants import Variant, compare, decode_variant, golden_inputs
 from edge_agent.runtimes.random import drawn
+from edge_agent.runtimes.watch import Watch, Watched
 
 __all__ = ["Array", "Bfloat16", "OnnxPlan", "OnnxRuntime", "complex_of", "narrowed", "widened"]
 
@@ -69,12 +72,15 @@ def complex_of(array: np.ndarray, dtype: str) -> np.ndarray:
 class OnnxPlan:
     """A variant with the plan's state, ready to run, as often as wanted.
 
-    ``between_ops``, if set, is called before each run: onnxruntime cannot be left in the middle of one.
+    ``between_ops``, if set, is called before each run; and, where the plan has a loop that runs as often as its data
+    say, now and then in it, on another thread, while this one waits (`edge_agent.runtimes.watch`). What it raises ends
+    the run, unchanged.
     """
 
     def __init__(self, graph: Graph, variant: Variant, session: Any, state: Sequence[Array], dtypes: Sequence[str]):
         self.between_ops: Callable[[int], None] | None = None
         self._graph = graph
+        self._watch = Watch() if has_loops(graph) else None
         self._variant = variant
         self._session = session
         self._dtypes = dtypes
@@ -104,24 +110,40 @@ class OnnxPlan:
         feed.update(self._state)
         for name, one in self._draws:
             feed[name] = drawn(one, sizes, seed, step)
-        return [narrowed(array, dtype) for array, dtype in zip(self._run(feed), self._dtypes, strict=True)]
+        results = self._run(feed) if self.between_ops is None or self._watch is None else self._run_watched(feed)
+        return [narrowed(array, dtype) for array, dtype in zip(results, self._dtypes, strict=True)]
 
-    def _run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def _run(self, feed: Mapping[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
         try:
-            results: list[np.ndarray] = self._session.run(self._outputs, feed)
+            results: list[np.ndarray] = self._session.run(self._outputs, feed, options)
         except Exception as error:
             raise self._failed(error) from error
         return results
 
+    def _run_watched(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        assert self.between_ops is not None  # nobody else has it watched
+        assert self._watch is not None
+        watched = Watched(self.between_ops, ort.RunOptions())
+        self._watch.begin(watched)
+        try:
+            return self._run(feed, watched.options)
+        except OpFailed:
+            if watched.error is not None:
+                raise watched.error from None
+            raise
+        finally:
+            watched.end()
+
     def _failed(self, error: Exception) -> OpFailed:
         message = str(error)
-        found = _NODE.search(message)
-        index = int(found[1]) if found else 0
-        known = found is not None and index < len(self._graph.ops)
-        name = self._graph.ops[index].name if known else "the plan"
-        failed = OpFailed(name, index if known else -1, type(error).__name__, message)
-        if known:
-            failed.add_note(f"while running {step_text(self._graph, index)}")
+        found = _NODE.findall(message)  # inside a loop, its own comes first
+        number = int(found[-1]) if found else -1
+        place = next(itertools.islice(all_ops(self._graph), number, None), None) if found else None
+        if place is None:
+            return OpFailed("the plan", -1, type(error).__name__, message)
+        own, index = place
+        failed = OpFailed(own.ops[index].name, number, type(error).__name__, message)
+        failed.add_note(f"while running {step_text(self._graph, number)}")
         return failed
 
     def prove(self) -> float:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from coordinator.translation.table import Translation, translates, translates_complex
-from coordinator.translation.writer import Value, Writer
+from coordinator.translation.writer import REAL_OF, Value, Writer
+from edge_agent.plan.format import TensorType
 
 __all__ = ["Body"]
 
@@ -44,6 +45,30 @@ def _while_loop(w: Writer, condition: Body, body: Body, carried: list[Value], op
 
 
 def _scan(
+    w: Writer, step: Body, carried: list[Value], rows: list[Value], operands: list[Value], reverse: bool
+) -> list[Value]:
+    count = rows[0].dims[0]
+    if (w.sizes.low(count) or 0) > 0:
+        return _over_rows(w, step, carried, rows, operands, reverse)
+    # onnxruntime refuses to scan over no rows
+    none, some = w.inside(), w.inside()
+    some.out = w.out
+    empty_rows = [_no_rows(none, kind) for kind in w.out[len(carried) :]]
+    branches = {
+        "then_branch": none.subgraph("none", [], [*carried, *empty_rows]),
+        "else_branch": some.subgraph("some", [], _over_rows(some, step, carried, rows, operands, reverse)),
+    }
+    empty = w.op("Reshape", w.op("Equal", w.size(count), w.ints([0]), dtype="bool"), w.ints([]))
+    return _results(w, w.node("If", [empty.name], len(w.out), **branches))
+
+
+def _no_rows(w: Writer, kind: TensorType) -> Value:
+    real = REAL_OF.get(kind.dtype, kind.dtype)
+    dims = [0, *kind.shape[1:], *([2] if real != kind.dtype else [])]
+    return Value(w.expand(w.constant(0, real), dims).name, kind.dtype, tuple(kind.shape))
+
+
+def _over_rows(
     w: Writer, step: Body, carried: list[Value], rows: list[Value], operands: list[Value], reverse: bool
 ) -> list[Value]:
     inside = w.inside()

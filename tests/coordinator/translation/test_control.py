@@ -70,6 +70,21 @@ def test_other_calls() -> None:
     agrees(nested(8), torch.tensor(1.0), torch.tensor(True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bool", "bfloat16", "complex64"])
+def test_a_scan_over_no_rows(dtype: str) -> None:
+    """What is carried, and outputs of no rows; also where there are some."""
+    row = taking("row", dtype, 2)
+    step = inner([taking("total", dtype), row], [], [0, 1, 0])
+    graph = graph_of(
+        [taking("total", dtype), taking("x", dtype, "n", 2)],
+        [control("scan", step, listed(value(0)), listed(value(1)), listed(), outputs=3)],
+        [2, 3, 4],
+        symbols=[Symbol(name="n")],
+    )
+    for size in (0, 3):
+        agrees(graph, torch.ones((), dtype=TORCH_DTYPES[dtype]), torch.ones(size, 2, dtype=TORCH_DTYPES[dtype]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_carried_may_be_of_any_dtype(dtype: str) -> None:
     """Through all three, unchanged, and as rows."""
