@@ -262,6 +262,9 @@ def _as_tensors(leaves: Sequence[Any], loop: str) -> list[torch.Tensor]:
             found.append(_counter(one))
         elif kind is not None:
             found.append(torch.full((), one, dtype=NUMBER_DTYPES[kind]))
+        elif isinstance(one, torch.SymInt | torch.SymFloat):  # a size, or what is computed of some
+            size: Any = one
+            found.append(torch.full((), size, dtype=NUMBER_DTYPES[int if isinstance(one, torch.SymInt) else float]))
         else:
             raise LoopMismatch(loop, "tensors and numbers to carry", f"a {type(one).__name__}", where=places.here())
     return found

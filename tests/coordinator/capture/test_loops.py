@@ -23,6 +23,7 @@ from coordinator.plan import Plan
 from edge_agent.plan.errors import OpFailed
 from edge_agent.plan.format import Graph
 from edge_agent.plan.nesting import all_ops
+from edge_agent.runtimes import torch_control
 from tests.coordinator.capture.checks import built, refused
 
 operators: Any = torchs_operators
@@ -89,6 +90,32 @@ def test_what_a_loop_may_carry() -> None:
     assert int(state["n"]) == 6
     assert float(kept) == 1.0
     torch.testing.assert_close(plan.run_plan(x / 64)[0]["x"][0], x.t() / 64)  # it need not run at all
+
+
+def test_sizes_may_be_carried() -> None:
+    """And a limit may be one: then the bound is a size, too."""
+
+    def function(x: torch.Tensor) -> Any:
+        def body(left: torch.Tensor, done: torch.Tensor, y: torch.Tensor) -> Any:
+            return left - 1, done + 1, y * 2
+
+        return while_loop(lambda left, done, _: (left > 1) & (done < x.shape[0]), body, (x.shape[0], 0, x))
+
+    plan = built(function, _randn(5, 2), shape=[("n", 2)])
+    for size in (2, 7):
+        left, done, y = plan.run_plan(torch.ones(size, 2))
+        assert (int(left), int(done)) == (1, size - 1)
+        torch.testing.assert_close(y, torch.full((size, 2), 2.0 ** (size - 1)))
+    assert plan.cost(n=10).bounded
+    assert plan.cost(n=10).flops < plan.cost(n=100).flops / 50
+
+
+def test_a_plan_in_the_body_of_a_loop() -> None:
+    """It becomes a part of the body."""
+    half = built(lambda x: x / 2, _randn(5), shape=[(-1,)])
+    plan = built(lambda x: while_loop(lambda y: y.norm() > 1, lambda y: (half(y),), (x,)), _randn(5), shape=[(-1,)])
+    assert [own.ops[place].name for own, place in all_ops(plan.graph)][-1] == "aten.div.Tensor"
+    torch.testing.assert_close(plan.run_plan(torch.tensor([4.0]))[0], torch.tensor([1.0]))
 
 
 class Polished(Plan):
@@ -417,9 +444,22 @@ def test_a_loop_that_does_not_end_at_build(monkeypatch: pytest.MonkeyPatch) -> N
     def function(x: torch.Tensor) -> Any:
         return while_loop(lambda a: a.norm() >= 0, lambda a: (a / 2,), (x,))
 
+    def ends(x: torch.Tensor) -> Any:
+        return while_loop(lambda a: a.norm() > 1, lambda a: (a / 2,), (x,))
+
     error = refused(LoopEndless, function, torch.randn(3), line="while_loop(")
     assert error.steps == 51
     assert str(error).startswith(
         "torch.while_loop had not ended after 51 steps while the plan was built, which tries it with other values and "
         "sizes too: give it a bound as well, such as a carried count and (count < 1000) & going\n"
     )
+
+    def forever(condition: Any, body: Any, carried: Any, operands: Any) -> Any:
+        while True:
+            condition([*carried, *operands])
+            body([*carried, *operands])
+
+    # the same of the plan beside it
+    monkeypatch.setitem(torch_control.CONTROL, "control.while_loop.default", forever)
+    with pytest.raises(LoopEndless):
+        built(ends, torch.randn(3))
