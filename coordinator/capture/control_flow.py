@@ -25,6 +25,7 @@ from coordinator.capture import places
 from coordinator.capture.patience import Patience
 from coordinator.capture.python_numbers import NUMBER_DTYPES, kind_of_number
 from coordinator.capture.regions import ENTER, LEAVE, RUN, new_region
+from coordinator.capture.watch import TraceWatch
 from coordinator.errors import (
     BranchesDiffer,
     GradientThroughLoop,
@@ -117,16 +118,31 @@ def _region(
     values: Sequence[torch.Tensor],
     nests: Sequence[Any],
     tensors: Callable[[list[Any]], list[Any]],
+    *,
+    contiguous: bool = True,
 ) -> _Traced:
-    """Trace a function of these values, which nest so, in a region. ``tensors`` makes tensors of what it gives."""
+    """Trace a function of these values, which nest so, in a region. ``tensors`` makes tensors of what it gives;
+    ``contiguous``: what the function is given is, and nothing of it a Python number any more.
+    """
     number = new_region()
     names = _names(function, [nest.num_leaves for nest in nests])
-    entered = ENTER(number, names, _plain(values))
+    entered = ENTER(number, names, _plain(values), contiguous)
+    if not contiguous:
+        _stay_numbers(values, entered)
     left = iter(entered)
     given = [_pytree.tree_unflatten(list(itertools.islice(left, nest.num_leaves)), nest) for nest in nests]
     results, nest = _leaves(function(*given))
     own = tensors(results)
     return _Traced(number, own, nest, LEAVE(number, entered, _plain(own)))
+
+
+def _stay_numbers(values: Sequence[torch.Tensor], entered: Sequence[torch.Tensor]) -> None:
+    """What stands for a Python number of the call stands for one inside."""
+    stack: Any = torch.overrides._get_current_function_mode_stack  # noqa: SLF001 -- as torch's own tracers ask
+    for numbers in [mode.numbers for mode in stack() if isinstance(mode, TraceWatch)]:
+        for value, inside in zip(values, entered, strict=True):
+            if value in numbers:
+                numbers.add(inside)
 
 
 def _plain(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -198,7 +214,9 @@ def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], 
         _expect_alike(yes, no, nest, other)
         chosen = [torch.where(pred.reshape(()), one, two) for one, two in zip(yes, no, strict=True)]
         return _pytree.tree_unflatten(chosen, nest)
-    first, second = (_region(function, given, tree.children(), _only_tensors) for function in (true_fn, false_fn))
+    first, second = (
+        _region(function, given, tree.children(), _only_tensors, contiguous=False) for function in (true_fn, false_fn)
+    )
     _expect_alike(first.own, second.own, first.nest, second.nest)
     made = _ran("cond", [first, second], [pred.reshape(()), *given])
     return _pytree.tree_unflatten(made, first.nest)

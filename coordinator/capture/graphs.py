@@ -123,6 +123,7 @@ class _Translation:
         self.known = known_ops()
         self.same: dict[Node, Node] = {}
         self.names: dict[Node, str] = {}  # what people call the plan's own inputs
+        self.chosen_before: set[Node] = set()  # branches computed on both sides, of which there is a result already
 
     def graph(self, name: str) -> tuple[Graph, list[StateSource], list[SourceLine | None], Bounds]:
         self._refuse_writes()
@@ -334,8 +335,12 @@ class _Translation:
 
     def _emit_choice(self, node: Node, block: _Block) -> None:
         """One result of a branch of which both sides are computed."""
-        values = [Special(v=block.numbers[self._resolved(one)]) for one in self.control.chosen[node]]
         run: Any = node.args[0]
+        predicate = self.control.chosen[node][0]
+        if run in self.chosen_before and self._resolved(predicate) is predicate:
+            self._emit(predicate, block)  # once for each result, as it always was: so that ids stay
+        self.chosen_before.add(run)
+        values = [Special(v=block.numbers[self._resolved(one)]) for one in self.control.chosen[node]]
         block.append(node, Op(name="aten.where.self", args=list(values)), self._line(run))
 
     def _emit_run(self, run: Run, live: set[Node], block: _Block) -> None:

@@ -23,7 +23,7 @@ __all__ = ["ENTER", "LEAVE", "RUN", "Region", "Run", "new_region", "parts_of", "
 _Library: Any = torch.library.Library
 
 _library: Any = _Library("edgeplan", "FRAGMENT")
-_library.define("enter(int region, str[] names, Tensor[] values) -> Tensor[]")
+_library.define("enter(int region, str[] names, Tensor[] values, bool contiguous) -> Tensor[]")
 _library.define("leave(int region, Tensor[] entered, Tensor[] results) -> Tensor[]")
 _library.define("run(str kind, int[] regions, Tensor[] given, Tensor[] results, int carried, bool reverse) -> Tensor[]")
 
@@ -32,12 +32,16 @@ def _fresh(one: torch.Tensor) -> torch.Tensor:
     return one.new_empty(one.shape)
 
 
-def _enter(_region: int, _names: list[str], values: list[torch.Tensor]) -> list[torch.Tensor]:
-    return list(map(_fresh, values))
+def _alike(one: torch.Tensor) -> torch.Tensor:
+    return one.new_empty_strided(one.shape, one.stride())
+
+
+def _enter(_region: int, _names: list[str], values: list[torch.Tensor], contiguous: bool) -> list[torch.Tensor]:
+    return list(map(_fresh if contiguous else _alike, values))
 
 
 def _leave(_region: int, _entered: list[torch.Tensor], results: list[torch.Tensor]) -> list[torch.Tensor]:
-    return list(map(_fresh, results))
+    return list(map(_alike, results))
 
 
 def _run(
@@ -48,8 +52,9 @@ def _run(
     carried: int,
     _reverse: bool,
 ) -> list[torch.Tensor]:
-    if kind == "cond":
-        return list(map(_fresh, results[: len(results) // 2]))
+    if kind == "cond":  # as where they are selected, which what is contiguous can always stand for
+        half = len(results) // 2
+        return [torch.where(given[0], one, two) for one, two in zip(results[:half], results[half:], strict=True)]
     if kind == "while_loop":
         return list(map(_fresh, given))
     count = given[carried].shape[0]
@@ -63,7 +68,8 @@ for _name, _function in (("enter", _enter), ("leave", _leave), ("run", _run)):
     torch.library.register_fake(f"edgeplan::{_name}", _function, lib=_library)
 
 ENTER: Any = torch.ops.edgeplan.enter.default
-"""``enter(region, names, values)``: fresh tensors for what is given to the region's function, under its own names."""
+"""``enter(region, names, values, contiguous)``: fresh tensors for what is given to the region's function, under its own
+names; with the strides of what was given, or ``contiguous``, as what a loop carries is."""
 
 LEAVE: Any = torch.ops.edgeplan.leave.default
 """``leave(region, entered, results)``: fresh tensors for what the function gave."""

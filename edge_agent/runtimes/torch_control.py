@@ -1,7 +1,8 @@
 """Branches and loops of the torch runtime: what takes sub-graphs, as functions of them.
 
 A sub-graph comes as a function from its inputs to its outputs (`Body`), made anew for each run of the plan. What a
-branch is given, what a loop carries, and the rows that it goes over, are contiguous: the ops inside were captured so.
+branch is given and gives, what a loop carries, and the rows that it goes over, are contiguous: whatever strides the ops
+were captured with, they take that.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Body(Protocol):
 def _cond(
     predicate: torch.Tensor, if_true: Body, if_false: Body, operands: Sequence[torch.Tensor]
 ) -> Sequence[torch.Tensor]:
-    return (if_true if bool(predicate) else if_false)([one.contiguous() for one in operands])
+    taken = if_true if bool(predicate) else if_false
+    return [one.contiguous() for one in taken([one.contiguous() for one in operands])]
 
 
 def _while_loop(

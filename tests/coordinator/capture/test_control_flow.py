@@ -103,6 +103,45 @@ def test_a_cheap_branch_computes_both_sides() -> None:
         assert version_of(plan.graph) < 3
 
 
+def test_operands_and_results_of_any_strides() -> None:
+    """Turned and expanded ones, into a branch and out of it: both where it is an op and where a side is selected."""
+
+    def cheap(x: torch.Tensor, _: torch.Tensor) -> Any:
+        turned = torch.cond(
+            x.sum() > 0, lambda a: (a.reshape(-1) * 2, a.t()), lambda a: (a.reshape(-1), a.t() * 3), (x.t(),)
+        )
+        return turned[0], turned[1].reshape(-1)
+
+    def costly(x: torch.Tensor, w: torch.Tensor) -> Any:
+        turned = torch.cond(
+            x.sum() > 0, lambda a: ((w @ a).reshape(-1), (w @ a).t()), lambda a: (a.reshape(-1), a.t()), (x.t(),)
+        )
+        return turned[0], turned[1].reshape(-1)
+
+    for function in (cheap, costly):
+        plan = built(function, _randn(5, 3), 2 * torch.eye(3), shape=[(-1, 3), (3, 3)])
+        assert ("control.cond.default" in {op.name for op in plan.graph.ops}) == (function is costly)
+        for x in (torch.arange(6.0).reshape(2, 3), -torch.arange(12.0).reshape(4, 3)):
+            positive = float(x.sum()) > 0
+            first, second = plan.run_plan(x, 2 * torch.eye(3))
+            factor = 2 if positive else 1
+            torch.testing.assert_close(first, factor * x.t().reshape(-1))
+            factor = (2 if function is costly else 1) if positive else (1 if function is costly else 3)
+            torch.testing.assert_close(second, factor * x.reshape(-1))
+
+
+def test_a_number_stays_one_inside_a_branch() -> None:
+    """It takes the dtype of the tensors that it meets there, as Python's do."""
+
+    def function(x: torch.Tensor, by: float) -> Any:
+        return torch.cond(x.sum() > 0, lambda a, b: a * b, lambda a, b: a + b, (x, by))
+
+    plan = built(function, torch.arange(4), 2.5)
+    found = plan.run_plan(torch.arange(4), 1.5)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, torch.arange(4) * 1.5)
+
+
 def test_a_gradient_through_a_branch() -> None:
     """The gradient is that of the branch taken."""
 
