@@ -113,6 +113,6 @@ class Control:
             for source in self.chosen.get(node) or node.all_input_nodes
         ]
         for place, user, source in [*uses, *((len(self._nodes), None, node) for node in results)]:
-            made = owner.get(resolved(source))
+            made = owner.get(resolved(source)) if resolved(source) in live else None  # else a size, known to all
             if made is not None and place not in made.span and user is not made.leave:
                 raise ValueLeftLoop(f"torch.{kinds[made.enter]}", where=line(resolved(source)))
