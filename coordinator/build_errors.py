@@ -140,7 +140,7 @@ class GradientThroughLoop(PlanBuildError):
     def __init__(self, loop: str, *, where: SourceLine | None = None) -> None:
         self.loop = loop
         super().__init__(
-            f"a gradient goes back through this {loop}, which plans can't: for a fixed number of steps, write a loop "
+            f"a gradient goes through this {loop}, which plans can't: for a fixed number of steps, write a loop "
             "with a bound, for _ in range(n): state = torch.where(going, after(state), state), or scan over a fixed "
             "size; if no gradient is wanted, run the loop under torch.no_grad()",
             where=where,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch._C._functorch as functorch
 import torch._higher_order_ops as torchs_operators
+import torch.autograd.forward_ad as forward_ad
 from torch.utils import _pytree as pytree
 
 from coordinator.capture import places
@@ -178,6 +179,9 @@ def _ran(
         kind, [region.number for region in regions], _plain(given), results, carried, reverse
     )
     sources = [*given, *(one for region in regions for one in region.own)]
+    unpacked: Any = forward_ad.unpack_dual
+    if any(unpacked(one).tangent is not None for one in sources):
+        raise GradientThroughLoop(f"torch.{kind}", where=places.here())
     if torch.is_grad_enabled() and any(one.requires_grad for one in sources):
         back: Any = _NoWayBack.apply
         return list(back(f"torch.{kind}", places.here(), len(made), *made, *sources))
@@ -245,6 +249,8 @@ def _while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], carrie
     _expect_no_vmap("torch.while_loop")
     leaves, tree = _leaves(tuple(carried_inputs))
     given = _as_tensors(leaves, "torch.while_loop")
+    if not given:
+        raise LoopMismatch("torch.while_loop", "something to carry", "nothing", where=places.here())
     asked = _region(cond_fn, given, tree.children(), _truth)
     done = _region(body_fn, given, tree.children(), lambda found: _as_tensors(found, "torch.while_loop"))
     _expect_carried("torch.while_loop", given, done.own, tree, done.nest)

@@ -323,6 +323,9 @@ def test_steps_that_do_not_fit_each_other() -> None:
     def text(x: torch.Tensor) -> Any:
         return while_loop(lambda a, _: a.norm() > 1, lambda a, b: (a / 2, b), (x, "b"))
 
+    def nothing(x: torch.Tensor) -> Any:
+        return while_loop(lambda: x.norm() > 1, lambda: (), ())
+
     def carry(x: torch.Tensor) -> Any:
         return operators.scan(lambda total, row: (total + row, row), x.sum(), x)
 
@@ -337,6 +340,7 @@ def test_steps_that_do_not_fit_each_other() -> None:
         (dtype, f"{same}(float32[3],), got (float64[3],)"),
         (nest, f"{same}(float32[3],), got float32[3]"),
         (many, "torch.while_loop: expected a condition that gives one bool, got bool[3]"),
+        (nothing, "torch.while_loop: expected something to carry, got nothing"),
         (text, "torch.while_loop: expected tensors and numbers to carry, got a str"),
     ):
         error = refused(LoopMismatch, function, torch.randn(3), line="while_loop(")
@@ -349,6 +353,7 @@ def test_steps_that_do_not_fit_each_other() -> None:
     assert str(error).startswith("torch.scan: expected rows of one number, got float32[")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch itself, where it first needs a jvp
 def test_a_gradient_through_a_loop() -> None:
     """By torch.func and by backward, of what is carried or found outside; of a scan whose size varies."""
 
@@ -361,15 +366,19 @@ def test_a_gradient_through_a_loop() -> None:
         y.sum().backward()
         return w.grad
 
+    def of_a_direction(x: torch.Tensor) -> Any:
+        return torch.func.jvp(lambda a: while_loop(lambda b: b.norm() > 1, lambda b: (b / 2,), (a,))[0], (x,), (x,))[1]
+
     def of_scan(x: torch.Tensor) -> Any:
         return torch.func.grad(lambda a: operators.scan(lambda c, r: (c + r, c), a[0] * 0, a)[0].sum())(x)
 
     error = refused(GradientThroughLoop, of_carried, torch.randn(3), line="while_loop(")
     assert str(error).startswith(
-        "a gradient goes back through this torch.while_loop, which plans can't: for a fixed number of steps, write a "
+        "a gradient goes through this torch.while_loop, which plans can't: for a fixed number of steps, write a "
         "loop with a bound, for _ in range(n): state = torch.where(going, after(state), state), or scan over a fixed "
         "size; if no gradient is wanted, run the loop under torch.no_grad()\n"
     )
+    refused(GradientThroughLoop, of_a_direction, torch.randn(3), line="while_loop(")
     refused(GradientThroughLoop, of_outside, torch.randn(3), line="(y,) = while_loop(")
     refused(GradientThroughLoop, of_scan, torch.randn(4, 2), shape=[(-1, 2)], line="operators.scan")
 
