@@ -101,6 +101,7 @@ class LoadedPlan:
         self.between_ops: Callable[[int], None] | None = None
         self._graph = graph
         self._layout = layout
+        self._inner = layout.inner
         self._steps = layout.steps
         self._slots = layout.slots
         self._symbolic = layout.symbolic
@@ -122,9 +123,11 @@ class LoadedPlan:
         slots[: self._inputs] = user_inputs
         for slot, expression in self._symbolic:
             slots[slot] = evaluate(expression, sizes)
-        run = _Run(sizes, self.between_ops)
-        for slot, inner in self._layout.inner:
-            slots[slot] = _Body(self._graph, inner, run)
+        run = None
+        if self._inner:
+            run = _Run(sizes, self.between_ops)
+            for slot, inner in self._inner:
+                slots[slot] = _Body(self._graph, inner, run)
         for slot, one in self._draws:
             slots[slot] = torch.from_numpy(drawn(one, sizes, seed, step))
         with_grad = torch.is_grad_enabled()
@@ -146,14 +149,16 @@ class LoadedPlan:
         finally:
             torch._C._set_grad_enabled(with_grad)  # noqa: SLF001
 
-    def _run_steps(self, slots: list[Any], run: _Run) -> None:
+    def _run_steps(self, slots: list[Any], run: _Run | None) -> None:
         if self.between_ops is None:
             _execute(self._graph, self._layout, self._steps, slots)
             return
         last = -1
         for step in self._steps:
             if step.op != last:
-                run.op = last = step.op
+                last = step.op
+                if run is not None:
+                    run.op = last
                 self.between_ops(last)
             _execute(self._graph, self._layout, (step,), slots)
 
