@@ -380,19 +380,20 @@ class _Translation:
             own = {self.nodes[place] for place in region.span} | {region.enter}
             users = [self.nodes[place] for place in region.span if self.nodes[place] in live]
             for node in (*users, region.leave):
-                if node.target in (ENTER, operator.getitem):
-                    continue
-                for source in self.control.chosen.get(node) or self._sources(node):
+                for source in self._sources(node):
                     resolved = self._resolved(source)
                     if _is_tensor(source) and resolved not in own:
                         found.setdefault(resolved)
         return list(found)
 
-    def _sources(self, node: Node) -> list[Node]:
+    def _sources(self, node: Node) -> Sequence[Node]:
+        """What a node's op takes. The marks take nothing themselves: what is given to a region, its op takes."""
+        if node in self.control.chosen:
+            return self.control.chosen[node]
         if node.target is LEAVE:
             results: Any = node.args[2]
             return list(results)
-        return list(node.all_input_nodes)
+        return () if node.target in (ENTER, operator.getitem) else node.all_input_nodes
 
     def _sub_graph(self, region: Region, operands: Sequence[Node], live: set[Node]) -> tuple[Graph, _Block]:
         block = _Block()

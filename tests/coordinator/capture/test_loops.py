@@ -110,6 +110,24 @@ def test_sizes_may_be_carried() -> None:
     assert plan.cost(n=10).flops < plan.cost(n=100).flops / 50
 
 
+def test_a_cheap_branch_in_a_loop_that_gives_what_lies_outside() -> None:
+    """What only a result of the branch refers to is an operand of the loop; from two loops around it, too."""
+
+    def function(x: torch.Tensor, least: torch.Tensor) -> Any:
+        def body(y: torch.Tensor) -> Any:
+            def inner(z: torch.Tensor) -> Any:
+                return (torch.cond(z.sum() <= 1, lambda _: least, lambda z: z / 2, (z,)),)
+
+            return while_loop(lambda z: z.sum() > 0.5, inner, (y,))
+
+        return while_loop(lambda y: y.sum() > 0.5, body, (x,))[0]
+
+    plan = built(function, _randn(4).abs(), torch.zeros(4), shape=[("n",), ("n",)])
+    least = torch.tensor([0.1, 0.2])
+    torch.testing.assert_close(plan.run_plan(torch.tensor([4.0, 4.0]), least), least)
+    assert [own.ops[place].name for own, place in all_ops(plan.graph)][-1] == "aten.where.self"
+
+
 def test_a_plan_in_the_body_of_a_loop() -> None:
     """It becomes a part of the body."""
     half = built(lambda x: x / 2, _randn(5), shape=[(-1,)])
