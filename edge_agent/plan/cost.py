@@ -24,7 +24,7 @@ from edge_agent.plan.format import Dim, Graph, Op, TensorType
 from edge_agent.plan.nesting import all_ops, argument_of, uses_of
 from edge_agent.plan.polynomials import Poly, add, freeze, parse, to_expression
 from edge_agent.plan.sizes import Sizes
-from edge_agent.plan.trips import most_steps
+from edge_agent.plan.trips import Trips
 
 __all__ = ["Cost", "CostModel", "cost_of"]
 
@@ -95,7 +95,7 @@ def cost_of(checked: CheckedGraph) -> CostModel:
     """The formulas of a checked graph."""
     graph = checked.graph
     sizes = Sizes(ops=sum(1 for _ in all_ops(graph)))
-    counter = _Counter(sizes)
+    counter = _Counter(sizes, Trips(sizes))
     flops = counter.total(checked)
     state = sum(_fixed_bytes(one) for one in graph.inputs if one.kind == "state")
     peaks = _peaks(checked, sizes, range(len(graph.inputs)))
@@ -108,6 +108,7 @@ def cost_of(checked: CheckedGraph) -> CostModel:
 @dataclass
 class _Counter:
     sizes: Sizes
+    trips: Trips
     bounded: bool = True
     rules: Mapping[str, Callable[..., Dim]] = field(default_factory=lambda: _RULES)
 
@@ -151,7 +152,7 @@ class _Counter:
         inner = {name: self.total(one) for name, one in checked.inner[index].items()}
         if "if_true" in inner:
             return self.sizes.max(*inner.values())
-        steps = most_steps(checked, index, self.sizes)
+        steps = self.trips.most(checked, index)
         if steps is None:
             self.bounded = False
             steps = 1
@@ -254,25 +255,28 @@ def _lives(checked: CheckedGraph) -> tuple[list[int], list[int]]:
     graph = checked.graph
     root = list(range(len(checked.types)))
     last = [-1] * len(checked.types)
-    held: dict[int, set[int]] = {}  # what a branch or a loop gives may be a view of what it was given
     never = len(graph.ops)
     first = len(graph.inputs)
     for index, (op, spec) in enumerate(zip(graph.ops, checked.specs, strict=True)):
         used = [root[value] for one in (*op.args, *op.kwargs.values()) for value in uses_of(one)]
         for value in used:
-            for one in (value, *held.get(value, ())):
-                last[one] = index
+            last[value] = index
         for value in range(first, first + op.outputs):
-            if index in checked.inner:
-                held[value] = {*used, *(one for own in used for one in held.get(own, ()))}
-            elif spec.views and used:
+            if spec.views and used and index not in checked.inner:
                 root[value] = used[0]
             if root[value] == value:
                 last[value] = max(last[value], index)
         first += op.outputs
     for value in (*range(len(graph.inputs)), *graph.outputs):
-        for one in (root[value], *held.get(root[value], ())):
-            last[one] = never  # the caller's own, and what is given back
+        last[root[value]] = never  # the caller's own, and what is given back
+    for index in reversed(range(len(graph.ops)) if checked.inner else ()):
+        op = graph.ops[index]
+        first -= op.outputs
+        if index in checked.inner:  # what a branch or a loop gives may be a view of what it was given
+            until = max((last[root[value]] for value in range(first, first + op.outputs)), default=index)
+            for one in (*op.args, *op.kwargs.values()):
+                for value in uses_of(one):
+                    last[root[value]] = max(last[root[value]], until)
     return root, last
 
 

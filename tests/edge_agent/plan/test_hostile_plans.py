@@ -23,7 +23,7 @@ from edge_agent.plan.format import Graph, Input, Op, Special, Symbol, decode_gra
 from edge_agent.plan.nesting import subgraphs_of
 from edge_agent.plan.readable import readable
 from edge_agent.plan.registry import REGISTRY, registered
-from tests.edge_agent.plan.control_graphs import branch, halving, nested, running
+from tests.edge_agent.plan.control_graphs import branch, control, halving, inner, nested, running, taking
 from tests.edge_agent.plan.graphs import bundle_of, double_abs, graph_of, listed, net, op, value
 
 
@@ -313,6 +313,26 @@ def test_sub_graphs_by_the_thousand_end_soon() -> None:
         soon(encode_graph(nested(deep)))
     level = b"\x95\x90\x91\x92\xb4control.cond.default\x91\x81\xa1g"
     soon(level * 5_000 + b"\x95\x90\x90\x90\xc0\xc0")
+
+
+def test_costs_of_large_plans_end_soon() -> None:
+    """Thousands of branches in a chain, and a condition of thousands of comparisons."""
+    yes = taking("yes", "bool")
+    same = inner([yes], [], [0])
+    chain = [control("cond", value(place), same, same, listed(value(place))) for place in range(5_000)]
+    graphs = [graph_of([yes], chain, [5_000])]
+    count = taking("count", "int64")
+    asked = [op("lt.Tensor", value(0), value(0))]
+    for place in range(1, 10_000, 2):
+        asked += [op("lt.Scalar", value(0), 3), op("logical_and.default", value(place), value(place + 1))]
+    body = inner([count], [op("mul.Tensor", value(0), 2)], [1])
+    loop = control("while_loop", inner([count], asked, [len(asked)]), body, listed(value(0)), listed())
+    graphs.append(graph_of([count], [loop], [1]))
+    for graph in graphs:
+        checked = check_graph(graph)
+        started = time.monotonic()
+        cost_of(checked)
+        assert time.monotonic() - started < 5
 
 
 # ------------------------------------------------------------------------------------------------ size and time

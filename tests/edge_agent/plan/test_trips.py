@@ -11,7 +11,7 @@ from edge_agent.plan.cost import cost_of
 from edge_agent.plan.expressions import render
 from edge_agent.plan.format import Graph, Op, Special, Symbol
 from edge_agent.plan.sizes import Sizes
-from edge_agent.plan.trips import most_steps
+from edge_agent.plan.trips import Trips
 from tests.edge_agent.plan.control_graphs import branch, control, halving, inner, nested, running, taking
 from tests.edge_agent.plan.graphs import graph_of, listed, op, value
 
@@ -20,7 +20,7 @@ def steps(graph: Graph) -> str | None:
     """The bound of a graph's one loop."""
     checked = check_graph(graph)
     (index,) = checked.inner
-    most = most_steps(checked, index, Sizes(graph.symbols))
+    most = Trips(Sizes(graph.symbols)).most(checked, index)
     return None if most is None else render(most)
 
 
@@ -71,7 +71,8 @@ UP = op("add.Tensor", value(0), 1)
         (ZERO, op("lt.Scalar", value(0), 10), op("add.Tensor", value(0), -1), None),
         (ZERO, op("lt.Scalar", value(0), 10), op("add.Tensor", value(0), 1, alpha=0), None),
         (ZERO, op("lt.Scalar", value(0), 10), op("mul.Tensor", value(0), 2), None),
-        (ZERO, op("lt.Scalar", value(0), 1 << 40), UP, None),
+        (ZERO, op("lt.Scalar", value(0), 1 << 40), UP, str(1 << 40)),
+        (ZERO, op("lt.Scalar", value(0), (1 << 62) + 1), UP, None),
         (op("neg.default", value(1)), op("lt.Scalar", value(0), 10), UP, None),
     ],
 )
@@ -85,6 +86,10 @@ def test_other_counts_and_conditions() -> None:
     for dtype in ("int8", "float32"):
         start = op("full.default", listed(), 0, dtype=Special(d=dtype))
         assert steps(counting(start, op("lt.Scalar", value(0), 100), UP, dtype)) is None
+    start = op("full.default", listed(), 0, dtype=Special(d="int32"))
+    assert steps(counting(start, op("lt.Scalar", value(0), 100), UP, "int32")) == "100"
+    for limit in ((1 << 31) - 1 + 1, Special(s="n")):
+        assert steps(counting(start, op("lt.Scalar", value(0), limit), UP, "int32")) is None
     assert steps(halving()) is None
     assert steps(halving(12)) == "12"
     assert steps(running()) == "n"
