@@ -145,7 +145,7 @@ def _while_loop(condition: Any, body: Any, carried: list[Any], operands: list[An
     )
 
 
-def _scan(step: Any, carried: list[Any], rows: list[Any], operands: list[Any], *, reverse: bool = False) -> Any:
+def _scan(step: Any, carried: list[Any], rows: list[Any], operands: list[Any], reverse: bool = False) -> Any:
     def stepped(held: list[Any], each: list[Any]) -> Any:
         results = step(*held, *each, *operands)
         return results[: len(held)], results[len(held) :]

@@ -63,7 +63,7 @@ class Trips:
             seen.add(value)
             if op.name in _AND:
                 pending += [one.v for one in op.args if isinstance(one, Special) and one.v is not None]
-            elif op.name in _BOUNDS:
+            elif op.name in _BOUNDS and len(op.args) == 2:
                 yield op
 
     def _steps(self, checked: CheckedGraph, op: Op, body: Graph, comparison: Op) -> Dim | None:
@@ -102,8 +102,9 @@ class Trips:
     def _constant(self, graph: Graph, value: int) -> int | None:
         """A value that is the same integer in every run."""
         op = self._maker(graph, value)
-        if op is not None and op.name in _SAME and isinstance(op.args[0], Special) and op.args[0].v is not None:
-            op = self._maker(graph, op.args[0].v)
+        if op is not None and op.name in _SAME:
+            source = op.args[0] if op.args else None
+            op = self._maker(graph, source.v) if isinstance(source, Special) and source.v is not None else None
         if op is None:
             return None
         if op.name == "aten.full.default" and len(op.args) > 1 and type(op.args[1]) is int:

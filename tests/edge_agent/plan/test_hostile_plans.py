@@ -255,6 +255,11 @@ class Breaker:
             ops[place:place] = [self.maker.op()]
         elif self.random.random() < 0.3:
             del ops[place]
+        elif self.random.random() < 0.3:  # the same, by name
+            names = [parameter.name for parameter in REGISTRY[ops[place].name].parameters]
+            kept = self.random.randrange(len(ops[place].args) + 1)
+            named = dict(zip(names[kept:], ops[place].args[kept:], strict=False))
+            ops[place] = msgspec.structs.replace(ops[place], args=ops[place].args[:kept], kwargs=named)
         else:
             one = ops[place]
             args = list(one.args) or [None]

@@ -73,6 +73,12 @@ UP = op("add.Tensor", value(0), 1)
         (ZERO, op("lt.Scalar", value(0), 10), op("mul.Tensor", value(0), 2), None),
         (ZERO, op("lt.Scalar", value(0), 1 << 40), UP, str(1 << 40)),
         (ZERO, op("lt.Scalar", value(0), (1 << 62) + 1), UP, None),
+        (ZERO, op("lt.Scalar", value(0), other=10), UP, None),
+        (ZERO, op("lt.Scalar", self=value(0), other=10), UP, None),
+        (ZERO, op("lt.Scalar", value(0), 10), op("add.Tensor", self=value(0), other=1), None),
+        (op("full.default", size=listed(), fill_value=0, dtype=INT), op("lt.Scalar", value(0), 10), UP, None),
+        (op("clone.default", self=value(1)), op("lt.Scalar", value(0), 10), UP, None),
+        (op("clone.default", value(1)), op("lt.Scalar", value(0), 10), UP, None),
         (op("neg.default", value(1)), op("lt.Scalar", value(0), 10), UP, None),
     ],
 )
