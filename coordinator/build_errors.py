@@ -14,7 +14,10 @@ __all__ = [
     "DataDependentBranch",
     "DataDependentSize",
     "DimPinned",
+    "GradientThroughLoop",
     "GradientsNotSupported",
+    "LoopEndless",
+    "LoopMismatch",
     "LoopNotSupported",
     "LostSideEffect",
     "MutatedInput",
@@ -25,9 +28,11 @@ __all__ = [
     "OutputNotSupported",
     "PlanBuildError",
     "PythonRandomness",
+    "RandomInLoop",
     "RandomOpNotSupported",
     "ResultDiffers",
     "SourceLine",
+    "ValueLeftLoop",
 ]
 
 
@@ -88,7 +93,8 @@ class DataDependentBranch(PlanBuildError):
         self.number = number
         super().__init__(
             "this line branches on what a tensor holds, which is not known when the plan is built: "
-            f"write it with torch.cond(condition, if_true, if_false, operands), or with torch.where{_fixed(number)}",
+            "write it with torch.cond(condition, if_true, if_false, operands), or with torch.where; a while with "
+            f"torch.while_loop(condition, body, carried){_fixed(number)}",
             where=where,
         )
 
@@ -107,15 +113,73 @@ class BranchesDiffer(PlanBuildError):
 
 
 class LoopNotSupported(PlanBuildError):
-    """A loop that runs as often as data, or a varying size, say. ``loop`` names it."""
+    """A loop that can't become a part of a plan where it stands. ``loop`` names it, ``instead`` is what to write."""
 
-    def __init__(self, loop: str, by: str, *, where: SourceLine | None = None) -> None:
+    def __init__(self, loop: str, because: str, instead: str, *, where: SourceLine | None = None) -> None:
         self.loop = loop
-        self.by = by
+        self.because = because
+        self.instead = instead
+        super().__init__(f"{loop} does not work {because}; {instead}", where=where)
+
+
+class LoopMismatch(PlanBuildError):
+    """The functions of a loop do not fit each other: a step gives other dtypes, shapes or nesting than the next takes,
+    or a condition gives no bool.
+    """
+
+    def __init__(self, loop: str, expected: str, got: str, *, where: SourceLine | None = None) -> None:
+        self.loop = loop
+        self.expected = expected
+        self.got = got
+        super().__init__(f"{loop}: expected {expected}, got {got}", where=where)
+
+
+class GradientThroughLoop(PlanBuildError):
+    """A gradient is asked for of what a loop without a fixed number of steps gives. ``loop`` names it."""
+
+    def __init__(self, loop: str, *, where: SourceLine | None = None) -> None:
+        self.loop = loop
         super().__init__(
-            f"{loop} runs as often as {by} says, which plans can't: write a loop with a bound, "
-            "for _ in range(n): state = torch.where(going, after(state), state); or torch.func.vmap where rows don't "
-            "depend on each other, cumsum and cumprod where they do, or a plan that a device folds over its data",
+            f"a gradient goes through this {loop}, which plans can't: for a fixed number of steps, write a loop "
+            "with a bound, for _ in range(n): state = torch.where(going, after(state), state), or scan over a fixed "
+            "size; if no gradient is wanted, run the loop under torch.no_grad()",
+            where=where,
+        )
+
+
+class RandomInLoop(PlanBuildError):
+    """Random numbers are drawn inside a loop whose number of steps is not fixed, so that nobody knows how many."""
+
+    def __init__(self, loop: str, *, where: SourceLine | None = None) -> None:
+        self.loop = loop
+        super().__init__(
+            f"this line draws random numbers inside {loop}, as often as that runs, which plans can't: draw them before "
+            "the loop, in one tensor with a row for each step, and scan over that, or take its rows by index",
+            where=where,
+        )
+
+
+class LoopEndless(PlanBuildError):
+    """A loop did not end while the plan was built, beside it. ``steps``: how far it came."""
+
+    def __init__(self, loop: str, steps: int, *, where: SourceLine | None = None) -> None:
+        self.loop = loop
+        self.steps = steps
+        super().__init__(
+            f"{loop} had not ended after {steps:,} steps while the plan was built, which tries it with other values "
+            "and sizes too: give it a bound as well, such as a carried count and (count < 1000) & going",
+            where=where,
+        )
+
+
+class ValueLeftLoop(PlanBuildError):
+    """What is made inside a loop or a branch is used outside without being returned."""
+
+    def __init__(self, loop: str, *, where: SourceLine | None = None) -> None:
+        self.loop = loop
+        super().__init__(
+            f"what this line makes inside {loop} is used outside of it: return it from the function that the loop or "
+            "branch runs",
             where=where,
         )
 

@@ -1,7 +1,7 @@
 """A plan as a picture: an SVG of its ops, from inputs at the top to results at the bottom.
 
 Layers are by longest path, the order within a layer by barycenters (Sugiyama, Tagawa, Toda 1981): no program outside is
-needed.
+needed. An op that takes sub-graphs has a picture of each inside its box.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from os import PathLike
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from edge_agent.plan.checker import check_graph
+from edge_agent.plan.checker import CheckedGraph, check_graph
 from edge_agent.plan.format import Graph
-from edge_agent.plan.readable import argument_text, render_type, uses_of, value_names
+from edge_agent.plan.nesting import uses_of
+from edge_agent.plan.readable import argument_text, render_type, value_names
+from edge_agent.plan.registry import REGISTRY
 
 __all__ = ["Drawing", "draw"]
 
@@ -59,23 +61,36 @@ class _Node:
     layer: int = 0
     x: float = 0.0
     y: float = 0.0
+    inner: list[_Inner] = field(default_factory=list)
 
     @property
     def width(self) -> float:
-        return max(len(line) for line in (self.title, *self.notes)) * _CHARACTER + 2 * _PAD
+        words = max(len(line) for line in (self.title, *self.notes)) * _CHARACTER + 2 * _PAD
+        return max(words, sum(one.width + _PAD for one in self.inner) + _PAD)
+
+    @property
+    def words(self) -> float:
+        """The height of what is written."""
+        return (1 + len(self.notes)) * _LINE + _PAD
 
     @property
     def height(self) -> float:
-        return (1 + len(self.notes)) * _LINE + _PAD
+        return self.words + max((one.height + _PAD for one in self.inner), default=0.0)
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """The picture of a sub-graph, and what its op calls it."""
+
+    name: str
+    nodes: list[_Node]
+    width: float
+    height: float
 
 
 def draw(graph: Graph, *, title: str = "") -> Drawing:
     """The picture of a graph. Raises what `check_graph` raises."""
-    nodes = _nodes(graph)
-    _layer(nodes)
-    layers = _order(nodes)
-    width = _place(nodes, layers)
-    height = max(node.y + node.height for node in nodes) + _MARGIN
+    nodes, width, height = _laid_out(check_graph(graph))
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
@@ -88,14 +103,28 @@ def draw(graph: Graph, *, title: str = "") -> Drawing:
             f"{escape(title or graph.name or 'plan')}</text>"
         ),
     ]
-    for node in nodes:
-        parts += [_edge(nodes[above], node) for above in node.above]
-    parts += [_box(node) for node in nodes]
+    parts += _drawn(nodes)
     return Drawing("\n".join([*parts, "</svg>"]) + "\n")
 
 
-def _nodes(graph: Graph) -> list[_Node]:
-    checked = check_graph(graph)
+def _laid_out(checked: CheckedGraph) -> tuple[list[_Node], float, float]:
+    """The nodes of a graph in their places, and the width and height that they take."""
+    nodes = _nodes(checked)
+    if not nodes:
+        return nodes, 2.0 * _MARGIN, 2.0 * _MARGIN
+    _layer(nodes)
+    layers = _order(nodes)
+    width = _place(nodes, layers)
+    return nodes, width, max(node.y + node.height for node in nodes) + _MARGIN
+
+
+def _drawn(nodes: list[_Node]) -> list[str]:
+    edges = [_edge(nodes[above], node) for node in nodes for above in node.above]
+    return [*edges, *map(_box, nodes)]
+
+
+def _nodes(checked: CheckedGraph) -> list[_Node]:
+    graph = checked.graph
     names = value_names(graph)
     types = [render_type(one) for one in checked.types]
     nodes: list[_Node] = []
@@ -104,10 +133,13 @@ def _nodes(graph: Graph) -> list[_Node]:
         what = "input" if one.kind in ("user", "number") else "state"
         nodes.append(_Node(what, _short(name), [kind], f"{name}: {kind} ({one.kind})"))
         maker.append(len(nodes) - 1)
-    for op in graph.ops:
+    for index, op in enumerate(graph.ops):
         first = len(maker)
         arguments = (*op.args, *op.kwargs.values())
-        texts = [argument_text(one, names) for one in op.args]
+        texts = [
+            parameter.name if parameter.kind == "Graph" else argument_text(one, names)
+            for one, parameter in zip(op.args, REGISTRY[op.name].parameters, strict=False)
+        ]
         texts += [f"{name}={argument_text(one, names)}" for name, one in op.kwargs.items()]
         used = [k for k in range(first, first + op.outputs) if names[k] != "_"]
         bound = [f"{names[k]}: {types[k]}" for k in used]
@@ -115,6 +147,7 @@ def _nodes(graph: Graph) -> list[_Node]:
         plain = op.name.removeprefix("aten.").removesuffix(".default")
         node = _Node("op", _short(plain), [_short(types[k]) for k in used[:3]], f"{', '.join(bound)} = {call}")
         above = {maker[value] for one in arguments for value in uses_of(one)}
+        node.inner = [_Inner(name, *_laid_out(one)) for name, one in checked.inner.get(index, {}).items()]
         nodes.append(node)
         _join(nodes, sorted(above), len(nodes) - 1)
         maker += [len(nodes) - 1] * op.outputs
@@ -202,8 +235,23 @@ def _box(node: _Node) -> str:
     return (
         f"<g>{tooltip}"
         f'<rect x="{node.x:.1f}" y="{node.y:.1f}" width="{node.width:.1f}" height="{node.height:.1f}" rx="4" '
-        f'fill="{fill}" stroke="{stroke}"/>{"".join(lines)}</g>'
+        f'fill="{fill}" stroke="{stroke}"/>{"".join(lines)}</g>{"".join(_insides(node))}'
     )
+
+
+def _insides(node: _Node) -> list[str]:
+    """The pictures of a node's sub-graphs, side by side."""
+    parts = []
+    x, y = node.x + _PAD, node.y + node.words
+    for one in node.inner:
+        parts.append(
+            f'<g transform="translate({x:.1f},{y:.1f})">'
+            f'<rect width="{one.width:.1f}" height="{one.height:.1f}" rx="4" fill="white" stroke="#3b6db3"/>'
+            f'<text x="{_PAD}" y="{_LINE}" fill="#3b6db3">{escape(one.name)}</text>'
+            f"{''.join(_drawn(one.nodes))}</g>"
+        )
+        x += one.width + _PAD
+    return parts
 
 
 def _short(text: str) -> str:

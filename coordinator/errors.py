@@ -10,7 +10,12 @@
     │   ├── ArgumentNotSupported            an example argument that can't travel, or doesn't fit args_shape
     │   ├── OutputNotSupported              a result that is neither a tensor nor a number nor a nest of them
     │   ├── BranchesDiffer                  a torch.cond whose branches give different dtypes or shapes
-    │   ├── LoopNotSupported                a loop that runs as often as data, or a varying size, say
+    │   ├── LoopNotSupported                a loop where plans can have none: inside torch.func.vmap
+    │   ├── LoopMismatch                    a loop whose step gives other types than the next one takes
+    │   ├── GradientThroughLoop             a gradient of what a while_loop, or a scan over a varying size, gives
+    │   ├── RandomInLoop                    random numbers drawn inside such a loop
+    │   ├── LoopEndless                     a loop that did not end while the plan was built
+    │   ├── ValueLeftLoop                   what a loop makes, used outside without being returned
     │   ├── LostSideEffect                  a print, or a change to a list, a global, an attribute outside
     │   ├── DataDependentBranch             an `if` or `while` on what a tensor holds
     │   ├── DataDependentSize               a shape, or a Python number, made of what a tensor holds
@@ -59,6 +64,9 @@ from coordinator.build_errors import (
     DataDependentSize,
     DimPinned,
     GradientsNotSupported,
+    GradientThroughLoop,
+    LoopEndless,
+    LoopMismatch,
     LoopNotSupported,
     LostSideEffect,
     MutatedInput,
@@ -69,9 +77,11 @@ from coordinator.build_errors import (
     OutputNotSupported,
     PlanBuildError,
     PythonRandomness,
+    RandomInLoop,
     RandomOpNotSupported,
     ResultDiffers,
     SourceLine,
+    ValueLeftLoop,
 )
 from coordinator.session_errors import (
     BrokerUnreachable,
@@ -102,10 +112,13 @@ __all__ = [
     "ExecutionFailed",
     "FleetClosed",
     "ForeignPointer",
+    "GradientThroughLoop",
     "GradientsNotSupported",
     "IdConflict",
     "InvocationCancelled",
     "LedgerLost",
+    "LoopEndless",
+    "LoopMismatch",
     "LoopNotSupported",
     "LostSideEffect",
     "MutatedInput",
@@ -126,6 +139,7 @@ __all__ = [
     "ProtectedName",
     "PythonRandomness",
     "QueueFull",
+    "RandomInLoop",
     "RandomOpNotSupported",
     "RemoteArgumentMismatch",
     "RemoteConditionFailed",
@@ -146,6 +160,7 @@ __all__ = [
     "TagNotFound",
     "UnknownDevice",
     "UnknownResult",
+    "ValueLeftLoop",
     "WorkerDied",
     "error_from_failure",
 ]

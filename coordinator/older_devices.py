@@ -9,6 +9,7 @@ from coordinator.errors import OpNotSupported, PlanBuildError
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.checker import check_graph
 from edge_agent.plan.format import Manifest, decode_graph, digest_of, encode_graph, version_of
+from edge_agent.plan.nesting import all_ops
 from edge_agent.plan.registry import known_to
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def bundle_for(bundle: PlanBundle, devices: Iterable[str], runtimes: Runtimes) -
     made = runtimes.lowered
     known = known_to(version)
     graph = bundle.graph
-    unknown = next((op.name for op in graph.ops if op.name not in known), None)
+    names = (own.ops[place].name for own, place in all_ops(graph))
+    unknown = next((name for name in names if name not in known), None)
     if unknown is None:
         return bundle
     key = (bundle.manifest.graph, version)

@@ -44,9 +44,11 @@ class Admission:
         self._admitted: set[tuple[int, ...]] = set()
 
     def admit(self, sizes: Mapping[str, int]) -> None:
-        """Raises `PlanOverQuota`. A plan without a bound passes: nobody knows what it costs before it runs."""
+        """Raises `PlanOverQuota`. Of a plan without a bound, nobody knows how many operations it takes before it runs;
+        how much memory is known all the same.
+        """
         model = self._model
-        if model is None or not model.bounded or (key := tuple(sizes.values())) in self._admitted:
+        if model is None or (key := tuple(sizes.values())) in self._admitted:
             return
         self._check(model.at(sizes))
         if len(self._admitted) < _REMEMBERED:
@@ -55,7 +57,7 @@ class Admission:
     def _check(self, cost: Cost) -> None:
         if self._limits.memory_bytes and cost.peak_bytes > self._limits.memory_bytes:
             raise PlanOverQuota("memory", cost.peak_bytes, self._limits.memory_bytes)
-        if self._limits.ops and cost.flops > self._limits.ops:
+        if self._limits.ops and cost.bounded and cost.flops > self._limits.ops:
             raise PlanOverQuota("operations", cost.flops, self._limits.ops)
 
 

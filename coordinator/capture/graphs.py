@@ -14,8 +14,10 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from coordinator.capture import places
 from coordinator.capture.arguments import Arguments
+from coordinator.capture.branches import Control
 from coordinator.capture.draws import DRAW
 from coordinator.capture.lowering import is_random, known_ops
+from coordinator.capture.regions import ENTER, LEAVE, Region, Run, parts_of
 from coordinator.capture.symbols import Bounds, Sizes
 from coordinator.capture.tracing import Traced
 from coordinator.errors import (
@@ -24,6 +26,7 @@ from coordinator.errors import (
     MutatedState,
     OpNotSupported,
     PlanBuildError,
+    RandomInLoop,
     RandomOpNotSupported,
     SourceLine,
 )
@@ -87,6 +90,29 @@ def graph_of(
     return _Translation(traced, arguments).graph(name)
 
 
+class _Block:
+    """The ops of the plan, or of a sub-graph, as they are written: the number of each node's value, and their lines."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[Node, int] = {}
+        self.ops: list[Op] = []
+        self.count = 0
+        self._lines: list[SourceLine | None] = []
+        self._inner: list[_Block] = []
+
+    def append(self, node: Node, op: Op, where: SourceLine | None, inner: Sequence[_Block] = ()) -> None:
+        """One op more, with the blocks of its sub-graphs."""
+        self.numbers[node] = self.count
+        self.ops.append(op)
+        self.count += op.outputs
+        self._lines.append(where)
+        self._inner += inner
+
+    def all_lines(self) -> list[SourceLine | None]:
+        """The line of each op, in the order of `edge_agent.plan.nesting.all_ops`."""
+        return [*self._lines, *(line for block in self._inner for line in block.all_lines())]
+
+
 class _Translation:
     def __init__(self, traced: Traced, arguments: Arguments) -> None:
         self.traced = traced
@@ -96,33 +122,33 @@ class _Translation:
         self.signature = traced.program.graph_signature
         self.known = known_ops()
         self.same: dict[Node, Node] = {}
-        self.numbers: dict[Node, int] = {}
-        self.ops: list[Op] = []
-        self.lines: list[SourceLine | None] = []
+        self.names: dict[Node, str] = {}  # what people call the plan's own inputs
+        self.chosen_before: set[Node] = set()  # branches computed on both sides, of which there is a result already
 
     def graph(self, name: str) -> tuple[Graph, list[StateSource], list[SourceLine | None], Bounds]:
         self._refuse_writes()
         results = self._results()
         for node in self.nodes:
             self._find_same(node, results)
+        self.control = Control(self.nodes, self.same, self.known)
         live = self._live(results)
-        inputs, state = self._inputs(live)
-        count = len(inputs)
-        for node in self.nodes:
-            if node.op == "call_function" and node in live:
-                count += self._emit(node, count)
+        self.control.refuse_what_leaves(live, results, self._resolved, self._line)
+        block = _Block()
+        inputs, state = self._inputs(live, block)
+        block.count = len(inputs)
+        self._emit_all(range(len(self.nodes)), live, block)
         bounds = self.sizes.bounds()
         graph = Graph(
             inputs=inputs,
-            ops=self.ops,
-            outputs=[self.numbers[self._resolved(node)] for node in results],
+            ops=block.ops,
+            outputs=[block.numbers[self._resolved(node)] for node in results],
             signature=self.arguments.tree,
             tree=self.traced.tree,
             symbols=list(bounds.symbols),
             conditions=list(bounds.conditions),
             name=name,
         )
-        return graph, state, self.lines, bounds
+        return graph, state, block.all_lines(), bounds
 
     # --------------------------------------------------------------------------------------------- what is in it
 
@@ -175,16 +201,20 @@ class _Translation:
             node = pending.pop()
             if node not in live:
                 live.add(node)
-                pending += [self._resolved(source) for source in node.all_input_nodes if _is_tensor(source)]
+                # a row that a scan is traced with is none that it runs with
+                given = () if node.target is ENTER else node.all_input_nodes
+                sources = self.control.chosen.get(node) or given
+                pending += [self._resolved(source) for source in sources if _is_tensor(source)]
         return live
 
-    def _inputs(self, live: set[Node]) -> tuple[list[Input], list[StateSource]]:
+    def _inputs(self, live: set[Node], block: _Block) -> tuple[list[Input], list[StateSource]]:
         by_name = {node.name: node for node in self.nodes if node.op == "placeholder"}
         inputs: list[Input] = []
         user = [spec for spec in self.signature.input_specs if spec.kind is InputKind.USER_INPUT]
         for k, (spec, leaf) in enumerate(zip(user, self.arguments.leaves, strict=True)):
             node = by_name[spec.arg.name]
-            self.numbers[node] = len(inputs)
+            block.numbers[node] = len(inputs)
+            self.names[node] = leaf.path
             inputs.append(
                 Input(
                     name=leaf.path,
@@ -199,8 +229,9 @@ class _Translation:
             if spec.kind is InputKind.USER_INPUT or node not in live:
                 continue
             source = self._source(spec, len(state))
+            self.names[node] = source.name
             value = node.meta["val"]
-            self.numbers[node] = len(inputs)
+            block.numbers[node] = len(inputs)
             inputs.append(
                 Input(
                     name=source.name,
@@ -212,7 +243,7 @@ class _Translation:
             state.append(source)
         for node in self.nodes:
             if node.target is DRAW and node in live:
-                self.numbers[node] = len(inputs)
+                block.numbers[node] = len(inputs)
                 inputs.append(self._random(node))
         return inputs, state
 
@@ -228,7 +259,7 @@ class _Translation:
         )
 
     def _size(self, value: Any, where: SourceLine | None) -> Dim:
-        found = self._argument(value, where)
+        found = self._argument(value, where, _Block())
         if isinstance(found, Special) and found.s is not None:
             return found.s
         return int(found)  # type: ignore[arg-type]
@@ -258,16 +289,31 @@ class _Translation:
     def _line(self, node: Node) -> SourceLine | None:
         return places.of_stack_trace(node.meta.get("stack_trace"))
 
-    def _emit(self, node: Node, count: int) -> int:
-        """Append a node's op, if it has one; how many values it binds from number ``count`` on."""
+    def _emit_all(self, places: range, live: set[Node], block: _Block) -> None:
+        """Append the ops of these nodes to a block; what lies in regions goes with the op that runs them."""
+        inside = self.control.inside(places)
+        for place in places:
+            node = self.nodes[place]
+            if node.op != "call_function" or node not in live or place in inside:
+                continue
+            if node in self.control.chosen:
+                self._emit_choice(node, block)
+            elif node in self.control.runs:
+                self._emit_run(self.control.runs[node], live, block)
+            else:
+                self._emit(node, block)
+
+    def _emit(self, node: Node, block: _Block) -> None:
+        """Append a node's op, if it has one."""
         value = node.meta.get("val")
         if node.target is operator.getitem:
             source: Any = node.args[0]
             position: Any = node.args[1]
-            self.numbers[node] = self.numbers[self._resolved(source)] + position
-            return 0
-        if node.target in _SAID_ELSEWHERE or node.target is DRAW:
-            return 0
+            if source.target not in (ENTER, LEAVE):
+                block.numbers[node] = block.numbers[self._resolved(source)] + position
+            return
+        if node.target in _SAID_ELSEWHERE or node.target in (DRAW, ENTER, LEAVE):
+            return
         name, where = str(node.target), self._line(node)
         if node.target in _VALUE_TO_NUMBER or _has_unknown_size(value):
             raise DataDependentSize(name, where=where)
@@ -275,27 +321,116 @@ class _Translation:
             raise RandomOpNotSupported(name, where=where)
         if name not in self.known:
             raise OpNotSupported(name, where=where)
-        outputs = len(value) if isinstance(value, list | tuple) else 1
-        self.ops.append(
-            Op(
-                name=name,
-                args=[self._argument(argument, where) for argument in node.args],
-                kwargs={
-                    key: self._argument(argument, where)
-                    for key, argument in node.kwargs.items()
-                    if not _is_default(key, argument)
-                },
-                outputs=outputs,
-            )
+        op = Op(
+            name=name,
+            args=[self._argument(argument, where, block) for argument in node.args],
+            kwargs={
+                key: self._argument(argument, where, block)
+                for key, argument in node.kwargs.items()
+                if not _is_default(key, argument)
+            },
+            outputs=len(value) if isinstance(value, list | tuple) else 1,
         )
-        self.lines.append(where)
-        self.numbers[node] = count
-        return outputs
+        block.append(node, op, where)
 
-    def _argument(self, value: Any, where: SourceLine | None) -> Argument:
+    def _emit_choice(self, node: Node, block: _Block) -> None:
+        """One result of a branch of which both sides are computed."""
+        run: Any = node.args[0]
+        predicate = self.control.chosen[node][0]
+        if run in self.chosen_before and self._resolved(predicate) is predicate:
+            self._emit(predicate, block)  # once for each result, as it always was: so that ids stay
+        self.chosen_before.add(run)
+        values = [Special(v=block.numbers[self._resolved(one)]) for one in self.control.chosen[node]]
+        block.append(node, Op(name="aten.where.self", args=list(values)), self._line(run))
+
+    def _emit_run(self, run: Run, live: set[Node], block: _Block) -> None:
+        """A branch or a loop: the regions as sub-graphs, all with the same operands."""
+        name, where = f"control.{run.kind}.default", self._line(run.node)
+        if name not in self.known:
+            raise OpNotSupported(name, where=where)
+        for region in run.regions:
+            self._refuse_draws(region, run.kind, live)
+        operands = self._operands(run.regions, live)
+        inner = [self._sub_graph(region, operands, live) for region in run.regions]
+        graphs: list[Argument] = [Special(g=graph) for graph, _ in inner]
+        given = [Special(v=block.numbers[self._resolved(node)]) for node in run.given]
+        rest = [Special(v=block.numbers[node]) for node in operands]
+        args: list[Argument]
+        if run.kind == "cond":
+            args = [given[0], *graphs, Special(l=[*given[1:], *rest])]
+        elif run.kind == "while_loop":
+            args = [*graphs, Special(l=list(given)), Special(l=list(rest))]
+        else:
+            held = run.carried
+            args = [*graphs, Special(l=list(given[:held])), Special(l=list(given[held:])), Special(l=list(rest))]
+        kwargs: dict[str, Argument] = {"reverse": True} if run.reverse else {}
+        op = Op(name=name, args=args, kwargs=kwargs, outputs=len(run.node.meta["val"]))
+        block.append(run.node, op, where, [lines for _, lines in inner])
+
+    def _refuse_draws(self, region: Region, kind: str, live: set[Node]) -> None:
+        for place in region.span:
+            node = self.nodes[place]
+            if node.target is DRAW and node in live:
+                raise RandomInLoop(f"torch.{kind}", where=self._line(node))
+
+    def _operands(self, regions: Sequence[Region], live: set[Node]) -> list[Node]:
+        """What the regions use of what lies around them, in order."""
+        found: dict[Node, None] = {}
+        for region in regions:
+            own = {self.nodes[place] for place in region.span} | {region.enter}
+            users = [self.nodes[place] for place in region.span if self.nodes[place] in live]
+            for node in (*users, region.leave):
+                for source in self._sources(node):
+                    resolved = self._resolved(source)
+                    if _is_tensor(source) and resolved not in own:
+                        found.setdefault(resolved)
+        return list(found)
+
+    def _sources(self, node: Node) -> Sequence[Node]:
+        """What a node's op takes. The marks take nothing themselves: what is given to a region, its op takes."""
+        if node in self.control.chosen:
+            return self.control.chosen[node]
+        if node.target is LEAVE:
+            results: Any = node.args[2]
+            return list(results)
+        return () if node.target in (ENTER, operator.getitem) else node.all_input_nodes
+
+    def _sub_graph(self, region: Region, operands: Sequence[Node], live: set[Node]) -> tuple[Graph, _Block]:
+        block = _Block()
+        inputs: list[Input] = []
+        entered = parts_of(region.enter)
+        values: Any = region.enter.meta["val"]
+        taken: set[str] = set()
+        for place, value in enumerate(values):
+            name = _free(region.names[place], taken)
+            if place in entered:
+                block.numbers[entered[place]] = len(inputs)
+                self.names[entered[place]] = name
+            inputs.append(self._input(name, value, region.enter))
+        for node in operands:
+            block.numbers[node] = len(inputs)
+            inputs.append(self._input(_free(self._name(node), taken), node.meta["val"], region.enter))
+        block.count = len(inputs)
+        self._emit_all(region.span, live, block)
+        outputs = [block.numbers[self._resolved(node)] for node in region.results]
+        return Graph(inputs=inputs, ops=block.ops, outputs=outputs, signature=None, tree=None), block
+
+    def _name(self, node: Node) -> str:
+        """What to call a value where it is an operand: by the plan's input that it is, or by the op that gives it."""
+        if node in self.names:
+            return self.names[node]
+        source: Any = node.args[0] if node.target is operator.getitem else node
+        return str(source.target).split(".")[1] if "." in str(source.target) else "operand"
+
+    def _input(self, name: str, value: Any, node: Node) -> Input:
+        return Input(
+            name=name, dtype=DTYPE_NAMES[value.dtype], shape=[self._size(dim, self._line(node)) for dim in value.shape]
+        )
+
+    def _argument(self, value: Any, where: SourceLine | None, block: _Block) -> Argument:
         if isinstance(value, Node):
             if _is_tensor(value):
-                return Special(v=self.numbers[self._resolved(value)])
+                return Special(v=block.numbers[self._resolved(value)])
             return self._scalar(value.meta["val"], where)
         if value is None or isinstance(value, bool | int | float | str):
             return value
@@ -309,9 +444,9 @@ class _Translation:
             kind = type(value).__name__
             return Special(o=f"{kind}:{str(value).removeprefix('torch.')}")
         if isinstance(value, list):
-            return Special(l=[self._argument(item, where) for item in value])
+            return Special(l=[self._argument(item, where, block) for item in value])
         if isinstance(value, tuple):
-            return Special(t=[self._argument(item, where) for item in value])
+            return Special(t=[self._argument(item, where, block) for item in value])
         return self._refused(value, where)
 
     def _refused(self, value: Any, where: SourceLine | None) -> Argument:
@@ -324,6 +459,16 @@ class _Translation:
         if isinstance(expression, bool | int | float):
             return expression
         return Special(s=expression)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that no other input of the sub-graph has."""
+    found, count = name, 0
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    taken.add(found)
+    return found
 
 
 def _is_tensor(node: Node) -> bool:

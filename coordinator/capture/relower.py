@@ -6,11 +6,12 @@ torch's decompositions, and all that capture checks (the sizes, the results side
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import torch
+import torch._higher_order_ops as torchs_operators
 
 from coordinator.capture.arguments import Arguments, Leaf
 from coordinator.capture.building import capture
@@ -112,21 +113,53 @@ class _Replay:
     def __call__(self, *inputs: Any) -> list[Any]:
         """Its results."""
         graph = self._graph
-        values = list(inputs)
         sizes: dict[str, Any] = {}
         for one, value in zip(graph.inputs, inputs, strict=True):
             for place, dim in enumerate(one.shape):
                 if isinstance(dim, str):
                     sizes.setdefault(dim, value.shape[place])
-        for op in graph.ops:
-            args = [_plain(argument, values, sizes) for argument in op.args]
-            kwargs = {name: _plain(argument, values, sizes) for name, argument in op.kwargs.items()}
-            result = overload(op.name)(*args, **kwargs)
-            values += result if isinstance(result, list | tuple) else [result]
-        return [values[place] for place in graph.outputs]
+        return _run(graph, inputs, sizes)
 
 
-_LAYOUTS = {"strided": torch.strided}
+def _run(graph: Graph, inputs: Sequence[Any], sizes: Mapping[str, Any]) -> list[Any]:
+    values = list(inputs)
+    for op in graph.ops:
+        args = [_plain(argument, values, sizes) for argument in op.args]
+        kwargs = {name: _plain(argument, values, sizes) for name, argument in op.kwargs.items()}
+        call = _CONTROL[op.name] if op.name in _CONTROL else overload(op.name)
+        result = call(*args, **kwargs)
+        values += result if isinstance(result, list | tuple) else [result]
+    return [values[place] for place in graph.outputs]
+
+
+def _cond(predicate: Any, if_true: Any, if_false: Any, operands: list[Any]) -> Any:
+    return torch.cond(predicate, if_true, if_false, tuple(operands))
+
+
+def _while_loop(condition: Any, body: Any, carried: list[Any], operands: list[Any]) -> Any:
+    loop: Any = torchs_operators.while_loop
+    return loop(
+        lambda *held: condition(*held, *operands)[0],
+        lambda *held: tuple(body(*held, *operands)),
+        tuple(carried),
+    )
+
+
+def _scan(step: Any, carried: list[Any], rows: list[Any], operands: list[Any], reverse: bool = False) -> Any:
+    def stepped(held: list[Any], each: list[Any]) -> Any:
+        results = step(*held, *each, *operands)
+        return results[: len(held)], results[len(held) :]
+
+    last, outs = torchs_operators.scan(stepped, carried, rows, reverse=reverse)
+    return [*last, *outs]
+
+
+_CONTROL: Mapping[str, Callable[..., Any]] = {
+    "control.cond.default": _cond,
+    "control.while_loop.default": _while_loop,
+    "control.scan.default": _scan,
+}
+"""What takes sub-graphs, by what it was captured from: a branch may be put in older ops, a loop may not."""
 
 
 def _plain(argument: Argument, values: Sequence[Any], sizes: Mapping[str, Any]) -> Any:
@@ -136,6 +169,9 @@ def _plain(argument: Argument, values: Sequence[Any], sizes: Mapping[str, Any]) 
         return values[argument.v]
     if argument.s is not None:
         return evaluate(argument.s, sizes)
+    if argument.g is not None:
+        inner = argument.g
+        return lambda *inputs: _run(inner, inputs, sizes)
     if argument.d is not None:
         return TORCH_DTYPES[argument.d]
     if argument.c is not None:

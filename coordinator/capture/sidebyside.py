@@ -16,13 +16,15 @@ from msgspec.structs import replace
 
 from coordinator.capture.arguments import Arguments, draw
 from coordinator.capture.environment import ALONE
+from coordinator.capture.patience import Patience
 from coordinator.capture.symbols import Bounds
 from coordinator.capture.tracing import results_of
-from coordinator.errors import DimPinned, ResultDiffers
+from coordinator.errors import DimPinned, LoopEndless, ResultDiffers
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import ConditionFailed, OpFailed
 from edge_agent.plan.expressions import evaluate, render, symbols_of
 from edge_agent.plan.format import Expression, Symbol
+from edge_agent.plan.nesting import has_loops
 from edge_agent.runtimes.torch import LoadedPlan
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
@@ -146,7 +148,7 @@ class SideBySide:
     def _is_right(self, sizes: Mapping[str, int]) -> bool:
         try:
             return self._compare(sizes)
-        except ResultDiffers:
+        except (ResultDiffers, LoopEndless):
             return False
 
     # --------------------------------------------------------------------------------------------- comparing
@@ -178,6 +180,9 @@ class SideBySide:
                 warnings.simplefilter("ignore")  # the sizes are ours: what they make torch warn of is not the user's
             wanted, failed = _outcome(lambda: self.eager(*arguments.call(values)))
             warnings.simplefilter("ignore")  # nor what is said for the second time
+            if has_loops(self._graph):
+                patience = Patience()
+                self._loaded.between_ops = lambda _: patience.spend()
             got, refused = _outcome(lambda: self._loaded.run(inputs, dict(sizes), seed=SEED))
         if failed and refused:
             return False

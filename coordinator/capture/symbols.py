@@ -26,7 +26,7 @@ __all__ = ["Bounds", "DynamicDim", "Guard", "Sizes"]
 
 _HINT = (
     "a loop over a size, a comparison with ==, and int(), float(), range() and math.* of a size fix it; "
-    "a size works in arithmetic as it is, and torch has functions for the whole tensor"
+    "a size works in arithmetic as it is, and torch has functions for the whole tensor, and scan and map for its rows"
 )
 
 _LARGEST = 1 << 31

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coordinator.errors import SourceLine
 from coordinator.translation import ops as _ops  # noqa: F401 - fills the table
 from coordinator.translation.errors import NothingToQuantise, TranslationUnsupported
+from coordinator.translation.ops.control import Body
 from coordinator.translation.quantised import Rounded, Rounder, Weight, rounded_weights
 from coordinator.translation.table import COMPLEX_TRANSLATIONS, TRANSLATIONS
 from coordinator.translation.writer import Symbolic, Value, Writer
 from edge_agent.plan.checker import CheckedGraph
 from edge_agent.plan.dtypes import COMPLEX
-from edge_agent.plan.expressions import check_expression
+from edge_agent.plan.expressions import EverySymbol, check_expression
 from edge_agent.plan.format import Argument, Op, Special, TensorType
 from edge_agent.plan.quantised import QuantisedModel, encode_quantised
 from edge_agent.plan.spec import Number, OpSpec, Parameter
@@ -38,38 +39,81 @@ def translate(checked: CheckedGraph, lines: Sequence[SourceLine | None] = (), pr
     Raises `TranslationUnsupported`, with the op and its line (``lines[index]``), or `NothingToQuantise`.
     """
     graph = checked.graph
-    rounded = rounded_weights(checked) if precision == "int8" else Rounded({}, {}, given=False)
+    rounded = rounded_weights(checked) if precision == "int8" else _NOTHING
     axes = rounded.axes
     if precision == "int8" and not axes:
         raise NothingToQuantise(given=rounded.given)
     writer = Writer(checked.sizes, [symbol.name for symbol in graph.symbols])
     rounder = Rounder(writer, rounded)
     inputs = [(f"x{k}", checked.types[k]) for k in range(len(graph.inputs)) if k not in axes]
-    types = checked.types if precision != "float16" else [_halved(kind) for kind in checked.types]
-    values: list[Value | Weight] = []
-    op: Op | None = None
-    index = 0
+    translation = _Translation(precision)
+    kinds = translation.kinds(checked)
     try:
+        given: list[Value | Weight] = []
         for k, kind in enumerate(checked.types[: len(graph.inputs)]):
             if k in axes:
-                values.append(rounder.weight(k, kind))
+                given.append(rounder.weight(k, kind))
             else:
-                values.append(writer.cast(writer.input(f"x{k}", kind), types[k].dtype))
-        for index, op in enumerate(graph.ops):
-            writer.index = index
-            values += _written(writer, rounder, checked, types, values, op, checked.specs[index])
-        op = None
+                given.append(writer.cast(writer.input(f"x{k}", kind), kinds[k].dtype))
+        values = translation.write(writer, checked, given, rounder)
         for k, value in enumerate(graph.outputs):
             writer.give(writer.cast(rounder.plain(values[value]), checked.types[value].dtype), f"y{k}")
         outputs = [(f"y{k}", checked.types[value]) for k, value in enumerate(graph.outputs)]
         model = writer.model(graph.name, inputs, outputs)
     except TranslationUnsupported as error:
-        where = lines[index] if op is not None and index < len(lines) else None
+        op, number = translation.op, translation.number
+        where = lines[number] if op is not None and number < len(lines) else None
         raise TranslationUnsupported(
-            error.reason, op=None if op is None else op.name, index=None if op is None else index, where=where
+            error.reason, op=None if op is None else op.name, index=None if op is None else number, where=where
         ) from None
     data: bytes = model.SerializeToString(deterministic=True)
     return encode_quantised(QuantisedModel(model=data, axes=list(axes.items()))) if axes else data
+
+
+_NOTHING = Rounded({}, {}, given=False)
+"""Inside a sub-graph all weights are what they were: its operands come plain."""
+
+
+class _Translation:
+    """The ops of a plan, graph by graph. ``op`` is the one that is being written, ``number`` its own in the plan."""
+
+    def __init__(self, precision: str) -> None:
+        self._precision = precision
+        self.op: Op | None = None
+        self.number = 0
+
+    def kinds(self, checked: CheckedGraph) -> list[TensorType]:
+        """The types that the values of a graph have in onnx."""
+        return checked.types if self._precision != "float16" else [_halved(kind) for kind in checked.types]
+
+    def write(
+        self, writer: Writer, checked: CheckedGraph, inputs: Sequence[Value | Weight], rounder: Rounder
+    ) -> list[Value | Weight]:
+        """Write a graph's ops: all its values."""
+        kinds = self.kinds(checked)
+        values = list(inputs)
+        before = self.op, self.number, writer.index
+        for index, op in enumerate(checked.graph.ops):
+            self.op, self.number = op, checked.first + index
+            writer.index = self.number
+            bodies = {name: self._body(one) for name, one in checked.inner.get(index, {}).items()}
+            values += _written(writer, rounder, checked, kinds, values, op, checked.specs[index], bodies)
+        self.op, self.number, writer.index = before
+        return values
+
+    def _body(self, checked: CheckedGraph) -> Body:
+        kinds = self.kinds(checked)
+
+        def body(writer: Writer, given: Sequence[Value]) -> list[Value]:
+            inputs = []
+            for one, kind in zip(given, kinds, strict=False):
+                writer.learn(one.name, kind)
+                inputs.append(Value(one.name, kind.dtype, tuple(kind.shape)))
+            rounder = Rounder(writer, _NOTHING)
+            values = self.write(writer, checked, inputs, rounder)
+            return [rounder.plain(values[value]) for value in checked.graph.outputs]
+
+        return body
 
 
 def _halved(kind: TensorType) -> TensorType:
@@ -84,10 +128,11 @@ def _written(
     values: list[Value | Weight],
     op: Op,
     spec: OpSpec,
+    bodies: Mapping[str, Body],
 ) -> Sequence[Value | Weight]:
     types = list(kinds[len(values) : len(values) + op.outputs])
     writer.out = types
-    arguments = _bound(spec, op, values, checked)
+    arguments = _bound(spec, op, values, checked, bodies)
     quantised = rounder.write(op, arguments)
     if isinstance(quantised, Weight):
         return [quantised]
@@ -121,8 +166,10 @@ def _is_complex(argument: Any) -> bool:
     return isinstance(argument, Value) and argument.dtype in COMPLEX
 
 
-def _bound(spec: OpSpec, op: Op, values: Sequence[Value | Weight], checked: CheckedGraph) -> list[Any]:
-    symbols = {symbol.name for symbol in checked.graph.symbols}
+def _bound(
+    spec: OpSpec, op: Op, values: Sequence[Value | Weight], checked: CheckedGraph, bodies: Mapping[str, Body]
+) -> list[Any]:
+    symbols = EverySymbol()
 
     def one(argument: Argument) -> Any:
         if not isinstance(argument, Special):
@@ -140,11 +187,11 @@ def _bound(spec: OpSpec, op: Op, values: Sequence[Value | Weight], checked: Chec
         elements = argument.l if argument.l is not None else argument.t
         if elements is not None:
             return [one(element) for element in elements]
-        if argument.o is not None:
-            return argument.o
-        raise TranslationUnsupported("onnx has no translation of sub-graphs yet")
+        return argument.o
 
     def bind(parameter: Parameter, place: int) -> Any:
+        if parameter.name in bodies:
+            return bodies[parameter.name]
         if place < len(op.args):
             found = one(op.args[place])
         elif parameter.name in op.kwargs:

@@ -22,7 +22,9 @@ COMPLEX_TRANSLATIONS: dict[str, Translation] = {}
 
 
 def translates(*names: str) -> Callable[[Written], Written]:
-    """Register a function for ops: ``add.Tensor``; the overload is ``default`` where none is named."""
+    """Register a function for ops: ``add.Tensor``; the overload is ``default`` where none is named. What is not torch's
+    is named whole: ``control.cond.default``.
+    """
     return _registering(TRANSLATIONS, names)
 
 
@@ -35,6 +37,7 @@ def _registering(table: dict[str, Translation], names: Sequence[str]) -> Callabl
     def register(function: Written) -> Written:
         for name in names:
             full = f"aten.{name}" if "." in name else f"aten.{name}.default"
+            full = name if name.startswith("control.") else full
             if full in table:
                 raise ValueError(f"expected one translation of {full}, got two")
             table[full] = function

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import torch
 
-from coordinator.errors import SourceLine
+from coordinator.capture.patience import Patience
+from coordinator.errors import LoopEndless, SourceLine
 from coordinator.translation.errors import TranslationUnsupported, VariantUnsound
 from coordinator.translation.quantised import rounded_weights
 from coordinator.translation.rounded_graphs import rounded_graph, rounded_inputs
@@ -25,6 +26,7 @@ from edge_agent.plan.dtypes import FLOATING
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, OpFailed, VariantRefused
 from edge_agent.plan.expressions import evaluate
 from edge_agent.plan.format import FORMAT_VERSION, Graph, Manifest, digest_of, encode_graph
+from edge_agent.plan.nesting import has_loops
 from edge_agent.plan.quantised import MOST_TOLERANCE, decode_quantised, encode_quantised
 from edge_agent.plan.variants import (
     FILLS,
@@ -128,15 +130,19 @@ class _Reference:
         return cls(check_graph(rounded_graph(checked.graph, rounded, shift)), rounded.axes)
 
     def run(self, sizes: Mapping[str, int], seed: int, fill: str) -> list[torch.Tensor] | None:
-        """What torch gives; None: it refuses such arguments."""
+        """What torch gives; None: it refuses such arguments, or a loop does not end with them."""
         graph = self.checked.graph
         inputs = rounded_inputs(golden_inputs(graph, sizes, seed, fill), self.axes)
         tensors = [torch.from_numpy(array).to(TORCH_DTYPES[dtype]) for dtype, array in inputs]
         user = len(graph.given)
         state = tensors[user : len(tensors) - len(graph.drawn)]
+        loaded = TorchRuntime().load(_plan(self.checked), state)
+        if has_loops(graph):
+            patience = Patience()
+            loaded.between_ops = lambda _: patience.spend()
         try:
-            return TorchRuntime().load(_plan(self.checked), state).run(tensors[:user], sizes, seed=seed)
-        except (OpFailed, ConditionFailed):
+            return loaded.run(tensors[:user], sizes, seed=seed)
+        except (OpFailed, ConditionFailed, LoopEndless):
             return None
 
 

@@ -7,6 +7,7 @@ the inputs (`Writer.size`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -105,14 +106,34 @@ class Writer:
         self._casts: dict[tuple[str, str], Value] = {}
         self.parts: dict[str, tuple[Value, Value]] = {}
         """Real and imaginary parts of complex values, by name, where they are known."""
-        self._count = 0
+        self._numbers = itertools.count(1)
+
+    # ------------------------------------------------------------------------------------------ sub-graphs
+
+    def inside(self) -> Writer:
+        """The writer of a sub-graph: what has been written so far is seen in it. Names and constants are those of the
+        whole.
+        """
+        inner = Writer(self.sizes, list(self._symbols))
+        inner.index = self.index
+        inner._constants, inner._initializers = self._constants, self._initializers
+        inner._numbers = self._numbers
+        inner._expressions = dict(self._expressions)
+        inner._origins = dict(self._origins)
+        inner._casts = dict(self._casts)
+        inner.parts = dict(self.parts)
+        return inner
+
+    def subgraph(self, name: str, inputs: Sequence[Value], outputs: Sequence[Value]) -> onnx.GraphProto:
+        """What was written, as a sub-graph. It gives nothing on that it was not given or has not made."""
+        given = [Value(self.node("Identity", [one.name])[0], one.dtype, one.shape) for one in outputs]
+        return helper.make_graph(self._nodes, name, list(map(_inner_info, inputs)), list(map(_inner_info, given)))
 
     # ------------------------------------------------------------------------------------------ nodes
 
     def name(self) -> str:
         """A name that nothing has yet."""
-        self._count += 1
-        return f"v{self._count}"
+        return f"v{next(self._numbers)}"
 
     def node(self, kind: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
         """Add a node as it is."""
@@ -517,6 +538,13 @@ def _typed(operand: Any) -> TensorType | Number:
 
 def _described(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+
+def _inner_info(value: Value) -> onnx.ValueInfoProto:
+    """The type of an input or output of a sub-graph, where bfloat16 is itself."""
+    dims = [dim if isinstance(dim, int | str) else None for dim in value.dims]
+    dims += [2] if value.dtype in COMPLEX else []
+    return helper.make_tensor_value_info(value.name, ONNX_DTYPES[REAL_OF.get(value.dtype, value.dtype)], dims)
 
 
 def _info(name: str, kind: TensorType) -> onnx.ValueInfoProto:

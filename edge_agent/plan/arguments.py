@@ -12,9 +12,9 @@ from typing import Any
 from broker.protocol.tensors import DTYPES, MAX_DIMS
 from edge_agent.plan.errors import PlanTypeError
 from edge_agent.plan.expressions import INT_LIMIT, check_expression
-from edge_agent.plan.format import Argument, Special, TensorType
+from edge_agent.plan.format import Argument, Graph, Special, TensorType
 from edge_agent.plan.sizes import Sizes
-from edge_agent.plan.spec import Number, OpSpec, Parameter
+from edge_agent.plan.spec import Number, OpSpec, Parameter, SubGraph
 
 __all__ = ["MEMORY_FORMATS", "Binder", "brief"]
 
@@ -31,11 +31,18 @@ _MAX_TEXT = 256
 
 class Binder:
     """Binds the arguments of a graph's ops. ``types`` are the values bound so far, by reference: it grows as the
-    checker goes on.
+    checker goes on. ``nested(name, graph)`` types a sub-graph that is given for the parameter ``name``.
     """
 
-    def __init__(self, types: list[TensorType], sizes: Sizes, symbols: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        types: list[TensorType],
+        sizes: Sizes,
+        symbols: Mapping[str, object],
+        nested: Callable[[str, Graph], SubGraph],
+    ) -> None:
         self._types = types
+        self._nested = nested
         self._sizes = sizes
         self._symbols = symbols
         self._one: dict[str, Callable[[str, Argument], Any]] = {
@@ -49,6 +56,7 @@ class Binder:
             "MemoryFormat": lambda name, argument: _constant("MemoryFormat", name, argument),
             "Layout": lambda name, argument: _constant("Layout", name, argument),
             "Device": lambda name, argument: _constant("Device", name, argument),
+            "Graph": self._graph,
         }
 
     def bind(self, spec: OpSpec, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> list[Any]:
@@ -67,6 +75,8 @@ class Binder:
                 bound.append(self._argument(parameter, args[place], numbers=spec.numbers))
             elif parameter.name in kwargs:
                 left -= 1
+                if parameter.kind == "Graph":  # so that there is one order in which they come
+                    raise PlanTypeError(f"expected the sub-graph {parameter.name} by position, got it by name")
                 bound.append(self._argument(parameter, kwargs[parameter.name], numbers=spec.numbers))
             elif parameter.required:
                 raise PlanTypeError(f"expected an argument for {parameter.name}, got none")
@@ -160,6 +170,11 @@ class Binder:
         if isinstance(argument, str) and len(argument) <= _MAX_TEXT:
             return argument
         raise PlanTypeError(f"expected a string of at most {_MAX_TEXT} characters for {name}, got {brief(argument)}")
+
+    def _graph(self, name: str, argument: Argument) -> SubGraph:
+        if type(argument) is Special and argument.g is not None:
+            return self._nested(name, argument.g)
+        raise PlanTypeError(f"expected a sub-graph for {name}, got {brief(argument)}")
 
     def _dtype(self, name: str, argument: Argument) -> str:
         if type(argument) is Special and argument.d is not None and argument.d in DTYPES:

@@ -10,8 +10,8 @@ Whatever the graph, checking ends soon and takes little memory: see the limits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from broker.protocol.tensors import DTYPES, MAX_DIMS, TensorHeader
@@ -19,15 +19,16 @@ from edge_agent.plan.arguments import Binder
 from edge_agent.plan.errors import PlanMalformed, PlanTypeError
 from edge_agent.plan.expressions import INT_LIMIT, check_expression, is_symbol_name, render
 from edge_agent.plan.format import Dim, Graph, Input, Manifest, Op, TensorType
+from edge_agent.plan.nesting import check_nesting
 from edge_agent.plan.registry import lookup
 from edge_agent.plan.sizes import Sizes
-from edge_agent.plan.spec import OpSpec, Scope
+from edge_agent.plan.spec import OpSpec, Scope, SubGraph
 from edge_agent.plan.trees import check_tree
 
 __all__ = ["MAX_CONDITIONS", "MAX_SYMBOLS", "MAX_VALUES", "CheckedGraph", "CheckedPlan", "check_graph", "check_plan"]
 
 MAX_VALUES = 100_000
-"""How many values a graph may have: inputs, and outputs of ops."""
+"""How many values a graph may have: inputs, and outputs of ops; those of its sub-graphs included."""
 MAX_SYMBOLS = 256
 MAX_CONDITIONS = 1024
 _MAX_NAME = 256
@@ -40,13 +41,16 @@ class CheckedGraph:
     """A graph that has been typed.
 
     ``types[k]`` is the type of value k, with dims in normal form; ``sizes`` is what is known of them; ``specs[i]`` is
-    the registry's entry for op i.
+    the registry's entry for op i; ``inner[i]`` are its sub-graphs, if it takes any, by the names of its parameters.
+    ``first`` is the number of its first op in the plan: 0, but for a sub-graph.
     """
 
     graph: Graph
     types: list[TensorType]
     specs: list[OpSpec]
     sizes: Sizes
+    inner: Mapping[int, Mapping[str, CheckedGraph]] = field(default_factory=dict)
+    first: int = 0
 
     @property
     def output_types(self) -> list[TensorType]:
@@ -69,25 +73,13 @@ class CheckedPlan:
 
 def check_graph(graph: Graph) -> CheckedGraph:
     """Type every value of a graph from anywhere. Raises `UnknownOp`, `PlanTypeError` or `PlanMalformed`."""
+    count = check_nesting(graph)
     symbols = _check_symbols(graph)
     _check_conditions(graph, symbols)
-    sizes = Sizes(graph.symbols, graph.conditions, ops=len(graph.ops))
+    sizes = Sizes(graph.symbols, graph.conditions, ops=count)
     types = _check_inputs(graph, symbols, sizes)
     _check_signature(graph)
-    binder = Binder(types, sizes, symbols)
-    scope = Scope(sizes)
-    specs: list[OpSpec] = []
-    for index, op in enumerate(graph.ops):
-        spec = lookup(op.name, index)
-        specs.append(spec)
-        try:
-            types += _type_op(op, spec, binder, scope, room=MAX_VALUES - len(types))
-        except PlanTypeError as error:
-            if error.index is None:
-                error.op, error.index = spec.name, index
-            raise
-    _check_outputs(graph, len(types))
-    return CheckedGraph(graph, types, specs, sizes)
+    return _Ops(symbols, sizes).check(graph, types, "")
 
 
 def check_plan(manifest: Manifest, graph: Graph, state_headers: Sequence[TensorHeader]) -> CheckedPlan:
@@ -112,6 +104,69 @@ def check_plan(manifest: Manifest, graph: Graph, state_headers: Sequence[TensorH
             )
     _check_promised(manifest, checked)
     return CheckedPlan(manifest, checked)
+
+
+class _Ops:
+    """Types the ops of one plan, graph by graph, and numbers them as `edge_agent.plan.nesting` says."""
+
+    def __init__(self, symbols: dict[str, None], sizes: Sizes) -> None:
+        self._symbols = symbols
+        self._sizes = sizes
+        self._numbered = 0
+        self._room = MAX_VALUES
+
+    def check(self, graph: Graph, types: list[TensorType], inside: str) -> CheckedGraph:
+        """A graph whose inputs have been typed: ``types`` are theirs, and grow. ``inside``: which sub-graph it is."""
+        first = self._numbered
+        self._numbered += len(graph.ops)
+        self._take(len(types))
+        checked: dict[str, CheckedGraph] = {}
+
+        def nested(name: str, one: Graph) -> SubGraph:
+            own = self._nested(one, f"the {name} of op {number}")
+            checked[name] = own
+            return SubGraph(name, own.types[: len(one.inputs)], own.output_types)
+
+        binder = Binder(types, self._sizes, self._symbols, nested)
+        scope = Scope(self._sizes)
+        specs: list[OpSpec] = []
+        inner: dict[int, dict[str, CheckedGraph]] = {}
+        for index, op in enumerate(graph.ops):
+            number = first + index
+            spec = lookup(op.name, number, inside)
+            specs.append(spec)
+            checked = {}
+            try:
+                made = _type_op(op, spec, binder, scope, room=self._room)
+            except PlanTypeError as error:
+                if error.index is None:
+                    error.op, error.index, error.inside = spec.name, number, inside
+                raise
+            self._take(len(made))
+            types += made
+            if checked:
+                inner[index] = checked
+        _check_outputs(graph, len(types))
+        return CheckedGraph(graph, types, specs, self._sizes, inner, first)
+
+    def _take(self, values: int) -> None:
+        self._room -= values
+        if self._room < 0:
+            raise PlanMalformed(f"expected at most {MAX_VALUES} values in a graph, got more")
+
+    def _nested(self, graph: Graph, inside: str) -> CheckedGraph:
+        if (graph.signature, graph.tree, graph.symbols, graph.conditions, graph.name) != (None, None, [], [], ""):
+            raise PlanMalformed(
+                f"expected nothing but inputs, ops and outputs of a sub-graph, got more in {inside}: its signature, "
+                "tree, symbols, conditions and name are those of the plan"
+            )
+        for one in graph.inputs:
+            if one.kind != "user":
+                raise PlanMalformed(
+                    f"expected inputs that are given to the sub-graph, got {one.name[:64]!r} of kind {one.kind[:64]!r} "
+                    f"in {inside}"
+                )
+        return self.check(graph, _input_types(graph, self._symbols, self._sizes), inside)
 
 
 # ------------------------------------------------------------------------------------------------ the graph's parts
@@ -144,6 +199,12 @@ def _check_conditions(graph: Graph, symbols: dict[str, None]) -> None:
 
 
 def _check_inputs(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[TensorType]:
+    types = _input_types(graph, symbols, sizes)
+    _check_told(graph, symbols)
+    return types
+
+
+def _input_types(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[TensorType]:
     if len(graph.inputs) > MAX_VALUES:
         raise PlanMalformed(f"expected at most {MAX_VALUES} values, got {len(graph.inputs)} inputs")
     names: set[str] = set()
@@ -164,7 +225,6 @@ def _check_inputs(graph: Graph, symbols: dict[str, None], sizes: Sizes) -> list[
         last = one.kind
         _check_draw(one)
         types.append(_input_type(one, symbols, sizes))
-    _check_told(graph, symbols)
     return types
 
 

@@ -4,7 +4,7 @@ Derived from a checked graph by whoever needs it; it is no part of the plan. Cou
 for products of matrices and convolutions, 2 operations for a multiplication and its addition; beside these, one for
 each element that an op gives, or that a reduction takes. Matrix decompositions count n³ times the factor of the
 textbook algorithm (Golub and Van Loan, "Matrix Computations", 4th ed.), a sort 32 for each element (log2 of 2^32), a
-Fourier transform 5 * 32.
+Fourier transform 5 * 32. A branch counts as the dearer of its sides, a loop as often as `edge_agent.plan.trips` says.
 
 Memory is that of all values that are needed at one time, those of inputs and state included; views take none. What an
 op needs inside itself is not known here.
@@ -13,16 +13,18 @@ op needs inside itself is not known here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent.plan.checker import CheckedGraph
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.expressions import evaluate, render, symbols_of
-from edge_agent.plan.format import Argument, Dim, Graph, Op, Special, TensorType
+from edge_agent.plan.format import Dim, Graph, Op, TensorType
+from edge_agent.plan.nesting import all_ops, argument_of, uses_of
 from edge_agent.plan.polynomials import Poly, add, freeze, parse, to_expression
 from edge_agent.plan.sizes import Sizes
+from edge_agent.plan.trips import Trips
 
 __all__ = ["Cost", "CostModel", "cost_of"]
 
@@ -91,14 +93,13 @@ class CostModel:
 
 def cost_of(checked: CheckedGraph) -> CostModel:
     """The formulas of a checked graph."""
-    graph, sizes = checked.graph, Sizes(ops=len(checked.graph.ops))
-    counter = _Counter(sizes, bounded=True)
-    flops: Dim = 0
-    for op, spec, results in zip(graph.ops, checked.specs, _results(checked), strict=True):
-        arguments = [checked.types[value] for one in (*op.args, *op.kwargs.values()) for value in _values(one)]
-        flops = sizes.add(flops, counter.count(op, spec.family, spec.views, arguments, results))
+    graph = checked.graph
+    sizes = Sizes(ops=sum(1 for _ in all_ops(graph)))
+    counter = _Counter(sizes, Trips(sizes))
+    flops = counter.total(checked)
     state = sum(_fixed_bytes(one) for one in graph.inputs if one.kind == "state")
-    return CostModel(graph, flops, _peaks(checked, sizes), state, counter.bounded)
+    peaks = _peaks(checked, sizes, range(len(graph.inputs)))
+    return CostModel(graph, flops, tuple(to_expression(one) for one in peaks), state, counter.bounded)
 
 
 # ------------------------------------------------------------------------------------------------ operations
@@ -107,18 +108,30 @@ def cost_of(checked: CheckedGraph) -> CostModel:
 @dataclass
 class _Counter:
     sizes: Sizes
-    bounded: bool
+    trips: Trips
+    bounded: bool = True
     rules: Mapping[str, Callable[..., Dim]] = field(default_factory=lambda: _RULES)
 
-    def count(
+    def total(self, checked: CheckedGraph) -> Dim:
+        """All ops of a graph, once."""
+        flops: Dim = 0
+        for index, (op, spec, results) in enumerate(
+            zip(checked.graph.ops, checked.specs, _results(checked), strict=True)
+        ):
+            if index in checked.inner:
+                flops = self.sizes.add(flops, self._nested(checked, index))
+                continue
+            arguments = [checked.types[value] for one in (*op.args, *op.kwargs.values()) for value in uses_of(one)]
+            flops = self.sizes.add(flops, self._count(op, spec.family, spec.views, arguments, results))
+        return flops
+
+    def _count(
         self, op: Op, family: str, views: bool, arguments: Sequence[TensorType], results: Sequence[TensorType]
     ) -> Dim:
-        name = op.name.split(".")[1] if "." in op.name else op.name
+        name = op.name.split(".")[1]
         rule = self.rules.get(name)
         if rule is not None:
             return rule(self.sizes, arguments, results)
-        if any(one.g is not None for one in op.args if isinstance(one, Special)):
-            return self._nested(op, name)
         if views:
             return 0
         if "fft" in name:
@@ -132,22 +145,20 @@ class _Counter:
     def _elements(self, types: Sequence[TensorType]) -> Dim:
         return self.sizes.add(0, *(self.sizes.mul(1, *one.shape) for one in types))
 
-    def _nested(self, op: Op, name: str) -> Dim:
-        """A sub-graph: each branch is counted, each body once. Only the branches of a ``cond`` have a bound then."""
-        from edge_agent.plan.checker import check_graph
-
-        if "cond" not in name:
+    def _nested(self, checked: CheckedGraph, index: int) -> Dim:
+        """A branch costs what the dearer of its sides does; a loop as often as it runs at most, or, where nobody can
+        say that, once.
+        """
+        inner = {name: self.total(one) for name, one in checked.inner[index].items()}
+        if "if_true" in inner:
+            return self.sizes.max(*inner.values())
+        steps = self.trips.most(checked, index)
+        if steps is None:
             self.bounded = False
-        total: Dim = 0
-        for one in op.args:
-            if isinstance(one, Special) and one.g is not None:
-                inner = cost_of(check_graph(one.g))
-                self.bounded = self.bounded and inner.bounded
-                if not symbols_of(inner.flops):
-                    total = self.sizes.add(total, inner.flops)
-                else:
-                    self.bounded = False
-        return total
+            steps = 1
+        asked = inner.pop("condition", 0)  # once more than the body runs
+        (body,) = inner.values()
+        return self.sizes.add(self.sizes.mul(steps, self.sizes.add(body, asked)), asked)
 
 
 def _product(sizes: Sizes, arguments: Sequence[TensorType], results: Sequence[TensorType]) -> Dim:
@@ -207,28 +218,16 @@ _RULES: dict[str, Callable[..., Dim]] = {
 # ------------------------------------------------------------------------------------------------ memory
 
 
-def _peaks(checked: CheckedGraph, sizes: Sizes) -> tuple[Dim, ...]:
-    """Formulas of the memory in use while each op runs, without those that another one never falls below."""
+def _peaks(checked: CheckedGraph, sizes: Sizes, owned: Iterable[int]) -> list[Poly]:
+    """Formulas of the memory in use while each op runs, without those that another one never falls below. ``owned``:
+    the inputs that count; those of a sub-graph are somebody else's, but for what a loop carries.
+    """
     graph = checked.graph
-    root = list(range(len(checked.types)))  # whose memory each value is
-    last = [-1] * len(checked.types)  # the op after which that is free
     never = len(graph.ops)
-    first = len(graph.inputs)
-    for index, (op, spec) in enumerate(zip(graph.ops, checked.specs, strict=True)):
-        used = [value for one in (*op.args, *op.kwargs.values()) for value in _values(one)]
-        for value in used:
-            last[root[value]] = index
-        for value in range(first, first + op.outputs):
-            if spec.views and used:
-                root[value] = root[used[0]]
-            else:
-                last[value] = max(last[value], index)
-        first += op.outputs
-    for value in (*range(len(graph.inputs)), *graph.outputs):
-        last[root[value]] = never  # the caller's own, and what is given back
+    root, last = _lives(checked)
     polys = [parse(freeze(_nbytes(one, sizes))) for one in checked.types]
     live: Poly = {}
-    for value in range(len(graph.inputs)):
+    for value in owned:
         live = add(live, polys[value], 1)
     peaks: list[Poly] = [live]
     free_after: dict[int, list[int]] = {}
@@ -237,14 +236,64 @@ def _peaks(checked: CheckedGraph, sizes: Sizes) -> tuple[Dim, ...]:
             free_after.setdefault(until, []).append(value)
     first = len(graph.inputs)
     for index, op in enumerate(graph.ops):
-        for value in range(first, first + op.outputs):
+        made = range(first, first + op.outputs)
+        if index in checked.inner:
+            for peak in _inner_peaks(checked, index, sizes, [polys[value] for value in made]):
+                _keep_greatest(peaks, add(live, peak, 1))
+        for value in made:
             if root[value] == value:
                 live = add(live, polys[value], 1)
         first += op.outputs
         _keep_greatest(peaks, live)
         for value in free_after.get(index, ()):
             live = add(live, polys[value], -1)
-    return tuple(to_expression(one) for one in peaks)
+    return peaks
+
+
+def _lives(checked: CheckedGraph) -> tuple[list[int], list[int]]:
+    """For each value, whose memory it is, and the op after which that is free."""
+    graph = checked.graph
+    root = list(range(len(checked.types)))
+    last = [-1] * len(checked.types)
+    never = len(graph.ops)
+    first = len(graph.inputs)
+    for index, (op, spec) in enumerate(zip(graph.ops, checked.specs, strict=True)):
+        used = [root[value] for one in (*op.args, *op.kwargs.values()) for value in uses_of(one)]
+        for value in used:
+            last[value] = index
+        for value in range(first, first + op.outputs):
+            if spec.views and used and index not in checked.inner:
+                root[value] = used[0]
+            if root[value] == value:
+                last[value] = max(last[value], index)
+        first += op.outputs
+    for value in (*range(len(graph.inputs)), *graph.outputs):
+        last[root[value]] = never  # the caller's own, and what is given back
+    for index in reversed(range(len(graph.ops)) if checked.inner else ()):
+        op = graph.ops[index]
+        first -= op.outputs
+        if index in checked.inner:  # what a branch or a loop gives may be a view of what it was given
+            until = max((last[root[value]] for value in range(first, first + op.outputs)), default=index)
+            for one in (*op.args, *op.kwargs.values()):
+                for value in uses_of(one):
+                    last[root[value]] = max(last[root[value]], until)
+    return root, last
+
+
+def _inner_peaks(checked: CheckedGraph, index: int, sizes: Sizes, made: Sequence[Poly]) -> list[Poly]:
+    """What a branch or a loop needs while it runs, beside what it is given: a scan also its rows so far."""
+    peaks: list[Poly] = []
+    carried = 0
+    if "if_true" not in checked.inner[index]:
+        place = 1 if "step" in checked.inner[index] else 2
+        carried = len(uses_of(argument_of(checked.graph.ops[index], place, "carried")))
+    rows: Poly = {}
+    for poly in made[carried:] if carried else ():
+        rows = add(rows, poly, 1)
+    for one in checked.inner[index].values():
+        for peak in _peaks(one, sizes, range(carried)):
+            _keep_greatest(peaks, add(rows, peak, 1))
+    return peaks
 
 
 def _keep_greatest(peaks: list[Poly], new: Poly) -> None:
@@ -286,12 +335,6 @@ def _results(checked: CheckedGraph) -> list[list[TensorType]]:
         results.append(checked.types[first : first + op.outputs])
         first += op.outputs
     return results
-
-
-def _values(argument: Argument) -> list[int]:
-    from edge_agent.plan.readable import uses_of
-
-    return uses_of(argument)
 
 
 def _short(number: int, step: int) -> str:

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+def _inside(inside: str) -> str:
+    return f", in {inside}" if inside else ""
+
+
 class PlanError(EdgePlanError):
     """A plan, or a call of one, is not what it should be."""
 
@@ -39,29 +43,37 @@ class PlanMalformed(PlanError):
 
 
 class UnknownOp(PlanError):
-    """The plan has an op outside the registry."""
+    """The plan has an op outside the registry. ``index`` is its number, as `edge_agent.plan.nesting.all_ops` counts;
+    ``inside`` says in which sub-graph it is: ``the body of op 3``; empty for none.
+    """
 
-    def __init__(self, op: str, index: int | None = None) -> None:
+    def __init__(self, op: str, index: int | None = None, inside: str = "") -> None:
         self.op = op
         self.index = index
-        super().__init__(op, index)
+        self.inside = inside
+        super().__init__(op, index, inside)
 
     def __str__(self) -> str:
-        where = "" if self.index is None else f" (op {self.index} of the plan)"
+        where = "" if self.index is None else f" (op {self.index} of the plan{_inside(self.inside)})"
         return f"expected an op of the registry, got {self.op!r}{where}"
 
 
 class PlanTypeError(PlanError):
-    """Inside the plan, an op gets what it does not take: wrong arity, dtype or shape, or a value not yet bound."""
+    """Inside the plan, an op gets what it does not take: wrong arity, dtype or shape, or a value not yet bound.
+    ``index`` and ``inside`` as for `UnknownOp`.
+    """
 
-    def __init__(self, reason: str, *, op: str = "", index: int | None = None) -> None:
+    def __init__(self, reason: str, *, op: str = "", index: int | None = None, inside: str = "") -> None:
         self.reason = reason
         self.op = op
         self.index = index
+        self.inside = inside
         super().__init__(reason)
 
     def __str__(self) -> str:
-        return self.reason if self.index is None else f"op {self.index} of the plan, {self.op}: {self.reason}"
+        if self.index is None:
+            return self.reason
+        return f"op {self.index} of the plan{_inside(self.inside)}, {self.op}: {self.reason}"
 
 
 class ArgumentMismatch(PlanError, TypeError):

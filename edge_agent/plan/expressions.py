@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from edge_agent.plan.errors import ConditionFailed, PlanMalformed
@@ -24,6 +24,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_NODES",
     "OPERATORS",
+    "EverySymbol",
     "Operator",
     "Scalar",
     "check_expression",
@@ -256,6 +257,19 @@ def check_expression(expr: Any, symbols: Collection[str]) -> str:
     if type(expr) is int and -INT_LIMIT < expr < INT_LIMIT:
         return "int"
     return _Check(symbols).kind(expr, 0)
+
+
+class EverySymbol(Collection[str]):
+    """The symbols of an expression that the checker has passed: whichever it names."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 class _Check:

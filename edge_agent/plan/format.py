@@ -42,12 +42,12 @@ __all__ = [
     "version_of",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The version of this format. A later version reads all earlier ones; a plan names the earliest that has all it needs
 (`version_of`), so that its id stays what it was.
 """
 
-OPS_VERSION = 1
+OPS_VERSION = 2
 """The version of the op registry: the greatest `edge_agent.plan.spec.OpSpec.since`. A device tells the broker its own.
 """
 
@@ -150,6 +150,9 @@ class Graph(_Part, frozen=True, kw_only=True):
     ``signature``: ``["t", args tree, kwargs tree]`` over the user's inputs. ``outputs``: the numbers of the values
     that it returns, one a leaf of ``tree``. ``symbols`` and ``conditions`` (expressions that must be true, that is:
     not 0) say for which sizes it was made; the device checks them.
+
+    A sub-graph (`Special.g`, since version 3) has inputs, ops and outputs only: its values are its own, numbered from
+    0, and what it needs of those around it are inputs of it; its symbols are the plan's. See `edge_agent.plan.nesting`.
     """
 
     inputs: list[Input]
@@ -202,6 +205,10 @@ def digest_of(data: bytes | memoryview) -> bytes:
 
 def version_of(graph: Graph) -> int:
     """The earliest version of the format that has all that a graph needs."""
+    if any(
+        isinstance(one, Special) and one.g is not None for op in graph.ops for one in (*op.args, *op.kwargs.values())
+    ):
+        return 3
     return 2 if any(one.kind == "random" for one in graph.inputs) else 1
 
 

@@ -6,20 +6,33 @@
         add = aten.add.Tensor(x, x)
         abs = aten.abs.default(add)
         return abs
+
+A sub-graph stands under the op that takes it, under the name of the argument that it is::
+
+    halved(x: float32[n]) -> float32[n]:
+        for any n
+        while_loop, = control.while_loop.default(condition, body, [x], []):
+            condition(x: float32[n]) -> bool[]:
+                ...
+            body(x: float32[n]) -> float32[n]:
+                ...
+        return while_loop
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
-from edge_agent.plan.checker import check_graph
+from edge_agent.plan.checker import CheckedGraph, check_graph
 from edge_agent.plan.expressions import render
-from edge_agent.plan.format import Argument, Graph, Op, Special, TensorType
+from edge_agent.plan.format import Argument, Graph, Op, Special, TensorType, Tree
+from edge_agent.plan.nesting import all_ops, uses_of
 from edge_agent.plan.registry import REGISTRY
 from edge_agent.plan.trees import unflatten
 
-__all__ = ["argument_text", "readable", "render_type", "step_text", "uses_of", "value_names"]
+__all__ = ["argument_text", "readable", "render_type", "step_text", "value_names"]
 
 _LONG = 100
 """From how many characters on a signature has a line for each input."""
@@ -37,28 +50,40 @@ def readable(graph: Graph, *, plan_name: str = "") -> str:
     The graph is checked for its types; raises what `check_graph` raises.
     """
     checked = check_graph(graph)
+    return "\n".join(_written(checked, plan_name or graph.name or "plan", graph.tree))
+
+
+def _written(checked: CheckedGraph, name: str, tree: Tree) -> list[str]:
+    graph = checked.graph
     names = value_names(graph)
     inputs = [
         f"{one.name}: {render_type(own)}{'' if one.kind == 'user' else f' ({one.kind})'}"
         for one, own in zip(graph.inputs, checked.types, strict=False)
     ]
-    outputs = _nest(unflatten(graph.tree, [_Text(render_type(one)) for one in checked.output_types]))
-    lines = [_signature(plan_name or graph.name or "plan", inputs, outputs)]
+    outputs = _nest(unflatten(tree, [_Text(render_type(one)) for one in checked.output_types]))
+    lines = _signature(name, inputs, outputs)
     lines += [f"    for {_range(symbol.name, symbol.low, symbol.high)}" for symbol in graph.symbols]
     lines += [f"    if {render(condition)}" for condition in graph.conditions]
     first = len(graph.inputs)
-    for op in graph.ops:
-        lines.append(f"    {_step(op, first, names)}")
+    for index, op in enumerate(graph.ops):
+        inner = checked.inner.get(index, {})
+        lines.append(f"    {_step(op, first, names)}{':' if inner else ''}")
+        for parameter, one in inner.items():
+            count = len(one.graph.outputs)
+            lines += [f"        {line}" for line in _written(one, parameter, 0 if count == 1 else ["t", *range(count)])]
         first += op.outputs
-    returned = _nest(unflatten(graph.tree, [_Text(names[value]) for value in graph.outputs]))
+    returned = _nest(unflatten(tree, [_Text(names[value]) for value in graph.outputs]))
     lines.append(f"    return {returned}")
-    return "\n".join(lines)
+    return lines
 
 
-def step_text(graph: Graph, index: int) -> str:
-    """One op of a checked graph, as `readable` writes it: ``add = aten.add.Tensor(x, x)``."""
-    first = len(graph.inputs) + sum(op.outputs for op in graph.ops[:index])
-    return _step(graph.ops[index], first, value_names(graph))
+def step_text(graph: Graph, number: int) -> str:
+    """One op of a checked plan, as `readable` writes it: ``add = aten.add.Tensor(x, x)``. ``number``: as
+    `edge_agent.plan.nesting.all_ops` counts.
+    """
+    own, index = (graph, number) if number < len(graph.ops) else next(islice(all_ops(graph), number, None))
+    first = len(own.inputs) + sum(op.outputs for op in own.ops[:index])
+    return _step(own.ops[index], first, value_names(own))
 
 
 def value_names(graph: Graph) -> list[str]:
@@ -77,16 +102,6 @@ def value_names(graph: Graph) -> list[str]:
         for place, needed in enumerate(wanted):
             names.append(_free(f"{base}_{place}" if several else base, taken) if needed else "_")
     return names
-
-
-def uses_of(argument: Argument) -> list[int]:
-    """The values that an argument names."""
-    if not isinstance(argument, Special):
-        return []
-    if argument.v is not None:
-        return [argument.v]
-    elements = argument.l if argument.l is not None else argument.t
-    return [value for one in elements or () for value in uses_of(one)]
 
 
 def _free(base: str, taken: dict[str, int]) -> str:
@@ -117,11 +132,11 @@ def _nest(nest: Any) -> str:
     return "None"
 
 
-def _signature(name: str, inputs: Sequence[str], outputs: str) -> str:
+def _signature(name: str, inputs: Sequence[str], outputs: str) -> list[str]:
     line = f"{name}({', '.join(inputs)}) -> {outputs}:"
     if len(line) <= _LONG:
-        return line
-    return "\n".join([f"{name}(", *(f"        {one}," for one in inputs), f") -> {outputs}:"])
+        return [line]
+    return [f"{name}(", *(f"        {one}," for one in inputs), f") -> {outputs}:"]
 
 
 def _range(name: str, low: int, high: int | None) -> str:
@@ -137,13 +152,17 @@ def _step(op: Op, first: int, names: Sequence[str]) -> str:
 
 
 def _call(op: Op, names: Sequence[str]) -> str:
-    arguments = [argument_text(one, names) for one in op.args]
+    spec = REGISTRY[op.name]
+    arguments = [
+        parameter.name if parameter.kind == "Graph" else argument_text(one, names)
+        for one, parameter in zip(op.args, spec.parameters, strict=False)
+    ]
     arguments += [f"{name}={argument_text(one, names)}" for name, one in op.kwargs.items()]
     return f"{op.name}({', '.join(arguments)})"
 
 
 def argument_text(argument: Argument, names: Sequence[str]) -> str:
-    """An argument as `readable` writes it, with these names of values."""
+    """An argument as `readable` writes it, with these names of values. A sub-graph is written under its op."""
     if not isinstance(argument, Special):
         return repr(argument)
     if argument.v is not None:

@@ -1,4 +1,4 @@
-"""The registry: every op that a plan may have, by the name of its ATen overload.
+"""The registry: every op that a plan may have, by the name of its ATen overload, or, for what takes sub-graphs, ours.
 
 No op mutates, none belongs to one backend, none draws random numbers, and none has a result whose size depends on the
 data. A family stands in one file of `edge_agent.plan.ops`, with its type rules; its twin under tests compares them
@@ -13,6 +13,7 @@ from edge_agent.plan.errors import UnknownOp
 from edge_agent.plan.ops import (
     arithmetic,
     comparison,
+    control,
     conversion,
     convolution,
     creation,
@@ -60,6 +61,7 @@ FAMILIES = (
     convolution,
     network,
     loss,
+    control,
 )
 """The modules of the op families, in the order of the docs."""
 
@@ -88,9 +90,9 @@ def known_to(version: int) -> frozenset[str]:
     return frozenset(name for name, spec in REGISTRY.items() if spec.since <= max(version, 1))
 
 
-def lookup(name: str, index: int | None = None) -> OpSpec:
-    """The spec of an op. Raises `UnknownOp`, with ``index`` as the op's place in its plan."""
+def lookup(name: str, index: int | None = None, inside: str = "") -> OpSpec:
+    """The spec of an op. Raises `UnknownOp`, with ``index`` as the op's number in its plan, ``inside`` a sub-graph."""
     spec = REGISTRY.get(name)
     if spec is None:
-        raise UnknownOp(name[:128], index)
+        raise UnknownOp(name[:128], index, inside)
     return spec

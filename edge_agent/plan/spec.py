@@ -15,7 +15,7 @@ from edge_agent.plan.errors import PlanTypeError
 from edge_agent.plan.format import Dim, TensorType
 from edge_agent.plan.sizes import Sizes
 
-__all__ = ["MISSING", "Number", "OpSpec", "Operand", "Parameter", "Rule", "Scope", "define"]
+__all__ = ["MISSING", "Number", "OpSpec", "Operand", "Parameter", "Rule", "Scope", "SubGraph", "define"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,9 @@ class Parameter:
 
     ``kind`` is the schema's type, with ``int`` for SymInt and without the annotations of aliasing: ``Tensor``,
     ``Tensor?``, ``Tensor[]``, ``Tensor?[]``, ``Scalar``, ``int``, ``int[]``, ``float``, ``bool``, ``str``,
-    ``ScalarType``, ``Layout``, ``Device``, ``MemoryFormat`` or ``Generator``, each also with ``?``. ``length``: how
-    many elements a single int stands for (``int[2]``). ``default`` is `MISSING` where an argument is required.
+    ``ScalarType``, ``Layout``, ``Device``, ``MemoryFormat`` or ``Generator``, each also with ``?``; or ``Graph``, for a
+    sub-graph. ``length``: how many elements a single int stands for (``int[2]``). ``default`` is `MISSING` where an
+    argument is required.
     """
 
     name: str
@@ -59,6 +60,17 @@ class Number:
     value: Any
 
 
+@dataclass(frozen=True, slots=True)
+class SubGraph:
+    """A sub-graph among an op's arguments, typed: the parameter that it is given for, and the types of its inputs and
+    outputs.
+    """
+
+    name: str
+    inputs: Sequence[TensorType]
+    outputs: Sequence[TensorType]
+
+
 Operand: TypeAlias = TensorType | Number
 """What an element-wise op computes with."""
 
@@ -82,7 +94,8 @@ Rule: TypeAlias = Callable[..., TensorType | Sequence[TensorType]]
 class OpSpec:
     """An op of the registry.
 
-    ``name`` as in a plan: ``aten.add.Tensor``. ``schema``: torch's, without the namespace. ``outputs``: how many it
+    ``name`` as in a plan: ``aten.add.Tensor``. ``schema``: torch's, without the namespace; of what takes sub-graphs
+    (``control.cond.default``), ours. ``outputs``: how many it
     has; None for an op that gives a list. ``views``: an output may share memory with an input. ``numbers``: a Python
     number may stand for a tensor. ``family``: for the docs. ``since``: the version of the registry
     (`edge_agent.plan.format.OPS_VERSION`) that has it first.
@@ -112,17 +125,19 @@ _NUMBERS_AS_TENSORS = frozenset({"add", "div", "floor_divide", "mul", "sub", "tr
 _SCALAR_TYPES = {"4": "int64"}  # how a schema writes a default dtype: by its number in c10/core/ScalarType.h
 
 
-def define(family: str, rule: Rule, schemas: str, *, views: bool | None = None, since: int = 1) -> list[OpSpec]:
+def define(
+    family: str, rule: Rule, schemas: str, *, views: bool | None = None, since: int = 1, namespace: str = "aten"
+) -> list[OpSpec]:
     """The specs of ops that share a rule, from their schemas, each on a line of its own (and, indented, the next).
 
     ``views`` overrides what the schema says of aliasing: some composite ops return their input without saying so.
     ``since``: the version of the registry in which they come.
     """
     joined = re.sub(r"\n +", " ", textwrap.dedent(schemas).strip())  # what is indented goes on from the line before
-    return [_parse(schema, family, rule, views, since) for schema in joined.splitlines()]
+    return [_parse(schema, family, rule, views, since, namespace) for schema in joined.splitlines()]
 
 
-def _parse(schema: str, family: str, rule: Rule, views: bool | None, since: int) -> OpSpec:
+def _parse(schema: str, family: str, rule: Rule, views: bool | None, since: int, namespace: str) -> OpSpec:
     found = _SCHEMA.fullmatch(schema)
     if found is None:
         raise ValueError(f"expected a schema, got {schema!r}")
@@ -138,7 +153,7 @@ def _parse(schema: str, family: str, rule: Rule, views: bool | None, since: int)
             parameters.append(_parameter(text, keyword_only))
     plain = _ALIAS.sub("", returns)
     return OpSpec(
-        name=f"aten.{name}.{overload or 'default'}",
+        name=f"{namespace}.{name}.{overload or 'default'}",
         schema=schema,
         parameters=tuple(parameters),
         outputs=None if plain == "Tensor[]" else plain.count("Tensor"),

@@ -13,6 +13,7 @@ with a last dim of two.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import onnxruntime as ort
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import OpFailed, PlanMalformed, VariantRefused
 from edge_agent.plan.format import Graph
+from edge_agent.plan.nesting import all_ops
 from edge_agent.plan.quantised import axes_of, decode_quantised, quantised
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.variants import TOLERANCES, Golden, Variant, compare, decode_variant, golden_inputs
@@ -148,13 +150,14 @@ class OnnxPlan:
     def _failed(self, error: Exception) -> OpFailed:
         graph = self._model.graph
         message = str(error)
-        found = _NODE.search(message)
-        index = int(found[1]) if found else 0
-        known = found is not None and index < len(graph.ops)
-        name = graph.ops[index].name if known else "the plan"
-        failed = OpFailed(name, index if known else -1, type(error).__name__, message)
-        if known:
-            failed.add_note(f"while running {step_text(graph, index)}")
+        found = _NODE.findall(message)  # inside a loop, its own comes first
+        number = int(found[-1]) if found else -1
+        place = next(itertools.islice(all_ops(graph), number, None), None) if found else None
+        if place is None:
+            return OpFailed("the plan", -1, type(error).__name__, message)
+        own, index = place
+        failed = OpFailed(own.ops[index].name, number, type(error).__name__, message)
+        failed.add_note(f"while running {step_text(graph, number)}")
         return failed
 
     def prove(self) -> float:

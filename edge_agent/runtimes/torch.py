@@ -2,7 +2,8 @@
 
 Loading does all that can be done once: it resolves the registry's overloads, and lays out a list of *slots*: the
 plan's values first, then constants, symbolic numbers, and lists made of others. A step takes its arguments from slots
-and puts its results into slots; running is a loop over steps.
+and puts its results into slots; running is a loop over steps. A sub-graph is laid out likewise, with slots of its own;
+each run of the plan makes a function of it, in a slot from which its op takes it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edge_agent.plan.checker import CheckedPlan
+from edge_agent.plan.checker import CheckedGraph, CheckedPlan
 from edge_agent.plan.errors import OpFailed
 from edge_agent.plan.expressions import evaluate
-from edge_agent.plan.format import Argument, Expression, Graph, Op, Special
+from edge_agent.plan.format import Argument, Expression, Graph, Op, Special, TensorType
+from edge_agent.plan.nesting import all_ops, uses_of
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.registry import REGISTRY, OpSpec, Parameter
 from edge_agent.runtimes.random import drawn
+from edge_agent.runtimes.torch_control import CONTROL
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
 __all__ = ["LoadedPlan", "OpFailed", "TorchRuntime", "overload"]
@@ -36,7 +39,7 @@ _CPU = torch.device("cpu")
 
 class _Step(NamedTuple):
     """``slots[target] = call(*gather(slots))``; then the slots in ``free`` are emptied. ``many``: how many slots from
-    ``target`` on take the results, for an op with any other number of outputs than one. ``op``: which op of the plan
+    ``target`` on take the results, for an op with any other number of outputs than one. ``op``: which op of its graph
     it belongs to.
     """
 
@@ -49,28 +52,61 @@ class _Step(NamedTuple):
 
 
 def overload(name: str) -> torch._ops.OpOverload[..., Any]:
-    """The torch overload of a registered op. Raises KeyError for any other name: the registry decides what can be
-    run.
+    """The torch overload of a registered op. Raises KeyError for any other name, and for one that takes sub-graphs:
+    the registry decides what can be run.
     """
+    if name in CONTROL:
+        raise KeyError(name)
     _, packet, variant = REGISTRY[name].name.split(".")
     found: torch._ops.OpOverload[..., Any] = getattr(getattr(torch.ops.aten, packet), variant)
     return found
 
 
+class _Ended(BaseException):
+    """What `LoadedPlan.between_ops` raised inside a sub-graph, on its way out: no error of an op."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__(error)
+
+
+class _Run:
+    """One run of a plan: its sizes, and which op of the plan itself is running, for ``between_ops``."""
+
+    __slots__ = ("_between", "op", "sizes", "watched")
+
+    def __init__(self, sizes: Mapping[str, int], between: Callable[[int], None] | None) -> None:
+        self.sizes = sizes
+        self.op = 0
+        self.watched = between is not None
+        self._between = between
+
+    def pause(self) -> None:
+        """Before each op of a sub-graph."""
+        assert self._between is not None  # else nobody watches
+        try:
+            self._between(self.op)
+        except BaseException as error:  # noqa: BLE001 -- it is raised again, as it was, at the end of the run
+            raise _Ended(error) from None
+
+
 class LoadedPlan:
     """A plan with its state, ready to run, as often as wanted, also from several threads at once.
 
-    ``between_ops``, if set, is called with each op's index before that op runs; what it raises ends the run, unchanged.
+    ``between_ops``, if set, is called with each op's index before that op runs, and with that of the op that takes it
+    before each op of a sub-graph; what it raises ends the run, unchanged.
     """
 
     def __init__(self, graph: Graph, layout: _Layout) -> None:
         self.between_ops: Callable[[int], None] | None = None
         self._graph = graph
+        self._layout = layout
+        self._inner = layout.inner
         self._steps = layout.steps
         self._slots = layout.slots
         self._symbolic = layout.symbolic
         self._outputs = layout.outputs
-        self._deterministic = layout.deterministic
+        self._deterministic = any(_needs_order(own.ops[place]) for own, place in all_ops(graph))
         self._inputs = len(graph.given)
         self._draws = [(slot, one) for slot, one in enumerate(graph.inputs) if one.kind == "random"]
 
@@ -87,6 +123,11 @@ class LoadedPlan:
         slots[: self._inputs] = user_inputs
         for slot, expression in self._symbolic:
             slots[slot] = evaluate(expression, sizes)
+        run = None
+        if self._inner:
+            run = _Run(sizes, self.between_ops)
+            for slot, inner in self._inner:
+                slots[slot] = _Body(self._graph, inner, run)
         for slot, one in self._draws:
             slots[slot] = torch.from_numpy(drawn(one, sizes, seed, step))
         with_grad = torch.is_grad_enabled()
@@ -99,39 +140,83 @@ class LoadedPlan:
                 or torch.is_autocast_enabled("cpu")
             ):
                 with _settings(deterministic=self._deterministic):
-                    self._run_steps(slots)
+                    self._run_steps(slots, run)
             else:
-                self._run_steps(slots)
+                self._run_steps(slots, run)
             return [slots[value].clone() if shared else slots[value] for value, shared in self._outputs]
+        except _Ended as ended:
+            raise ended.error from None
         finally:
             torch._C._set_grad_enabled(with_grad)  # noqa: SLF001
 
-    def _run_steps(self, slots: list[Any]) -> None:
+    def _run_steps(self, slots: list[Any], run: _Run | None) -> None:
         if self.between_ops is None:
-            self._execute(self._steps, slots)
+            _execute(self._graph, self._layout, self._steps, slots)
             return
         last = -1
         for step in self._steps:
             if step.op != last:
                 last = step.op
+                if run is not None:
+                    run.op = last
                 self.between_ops(last)
-            self._execute((step,), slots)
+            _execute(self._graph, self._layout, (step,), slots)
 
-    def _execute(self, steps: Sequence[_Step], slots: list[Any]) -> None:
-        index = 0
-        try:
-            for call, gather, target, many, free, index in steps:  # noqa: B007 -- the error needs it
-                if many is None:
-                    slots[target] = call(*gather(slots))
-                else:
-                    slots[target : target + many] = _as_many(call(*gather(slots)), many)
-                for slot in free:
-                    slots[slot] = None
-        except Exception as error:
-            op = self._graph.ops[index]
-            failed = OpFailed(op.name, index, type(error).__name__, str(error))
-            failed.add_note(f"while running {step_text(self._graph, index)}")
-            raise failed from error
+
+def _execute(plan: Graph, layout: _Layout, steps: Sequence[_Step], slots: list[Any]) -> None:
+    """Run steps of the plan, or of a sub-graph of it. Raises `OpFailed`, with the op's number in the plan."""
+    index = 0
+    try:
+        for call, gather, target, many, free, index in steps:  # noqa: B007 -- the error needs it
+            if many is None:
+                slots[target] = call(*gather(slots))
+            else:
+                slots[target : target + many] = _as_many(call(*gather(slots)), many)
+            for slot in free:
+                slots[slot] = None
+    except OpFailed:  # of an op inside
+        raise
+    except Exception as error:
+        number = layout.first + index
+        failed = OpFailed(layout.graph.ops[index].name, number, type(error).__name__, str(error))
+        failed.add_note(f"while running {step_text(plan, number)}")
+        raise failed from error
+
+
+class _Body:
+    """A sub-graph in one run of a plan: see `edge_agent.runtimes.torch_control.Body`."""
+
+    __slots__ = ("_layout", "_plan", "_run", "_slots", "outputs")
+
+    def __init__(self, plan: Graph, layout: _Layout, run: _Run) -> None:
+        self.outputs = len(layout.outputs)
+        self._plan = plan
+        self._layout = layout
+        self._run = run
+        self._slots = layout.slots.copy()
+        for slot, expression in layout.symbolic:
+            self._slots[slot] = evaluate(expression, run.sizes)
+        for slot, inner in layout.inner:
+            self._slots[slot] = _Body(plan, inner, run)
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        layout = self._layout
+        slots = self._slots.copy()
+        slots[: len(inputs)] = inputs
+        if not self._run.watched:
+            _execute(self._plan, layout, layout.steps, slots)
+        else:
+            for step in layout.steps:
+                self._run.pause()
+                _execute(self._plan, layout, (step,), slots)
+            if not layout.steps:
+                self._run.pause()
+        return [slots[value] for value, _ in layout.outputs]
+
+    def empty(self, place: int, count: int) -> torch.Tensor:
+        kind = self._layout.output_types[place]
+        shape = [int(evaluate(dim, self._run.sizes)) for dim in kind.shape]
+        return torch.empty([count, *shape], dtype=TORCH_DTYPES[kind.dtype])
 
 
 class TorchRuntime:
@@ -141,19 +226,24 @@ class TorchRuntime:
 
     def load(self, checked: CheckedPlan, state: Sequence[torch.Tensor]) -> LoadedPlan:
         """Resolve the plan's ops and bind their arguments, once. ``state`` is in the manifest's order."""
-        return LoadedPlan(checked.graph, _Layout(checked, state))
+        return LoadedPlan(checked.graph, _Layout(checked.checked, state))
 
 
 class _Layout:
-    """Lays out the slots and steps of a plan."""
+    """Lays out the slots and steps of a plan, or of a sub-graph."""
 
-    def __init__(self, checked: CheckedPlan, state: Sequence[torch.Tensor]) -> None:
+    def __init__(self, checked: CheckedGraph, state: Sequence[torch.Tensor] = ()) -> None:
         graph = checked.graph
+        self.graph = graph
+        self.first = checked.first
+        self.output_types: list[TensorType] = checked.output_types
         inputs = len(graph.inputs)
-        self.slots: list[Any] = [None] * len(checked.checked.types)
+        self.slots: list[Any] = [None] * len(checked.types)
         user = len(graph.given)
         self.slots[user : user + len(state)] = state
         self.symbolic: list[tuple[int, Expression]] = []
+        self.inner: list[tuple[int, _Layout]] = []
+        """The sub-graphs, each with the slot that its op takes it from."""
         self._constants: dict[tuple[type, str], int] = {}
         self._expressions: dict[str, int] = {}
         self._roots = list(range(len(self.slots)))  # a value's root stands for all that may share its memory
@@ -161,27 +251,34 @@ class _Layout:
         steps: list[_Step] = []
         uses: list[Sequence[int]] = []
         bound = inputs
-        for index, (op, spec) in enumerate(zip(graph.ops, checked.checked.specs, strict=True)):
-            for step, slots in self._op(index, op, spec, bound):
+        for index, (op, spec) in enumerate(zip(graph.ops, checked.specs, strict=True)):
+            for step, slots in self._op(index, op, spec, bound, checked.inner.get(index, {})):
                 steps.append(step)
                 uses.append(slots)
             bound += op.outputs
         passing = {*range(user), *range(user + len(state), bound), *self._lists} - set(graph.outputs)
         self.steps = _freeing(steps, uses, passing)
-        self.deterministic = any(_needs_order(op) for op in graph.ops)
         self.outputs = self._shared(graph, inputs)
 
-    def _op(self, index: int, op: Op, spec: OpSpec, target: int) -> Iterator[tuple[_Step, tuple[int, ...]]]:
-        call: Callable[..., Any] = overload(spec.name)._op  # noqa: SLF001 -- without a frame of Python in between
+    def _op(
+        self, index: int, op: Op, spec: OpSpec, target: int, inner: Mapping[str, CheckedGraph]
+    ) -> Iterator[tuple[_Step, tuple[int, ...]]]:
+        call: Callable[..., Any]
+        call = CONTROL[spec.name] if inner else overload(spec.name)._op  # noqa: SLF001 -- without a frame of Python
         uses: list[int] = []
         args, kwargs = _by_position(spec, op)
         slots = []
+        graphs = iter(inner.values())
         for argument in (*args, *kwargs.values()):
+            if isinstance(argument, Special) and argument.g is not None:
+                slots.append(self._new(None))
+                self.inner.append((slots[-1], _Layout(next(graphs))))
+                continue
             slot, parts = self._slot(argument)
             if parts is not None:  # a list whose elements are known only when the plan runs
                 yield _Step(_as_list, _gatherer(parts), slot, None, (), index), tuple(parts)
             slots.append(slot)
-            uses += _values(argument)
+            uses += uses_of(argument)
         if kwargs:
             call = _with_keywords(call, tuple(kwargs))
         if spec.views:
@@ -301,15 +398,6 @@ def _by_position(spec: OpSpec, op: Op) -> tuple[list[Argument], dict[str, Argume
 def _as_declared(parameter: Parameter, argument: Argument) -> Argument:
     single = type(argument) is int or (isinstance(argument, Special) and argument.s is not None)
     return Special(l=[argument] * parameter.length) if single and parameter.length else argument
-
-
-def _values(argument: Argument) -> list[int]:
-    if not isinstance(argument, Special):
-        return []
-    if argument.v is not None:
-        return [argument.v]
-    elements = argument.l if argument.l is not None else argument.t
-    return [value for one in elements or () for value in _values(one)]
 
 
 def _constant(argument: Argument) -> Any:

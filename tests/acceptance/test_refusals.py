@@ -56,7 +56,8 @@ REFUSALS: dict[Callable[..., Any], tuple[str, str, str]] = {
         "DataDependentBranch",
         (
             "this line branches on what a tensor holds, which is not known when the plan is built: write it with "
-            "torch.cond(condition, if_true, if_false, operands), or with torch.where"
+            "torch.cond(condition, if_true, if_false, operands), or with torch.where; a while with "
+            "torch.while_loop(condition, body, carried)"
         ),
         "if x.sum() > 0:",
     ),

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from coordinator import VirtualWorker, connect, training_plan
+from coordinator.capture.control_flow import control_flow
 from coordinator.capture.draws import Drawn, drawing
 from coordinator.device import Device
+from coordinator.errors import GradientThroughLoop
 from coordinator.fleet import Fleet
 from coordinator.plan import FunctionPlan
 from coordinator.training import TrainingPlan
@@ -84,14 +86,15 @@ class _Case:
 
     def run_eagerly(self, args: tuple[torch.Tensor, ...]) -> Any:
         """What eager torch gives, drawing as plans do."""
-        with drawing(SEED), Drawn():  # type: ignore[no-untyped-call]
+        # Python's own if and for in place of torch's, which would compile them
+        with drawing(SEED), Drawn(), control_flow(traced=False):  # type: ignore[no-untyped-call]
             return self._module.train(self.network.train_mode)(*args)
 
     def train_eagerly(self, args: tuple[torch.Tensor, ...]) -> Any:
         """The loss, and parameters, momentum (the gradients) and buffers after one step by eager torch."""
         module = copy.deepcopy(self._module).train()
         optimizer = _optimizer(list(module.parameters()))
-        with drawing(SEED), Drawn():  # type: ignore[no-untyped-call]
+        with drawing(SEED), Drawn(), control_flow(traced=False):  # type: ignore[no-untyped-call]
             loss = _loss(module(*args))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -135,6 +138,8 @@ class Coverage:
                 self._cells[row, column] = Cell(error)
             except (TranslationUnsupported, VariantUnsound) as refused:
                 self._cells[row, column] = Cell(reason=str(refused).partition("; the plan runs on")[0])
+            except GradientThroughLoop as refused:
+                self._cells[row, column] = Cell(reason=refused.reason.partition(":")[0])
         return self._cells[row, column]
 
     @cached_property

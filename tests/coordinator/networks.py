@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._higher_order_ops as torchs_operators
 import torch.nn.functional as F  # noqa: N812 -- torch's own word for it
 from torch import nn
 
 __all__ = ["NETWORKS", "Network"]
+
+
+operators: Any = torchs_operators
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,68 @@ class _Waves(nn.Module):
         return waves, waves.abs(), (waves * waves.conj()).real
 
 
+class _Branch(nn.Module):
+    """Either of two layers, by what the data are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Both ways."""
+        x = self.first(x)
+        return [operators.cond(turned.sum() > 0, self.one, self.other, (turned,)) for turned in (x, -x)]
+
+
+class _Iterated(nn.Module):
+    """Scaled down until it is small: by as much as that takes, of which there is no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The result, and how often it was halved."""
+        x = self.first(x)
+        with torch.no_grad():
+            scale, count = operators.while_loop(
+                lambda scale, _: (x * scale).norm() > 0.5,
+                lambda scale, count: (scale / 2, count + 1),
+                (x.new_ones(()), 0),
+            )
+        return x * scale, count
+
+
+class _Scanned(nn.Module):
+    """A recurrent layer, written as a scan over the rows or over the columns."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.take, self.keep = nn.Linear(1, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The last state, and the sums of all."""
+
+        def step(state: torch.Tensor, row: torch.Tensor) -> Any:
+            state = torch.tanh(self.take(row.unsqueeze(1)) + self.keep(state))
+            return state, state.sum(1)
+
+        return operators.scan(step, x.new_zeros(x.shape[1 - self.dim], 4), x, dim=self.dim)
+
+
+class _Mapped(nn.Module):
+    """A layer on each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The rows' results."""
+        return operators.map(lambda row: torch.softmax(self.first(row), 0) * row.norm(), x)
+
+
 def _floats(*shape: int) -> Callable[[int], tuple[torch.Tensor, ...]]:
     return lambda batch: (torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch)),)
 
@@ -299,5 +365,10 @@ NETWORKS: dict[str, Network] = {
     "complex": _rows(_Waves),
     "int": _rows(_Integers),
     "bool": _rows(_Truths),
+    "cond": _rows(_Branch),
+    "while_loop, beside the gradient": _rows(_Iterated),
+    "map": _rows(_Mapped),
+    "scan over a fixed size": _rows(lambda: _Scanned(1)),
+    "scan over a varying size": _rows(lambda: _Scanned(0)),
 }
 """By the name that the table of networks and runtimes has for them."""

@@ -10,11 +10,46 @@ import torch
 from torch import nn
 
 from coordinator import Plan, VirtualWorker, connect, func2plan
+from coordinator.drawing import draw
 from coordinator.errors import PlanNotBuilt, ProtectedName
 from tests.coordinator.drawn_plan import PICTURE, drawn
+from tests.edge_agent.plan.control_graphs import nested
 
 WITHIN = 60.0
 _SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_sub_graphs_inside_the_box_of_their_op() -> None:
+    """Each is a picture of its own, with its name, within the box, and none over another; nested ones likewise."""
+    svg = draw(nested(2)).svg
+    root = ET.fromstring(svg)  # noqa: S314  (our own)
+    found: list[tuple[str, float, float, float, float]] = []
+
+    def visit(group: ET.Element, x: float, y: float) -> None:
+        frame, name = group.find(f"{_SVG}rect"), group.find(f"{_SVG}text")
+        moved = group.get("transform")
+        if moved is not None and frame is not None and name is not None:
+            dx, dy = (float(one) for one in moved.removeprefix("translate(").rstrip(")").split(","))
+            x, y = x + dx, y + dy
+            found.append((name.text or "", x, y, x + float(frame.get("width", 0)), y + float(frame.get("height", 0))))
+        for child in group:
+            visit(child, x, y)
+
+    visit(root, 0, 0)
+    assert [name for name, *_ in found] == ["if_true", "if_true", "if_false", "if_false"]
+    outer, deep, beside, other = (box for _, *box in found)
+    width, height = float(root.get("width", 0)), float(root.get("height", 0))
+    for inside, around in (
+        (deep, outer),
+        (beside, outer),
+        (outer, [0, 0, width, height]),
+        (other, [0, 0, width, height]),
+    ):
+        assert around[0] < inside[0] < inside[2] < around[2]
+        assert around[1] < inside[1] < inside[3] < around[3]
+    assert outer[2] < other[0]
+    assert deep[2] < beside[0]
+    assert "control.cond.default(yes, if_true, if_false, [x, yes])" in svg  # the tooltip
 
 
 class Net(Plan):

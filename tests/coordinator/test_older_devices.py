@@ -109,7 +109,8 @@ def test_an_op_that_cannot_be_lowered_is_refused_by_its_name(monkeypatch: pytest
     assert isinstance(error, OpNotSupported)
     assert (error.op, error.device, error.version) == ("aten.sort.default", "pi", OPS_VERSION)
     assert str(error) == (
-        "aten.sort.default is not an op that pi knows, whose ops are of version 1, and it can't be put in older ones "
+        f"aten.sort.default is not an op that pi knows, whose ops are of version {OPS_VERSION}, and it can't be put in "
+        "older ones "
         "(aten.sort.default is not an op that plans can carry yet): update the device"
     )
 

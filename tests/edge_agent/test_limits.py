@@ -26,6 +26,7 @@ from edge_agent.worker_hosts import ProcessWorker, ThreadWorker
 from edge_agent.worker_torch import TorchTensors
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import DemoPlan, Device, result_id
+from tests.edge_agent.plan.control_graphs import halving
 from tests.edge_agent.test_worker_process import Talk
 
 PLAN = DemoPlan()
@@ -178,7 +179,52 @@ def test_formulas_are_evaluated_once_for_each_size(monkeypatch: pytest.MonkeyPat
     admission.admit({"n": 100})
 
 
+def test_a_loop_of_which_nobody_knows_how_often_it_runs() -> None:
+    """It is let in whatever operations are allowed, and refused where its values alone need too much memory; one that
+    counts is judged by its bound.
+    """
+    endless, counted = check_graph(halving()), check_graph(halving(1000))
+    Admission(Limits(ops=100, memory_bytes=20_000), endless).admit({"n": 1000})
+    with pytest.raises(PlanOverQuota) as caught:
+        Admission(Limits(memory_bytes=10_000), endless).admit({"n": 1000})
+    assert caught.value.what == "memory"
+    with pytest.raises(PlanOverQuota) as caught:
+        Admission(Limits(ops=1_000_000), counted).admit({"n": 1000})
+    assert caught.value.what == "operations"
+    Admission(Limits(ops=1_000_000), counted).admit({"n": 100})
+
+
 # ------------------------------------------------------------------------------------------------ while it runs
+
+
+def test_a_loop_that_takes_too_long_is_left(hosted: Callable[[Limits], Talk]) -> None:
+    """Between two ops of it; the worker goes on."""
+    types = [TensorType(dtype="float32", shape=["n"]), TensorType(dtype="int64", shape=[])]
+    plan = small_plans.HandMade(halving(), types)
+    top = encode_array(np.array(1.0, dtype=np.float32))
+    endless = encode_array(np.array([np.inf], dtype=np.float32))
+    talk = hosted(Limits(seconds=0.3))
+    talk.host.assign([plan.load(1), job(plan, 2, endless, top, outputs=2), job(plan, 3, vector(2), top, outputs=2)])
+    talk.next(PlanLoaded)
+    failure = talk.next(JobFailed).failure
+    assert failure.code == "PlanOverQuota"
+    assert failure.details["what"] == "time"
+    talk.next(JobFinished)
+
+
+def test_an_endless_loop_is_left_when_it_is_cancelled(hosted: Callable[[Limits], Talk]) -> None:
+    """Without any limit."""
+    types = [TensorType(dtype="float32", shape=["n"]), TensorType(dtype="int64", shape=[])]
+    plan = small_plans.HandMade(halving(), types)
+    top = encode_array(np.array(1.0, dtype=np.float32))
+    endless = encode_array(np.array([np.inf], dtype=np.float32))
+    talk = hosted(Limits())
+    talk.host.assign([plan.load(1), job(plan, 2, endless, top, outputs=2), job(plan, 3, vector(2), top, outputs=2)])
+    talk.next(PlanLoaded)
+    talk.next(JobProgress)  # so it runs
+    talk.host.assign([CancelJob(n=2)])
+    assert talk.next(JobFailed).failure.code == "InvocationCancelled"
+    talk.next(JobFinished)
 
 
 def test_a_plan_that_takes_too_long_is_left(hosted: Callable[[Limits], Talk]) -> None:

@@ -2,6 +2,7 @@
 
 ``python -m tests.edge_agent.plan.make_versions`` adds what is missing to the folder of the registry's version, and
 touches nothing that is there: a file says what a plan was, and what torch gave for it, on the day that it was written.
+What an earlier version wrote is not written again.
 
 A file is a plan file (`edge_agent.plan.bundle`) of one op, with the arguments and torch's results of one call beside
 it. The calls are those of the twin tests in ``ops``, which this program runs.
@@ -132,16 +133,27 @@ def preference(case: Call) -> tuple[bool, int, int]:
 
 def main() -> None:
     """Add what is missing."""
-    from tests.edge_agent.plan import version_plans
+    from tests.edge_agent.plan import control_graphs, version_plans
 
-    here = {path.stem for path in FOLDER.glob("*/*.plan")}
+    here = {path.stem for path in kept()}
+    for written in control_graphs.EXAMPLES:  # no call of torch's tells what takes sub-graphs
+        checked = check_graph(written.graph)
+        graph = encode_graph(checked.graph)
+        manifest = Manifest(version=version_of(checked.graph), graph=digest_of(graph), outputs=checked.output_types)
+        example = Example(list(map(encode_tensor, written.args)), list(map(encode_tensor, written.results)))
+        if written.name not in here:
+            keep("control", written.name, PlanBundle(manifest, graph), example)
+            here.add(written.name)
     missing = set(REGISTRY) - here
     calls = recorded_calls(missing) if missing else {}
     for name in sorted(missing):
         ordered = sorted(calls[name], key=preference, reverse=True)
         if not any(keep_call(case, most) for most in _BYTES for case in ordered):
             raise SystemExit(f"no call of {name} to keep: give its twin test one")
+    known = {PlanBundle.load(path).plan_id for path in kept()}
     for one in version_plans.captured():
+        if one.plan.bundle().plan_id in known:
+            continue  # an earlier version wrote the same plan
         frames = [encode_tensor(tensor) for tensor in one.args]
         keep("captured", one.name, one.plan.bundle(), Example(frames, list(map(encode_tensor, one.results)), one.seed))
 

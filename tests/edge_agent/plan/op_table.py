@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from broker.protocol.tensors import MAX_DIMS
-from edge_agent.plan import checker, expressions, polynomials, trees
+from edge_agent.plan import checker, expressions, nesting, polynomials, trees
 from edge_agent.plan.registry import FAMILIES, REGISTRY
 
 __all__ = ["DOCUMENT", "PARTS", "current", "limits", "operators", "ops"]
@@ -56,7 +56,7 @@ def operators() -> str:
 def limits() -> str:
     """What a plan may have at most."""
     rows = [
-        ("values of a graph: its inputs, and the outputs of its ops", checker.MAX_VALUES),
+        ("values of a graph: its inputs, and the outputs of its ops; those of sub-graphs included", checker.MAX_VALUES),
         ("symbols", checker.MAX_SYMBOLS),
         ("conditions", checker.MAX_CONDITIONS),
         ("dims of a value", MAX_DIMS),
@@ -64,6 +64,7 @@ def limits() -> str:
         ("operators and operands of a dim that the checker works out", polynomials.MAX_WEIGHT),
         ("nesting of an expression", expressions.MAX_DEPTH),
         ("nesting of a tree", trees.MAX_DEPTH),
+        ("nesting of sub-graphs", nesting.MAX_NESTING),
     ]
     return "\n".join(["| of | at most |", "|---|---|", *(f"| {what} | {most:,} |" for what, most in rows)])
 

@@ -146,7 +146,7 @@ def test_a_file_with_other_sections_is_told(bundle: PlanBundle) -> None:
         sectioned(table(manifest), manifest[1]): "expected one manifest and one graph in the plan file, got others",
         sectioned(table(manifest, graph), graph[1], manifest[1]): "expected the section 'manifest' of",
         sectioned(table(manifest, graph, version=2)): "expected a plan file of version 1 to 1, got version 2",
-        sectioned(table(("manifest", b"\xc0"), graph), b"\xc0", graph[1]): "expected a manifest of plan format 2",
+        sectioned(table(("manifest", b"\xc0"), graph), b"\xc0", graph[1]): "expected a manifest of plan format 3",
         sectioned(b"\xc1"): "expected a table of sections first in the plan file, got another section",
     }
     for data, sentence in cases.items():
@@ -221,6 +221,6 @@ def test_every_refusal_is_a_plan_error() -> None:
     """Whoever loads a plan catches one kind of error."""
     assert issubclass(PlanMalformed, PlanError)
     manifest = bundle_of(double_abs()).manifest
-    later = msgspec.structs.replace(manifest, version=3)
-    with pytest.raises(PlanMalformed, match="expected a plan of format 1 to 2, got format 3"):
+    later = msgspec.structs.replace(manifest, version=4)
+    with pytest.raises(PlanMalformed, match="expected a plan of format 1 to 3, got format 4"):
         decode_manifest(encode_manifest(later))

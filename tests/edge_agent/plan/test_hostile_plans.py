@@ -16,11 +16,14 @@ from hypothesis import given
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.checker import CheckedGraph, check_graph
+from edge_agent.plan.cost import cost_of
 from edge_agent.plan.errors import PlanError
 from edge_agent.plan.expressions import OPERATORS
 from edge_agent.plan.format import Graph, Input, Op, Special, Symbol, decode_graph, decode_manifest, encode_graph
+from edge_agent.plan.nesting import subgraphs_of
 from edge_agent.plan.readable import readable
 from edge_agent.plan.registry import REGISTRY, registered
+from tests.edge_agent.plan.control_graphs import branch, control, halving, inner, nested, running, taking
 from tests.edge_agent.plan.graphs import bundle_of, double_abs, graph_of, listed, net, op, value
 
 
@@ -49,7 +52,8 @@ def test_random_bytes_are_no_plan(data: bytes) -> None:
             read(data)
 
 
-SEEDS = [encode_graph(double_abs()), encode_graph(net()[0])]
+CONTROL = [branch(), halving(3), running(reverse=True), nested(3)]
+SEEDS = [encode_graph(double_abs()), encode_graph(net()[0]), *map(encode_graph, CONTROL)]
 
 
 @given(data=st.data())
@@ -119,6 +123,8 @@ class Maker:
             )
         if kind.endswith("?"):
             return None if choice.random() < 0.3 else self.argument(kind[:-1])
+        if kind == "Graph":
+            return Special(g=self.inner())
         if kind.endswith("[]"):
             return listed(*(self.argument(kind[:-2]) for _ in range(choice.randrange(4))))
         if kind == "Tensor":
@@ -158,6 +164,21 @@ class Maker:
         self.values += outputs
         return Op(name=spec.name, args=args, kwargs=kwargs, outputs=outputs)
 
+    def inner(self, depth: int = 2) -> Graph:
+        """A sub-graph, which mostly has the form of one."""
+        choice = self.random
+        around, self.values = self.values, choice.randrange(1, 4)
+        kinds = ["user"] * 9 + ["state"]
+        inputs = [
+            Input(name=f"x{place}", dtype=choice.choice(DTYPES[:5]), shape=self.shape(), kind=choice.choice(kinds))
+            for place in range(self.values)
+        ]
+        ops = [self.op() for _ in range(choice.randrange(3))] if depth else []
+        outputs = [choice.randrange(max(self.values, 1)) for _ in range(choice.randrange(3))]
+        self.values = around
+        more: dict[str, Any] = {} if choice.random() < 0.9 else {"name": "inner", "symbols": [Symbol(name="s0")]}
+        return Graph(inputs=inputs, ops=ops, outputs=outputs, signature=None, tree=None, **more)
+
     def graph(self) -> Graph:
         choice = self.random
         inputs = [
@@ -188,6 +209,135 @@ def test_plans_made_at_random_are_judged(block: int) -> None:
             continue
         typed += judged(data) is not None
     assert typed > 20
+
+
+class Breaker:
+    """Changes one thing in a graph with sub-graphs, at any depth."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.maker = Maker(seed)
+        self.maker.values = 4
+
+    def broken(self, graph: Graph) -> Graph:
+        """The graph with one part of it, or of a sub-graph of it, changed."""
+        choice = self.random
+        holding = [place for place, one in enumerate(graph.ops) if subgraphs_of(one)]
+        if holding and choice.random() < 0.7:
+            place = choice.choice(holding)
+            ops = list(graph.ops)
+            args = list(ops[place].args)
+            at = choice.choice([k for k, one in enumerate(args) if isinstance(one, Special) and one.g is not None])
+            held = args[at]
+            assert isinstance(held, Special)
+            assert held.g is not None
+            args[at] = Special(g=self.broken(held.g))
+            ops[place] = msgspec.structs.replace(ops[place], args=args)
+            return msgspec.structs.replace(graph, ops=ops)
+        return choice.choice([self._inputs, self._ops, self._outputs, self._more])(graph)
+
+    def _inputs(self, graph: Graph) -> Graph:
+        inputs = list(graph.inputs)
+        place = self.random.randrange(len(inputs) + 1)
+        other = Input(
+            name=self.random.choice(["x", "y", "", "z" * 300]),
+            dtype=self.random.choice(DTYPES),
+            shape=self.random.choice([[], [2], ["n"], ["m"], [-1], [["add", "n", 1]], self.maker.shape()]),
+            kind=self.random.choice(["user", "user", "state", "random", "number", "other"]),
+        )
+        inputs[place : place + self.random.randrange(2)] = [other] * self.random.randrange(3)
+        return msgspec.structs.replace(graph, inputs=inputs)
+
+    def _ops(self, graph: Graph) -> Graph:
+        ops = list(graph.ops)
+        place = self.random.randrange(len(ops) + 1)
+        if not ops or place == len(ops) or self.random.random() < 0.3:
+            ops[place:place] = [self.maker.op()]
+        elif self.random.random() < 0.3:
+            del ops[place]
+        elif self.random.random() < 0.3:  # the same, by name
+            names = [parameter.name for parameter in REGISTRY[ops[place].name].parameters]
+            kept = self.random.randrange(len(ops[place].args) + 1)
+            named = dict(zip(names[kept:], ops[place].args[kept:], strict=False))
+            ops[place] = msgspec.structs.replace(ops[place], args=ops[place].args[:kept], kwargs=named)
+        else:
+            one = ops[place]
+            args = list(one.args) or [None]
+            args[self.random.randrange(len(args))] = self.maker.argument(
+                self.random.choice(["Tensor", "int", "Graph", "Tensor[]", "bool"])
+            )
+            names = [one.name, "aten.rand.default", "control.other.default", "control.scan.default"]
+            changed = {"args": args, "outputs": self.random.choice([one.outputs, 0, 2, 1 << 40])}
+            ops[place] = msgspec.structs.replace(one, **changed, name=self.random.choice(names))
+        return msgspec.structs.replace(graph, ops=ops)
+
+    def _outputs(self, graph: Graph) -> Graph:
+        outputs = [self.random.choice([0, 1, 2, 3, 50, 1 << 60]) for _ in range(self.random.randrange(4))]
+        return msgspec.structs.replace(graph, outputs=outputs)
+
+    def _more(self, graph: Graph) -> Graph:
+        changed: list[dict[str, Any]] = [
+            {"signature": ["t", ["t"], ["d"]]},
+            {"tree": 0},
+            {"symbols": [Symbol(name="n")]},
+            {"conditions": [["eq", "n", 2]]},
+            {"name": "other"},
+        ]
+        return msgspec.structs.replace(graph, **self.random.choice(changed))
+
+
+@pytest.mark.parametrize("whole", CONTROL, ids=lambda graph: graph.name)
+def test_broken_sub_graphs_are_judged(whole: Graph) -> None:
+    """Whatever is wrong, at whatever depth, ends in the designed error; what types can be read, and has a cost."""
+    typed = refused = 0
+    for seed in range(400):
+        breaker = Breaker(seed)
+        graph = whole
+        for _ in range(1 + seed % 2):
+            graph = breaker.broken(graph)
+        try:
+            data = encode_graph(graph)
+        except (OverflowError, msgspec.MsgspecError):
+            continue
+        checked = judged(data)
+        if checked is None:
+            refused += 1
+        else:
+            typed += 1
+            assert str(cost_of(checked))
+    assert refused > 200
+    assert typed > 5
+
+
+def test_sub_graphs_by_the_thousand_end_soon() -> None:
+    """Side by side, and one in the other deeper than anything nests: each is judged once."""
+    side = CONTROL[0].ops[-1]
+    many = msgspec.structs.replace(CONTROL[0], ops=[*CONTROL[0].ops[:-1], *[side] * 3000])
+    soon(encode_graph(many))
+    for deep in (8, 9, 30):
+        soon(encode_graph(nested(deep)))
+    level = b"\x95\x90\x91\x92\xb4control.cond.default\x91\x81\xa1g"
+    soon(level * 5_000 + b"\x95\x90\x90\x90\xc0\xc0")
+
+
+def test_costs_of_large_plans_end_soon() -> None:
+    """Thousands of branches in a chain, and a condition of thousands of comparisons."""
+    yes = taking("yes", "bool")
+    same = inner([yes], [], [0])
+    chain = [control("cond", value(place), same, same, listed(value(place))) for place in range(5_000)]
+    graphs = [graph_of([yes], chain, [5_000])]
+    count = taking("count", "int64")
+    asked = [op("lt.Tensor", value(0), value(0))]
+    for place in range(1, 10_000, 2):
+        asked += [op("lt.Scalar", value(0), 3), op("logical_and.default", value(place), value(place + 1))]
+    body = inner([count], [op("mul.Tensor", value(0), 2)], [1])
+    loop = control("while_loop", inner([count], asked, [len(asked)]), body, listed(value(0)), listed())
+    graphs.append(graph_of([count], [loop], [1]))
+    for graph in graphs:
+        checked = check_graph(graph)
+        started = time.monotonic()
+        cost_of(checked)
+        assert time.monotonic() - started < 5
 
 
 # ------------------------------------------------------------------------------------------------ size and time

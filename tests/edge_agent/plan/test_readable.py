@@ -7,6 +7,7 @@ import pytest
 from edge_agent.plan.errors import UnknownOp
 from edge_agent.plan.format import Input, Special, Symbol
 from edge_agent.plan.readable import readable, render_type, step_text, value_names
+from tests.edge_agent.plan.control_graphs import halving, nested
 from tests.edge_agent.plan.graphs import double_abs, graph_of, listed, net, op, value
 
 
@@ -37,6 +38,45 @@ def test_a_network_with_state_and_a_symbol() -> None:
         "    log_softmax = aten.log_softmax.int(linear_1, 1)\n"
         "    return log_softmax"
     )
+
+
+def test_sub_graphs_stand_under_their_ops() -> None:
+    """With a signature and names of their own, however deep."""
+    assert readable(halving()) == (
+        "halving(x: float32[n], top: float32[]) -> (float32[n], int64[]):\n"
+        "    for n of 1 or more\n"
+        "    full = aten.full.default([], 0, dtype=int64)\n"
+        "    while_loop_0, while_loop_1 = control.while_loop.default(condition, body, [x, full], [top]):\n"
+        "        condition(x: float32[n], count: int64[], top: float32[]) -> bool[]:\n"
+        "            amax = aten.amax.default(x)\n"
+        "            gt = aten.gt.Tensor(amax, top)\n"
+        "            return gt\n"
+        "        body(x: float32[n], count: int64[], top: float32[]) -> (float32[n], int64[]):\n"
+        "            div = aten.div.Tensor(x, 2)\n"
+        "            add = aten.add.Tensor(count, 1)\n"
+        "            return (div, add)\n"
+        "    return (while_loop_0, while_loop_1)"
+    )
+    assert readable(nested(2)).splitlines()[1:6] == [
+        "    cond, = control.cond.default(yes, if_true, if_false, [x, yes]):",
+        "        if_true(x: float32[], yes: bool[]) -> float32[]:",
+        "            cond, = control.cond.default(yes, if_true, if_false, [x, yes]):",
+        "                if_true(x: float32[], yes: bool[]) -> float32[]:",
+        "                    add = aten.add.Tensor(x, 1)",
+    ]
+
+
+def test_a_step_of_a_sub_graph() -> None:
+    """By its number in the plan, with the names that it has there."""
+    steps = [step_text(halving(), number) for number in range(6)]
+    assert steps == [
+        "full = aten.full.default([], 0, dtype=int64)",
+        "while_loop_0, while_loop_1 = control.while_loop.default(condition, body, [x, full], [top])",
+        "amax = aten.amax.default(x)",
+        "gt = aten.gt.Tensor(amax, top)",
+        "div = aten.div.Tensor(x, 2)",
+        "add = aten.add.Tensor(count, 1)",
+    ]
 
 
 def test_every_kind_of_argument() -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own word for it
 from torch import nn
+from torch._higher_order_ops.scan import scan
 
 from coordinator import Plan, func2plan
 from coordinator.training import training_plan
@@ -102,6 +103,56 @@ def _branches() -> Captured:
     return Captured("branch", plan, [x], [_branch(x)])
 
 
+def _rooted(a: torch.Tensor) -> Any:
+    """Square roots by Newton's iteration, and how many steps that took."""
+
+    def going(x: torch.Tensor, steps: Any) -> Any:
+        return ((x * x - a).abs().max() > 1e-5) & (steps < 40)
+
+    loop: Any = torch.while_loop
+    return loop(going, lambda x, steps: (0.5 * (x + a / x), steps + 1), (a, 0))
+
+
+def _while_loop() -> Captured:
+    """A loop that runs as often as its data say, with a bound."""
+    plan = func2plan()(_rooted)
+    plan.build(torch.tensor([2.0, 9.0, 30.0]), args_shape=[(-1,)])
+    x = torch.tensor([4.0, 25.0])
+    return Captured("while_loop", plan, [x], [torch.tensor([2.0, 5.0]), torch.tensor(6)])
+
+
+class _Cell(nn.Module):
+    """A recurrent layer over as many rows as there are, whose input is looked at only where it is not all zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget = nn.Linear(3, 4)
+        self.take = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        def step(h: torch.Tensor, row: torch.Tensor) -> Any:
+            h = torch.cond(row.any(), lambda h: torch.tanh(self.forget(row) + self.take(h)), lambda h: h / 2, (h,))
+            return h, h.sum()
+
+        return scan(step, torch.zeros(4), x)
+
+
+def _scan() -> Captured:
+    """A loop over a varying size, with a branch in it, of which one side runs."""
+    torch.manual_seed(6)
+    module = _Cell()
+    plan = func2plan()(module)
+    plan.build(_randn(3, 3), args_shape=[(-1, 3)])
+    x = _randn(5, 3)
+    x[2] = 0
+    h, sums = torch.zeros(4), []
+    with torch.no_grad():
+        for row in x:
+            h = torch.tanh(module.forget(row) + module.take(h)) if row.any() else h / 2
+            sums.append(h.sum())
+    return Captured("scan", plan, [x], [h, torch.stack(sums)])
+
+
 def _drawing(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x + torch.rand(x.shape[0], 2), torch.randperm(x.shape[0])
 
@@ -142,6 +193,8 @@ MAKERS: tuple[Callable[[], Captured], ...] = (
     _attention,
     _expressions,
     _branches,
+    _while_loop,
+    _scan,
     _random,
     _training,
 )
