@@ -155,8 +155,8 @@ def test_gives_what_torch_gives(case: Call) -> None:
 
 
 def test_every_op_has_a_case() -> None:
-    """No translation is untested."""
-    assert {case.name for case in CASES} >= set(COMPLEX_TRANSLATIONS)
+    """No translation is untested. Branches and loops are tested with complex numbers in `test_control`."""
+    assert {case.name for case in CASES} >= {name for name in COMPLEX_TRANSLATIONS if not name.startswith("control.")}
 
 
 @pytest.mark.parametrize(
