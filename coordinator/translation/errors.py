@@ -75,7 +75,7 @@ class NothingToQuantise(EdgePlanError):
             )
         return (
             "there is nothing to quantise: expected a float32 weight that the plan carries and a linear layer, "
-            "a convolution or an embedding uses, got none; send it without variant='int8'"
+            "a convolution or an embedding uses outside of loops and branches, got none; send it without variant='int8'"
         )
 
 

@@ -33,8 +33,9 @@ from tests.coordinator.networks import NETWORKS
 from tests.edge_agent.plan.graphs import double_abs
 
 INT8 = TOLERANCES["int8"]["float32"]
-CARRIED = [name for name in NETWORKS if name not in ("FFT", "half", "bfloat16", "double", "complex", "int")]
-"""Networks that carry a float32 weight and use it as one."""
+IN_A_LOOP = "scan over a varying size"
+CARRIED = [name for name in NETWORKS if name not in ("FFT", "half", "bfloat16", "double", "complex", "int", IN_A_LOOP)]
+"""Networks that carry a float32 weight and use it as one, outside of loops."""
 
 
 class Tied(nn.Module):
@@ -274,8 +275,17 @@ def test_a_plan_without_such_weights_has_no_variant_of_int8() -> None:
     assert not caught.value.given
     assert str(caught.value) == (
         "there is nothing to quantise: expected a float32 weight that the plan carries and a linear layer, "
-        "a convolution or an embedding uses, got none; send it without variant='int8'"
+        "a convolution or an embedding uses outside of loops and branches, got none; send it without variant='int8'"
     )
+
+
+def test_weights_in_a_loop_stay_as_they_are() -> None:
+    """A plan that has no others has nothing to quantise."""
+    network = NETWORKS[IN_A_LOOP]
+    plan = FunctionPlan(network.make())
+    plan.build(*network.draw(5), args_shape=list(network.shape))
+    with pytest.raises(NothingToQuantise):
+        make_variant(plan.graph, precision="int8")
 
 
 def test_a_training_step_has_no_variant_of_int8() -> None:
