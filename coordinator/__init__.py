@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coordinator.fleet import connect
-    from coordinator.plan import Plan, func2plan
+    from coordinator.function_plan import func2plan
+    from coordinator.plan import Plan
     from coordinator.tagging import hook_torch, tagged, unhook_torch
     from coordinator.training import training_plan
     from coordinator.virtual import VirtualWorker
@@ -22,7 +23,7 @@ _HOMES = {
     "Plan": "coordinator.plan",
     "VirtualWorker": "coordinator.virtual",
     "connect": "coordinator.fleet",
-    "func2plan": "coordinator.plan",
+    "func2plan": "coordinator.function_plan",
     "hook_torch": "coordinator.tagging",
     "tagged": "coordinator.tagging",
     "training_plan": "coordinator.training",

@@ -25,9 +25,10 @@ from torch.nn import functional
 from broker.logs import Record
 from broker.protocol.errors import EdgePlanError
 from coordinator.fleet import Fleet, connect
+from coordinator.function_plan import func2plan
 from coordinator.local_processes import start_agent, start_broker
 from coordinator.log_stream import LogStream
-from coordinator.plan import Plan, func2plan
+from coordinator.plan import Plan
 from coordinator.pointer_plan import PointerPlan
 from coordinator.pointers import PointerTensor
 from edge_agent import Store

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from coordinator.errors import ProtectedName
-from coordinator.plan import FunctionPlan, Plan
+from coordinator.function_plan import FunctionPlan
+from coordinator.plan import Plan
 
 __all__ = ["MethodPlan"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.errors import ForeignPointer, PointerError
 
 if TYPE_CHECKING:
-    from coordinator.plan import FunctionPlan
+    from coordinator.function_plan import FunctionPlan
     from coordinator.pointers import PointerTensor
 
 __all__ = ["RemoteOperators", "remote_call", "remote_method"]
@@ -44,7 +44,7 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     Raises `PointerError` for what cannot be done with pointers: a pointer whose type is not known yet, a function that
     writes into its argument or gives no tensor; `ForeignPointer`; and what building a plan raises.
     """
-    from coordinator.plan import FunctionPlan
+    from coordinator.function_plan import FunctionPlan
 
     pointers: list[PointerTensor] = []
     slots = _slots((tuple(args), dict(kwargs)), pointers)

@@ -1,14 +1,13 @@
-"""Plans: torch functions and modules that devices run. `func2plan` makes one of a function, `Plan` is the base of
-module plans.
+"""Plans: torch modules that devices run. `Plan` is the base of all; `coordinator.function_plan` makes one of a
+function.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -18,11 +17,10 @@ from broker.protocol.tensors import inspect as inspect_tensor
 from coordinator.capture.arguments import arguments_from_example, arguments_from_shapes
 from coordinator.capture.building import Captured, capture, named_tensor
 from coordinator.capture.graphs import StateSource
-from coordinator.capture.inline import inlining
 from coordinator.capture.tracing import Target
 from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLine
 from coordinator.plan_files import parted, with_methods
-from coordinator.plan_state import PlanState, TracedState
+from coordinator.plan_state import PlanState, brief
 from coordinator.signature import Signature
 from coordinator.variants import Packed, packed_state, variant_name, variant_of
 from edge_agent.plan.bundle import PlanBundle
@@ -36,7 +34,7 @@ from edge_agent.runtimes.torch_tensors import decode_tensor, encode_tensor
 if TYPE_CHECKING:
     from coordinator.drawing import Drawing
 
-__all__ = ["FunctionPlan", "Plan", "StoredPlan", "func2plan"]
+__all__ = ["Plan", "StoredPlan"]
 
 _PROTECTED = frozenset(
     {
@@ -281,8 +279,8 @@ class Plan(nn.Module):
             parameters = module.named_parameters(prefix=prefix, remove_duplicate=False)
             buffers = module.named_buffers(prefix=prefix, remove_duplicate=False)
             looks |= {f"mode of {name or 'the module'}": _mode(found) for name, found in inner}
-            looks |= {f"parameter {name}": _brief(tensor) for name, tensor in parameters}
-            looks |= {f"buffer {name}": _brief(tensor) for name, tensor in buffers}
+            looks |= {f"parameter {name}": brief(tensor) for name, tensor in parameters}
+            looks |= {f"buffer {name}": brief(tensor) for name, tensor in buffers}
         return looks
 
     def _check_fresh(self, built: _Built) -> None:
@@ -459,65 +457,6 @@ class Plan(nn.Module):
         return self.signature.bind(args, kwargs)
 
 
-class FunctionPlan(Plan, ours=True):
-    """A plan made of a function, by `func2plan`. Called, it runs what was built, here."""
-
-    _function: Callable[..., Any]
-
-    def __init__(self, function: Callable[..., Any], state: Sequence[torch.Tensor] = ()) -> None:
-        super().__init__()
-        object.__setattr__(self, "_function", function)  # a module is not to become a part of this one
-        self._state = PlanState(state)
-        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
-            object.__setattr__(self, attribute, getattr(function, attribute, None))
-        object.__setattr__(self, "__wrapped__", function)
-        self._takes_state = _has_parameter(function, "state")
-        if len(self._state) and not self._takes_state:
-            raise TypeError(f"{self.name} was given state, and has no parameter 'state' to get it")
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return str(getattr(self._function, "__name__", None) or type(self._function).__name__)
-
-    @property
-    def state(self) -> PlanState:
-        """The tensors that the plan carries: `PlanState.read`, `PlanState.write`."""
-        return self._state
-
-    def _target(self) -> Target:
-        if not self._takes_state or not len(self._state):
-            return Target(self._function, modules=self._carried())
-        return Target(self._function, modules=self._carried(), state=self._state.read(), state_view=TracedState)
-
-    def _carried(self) -> Mapping[str, nn.Module]:
-        if isinstance(self._function, nn.Module):
-            return {"": self._function}
-        return _modules_outside(self._function)
-
-    def _entry(self) -> tuple[Callable[..., Any], frozenset[str]]:
-        entry = self._function.forward if isinstance(self._function, nn.Module) else self._function
-        return entry, frozenset({"state"} if len(self._state) else ())
-
-    def _looks(self) -> dict[str, str]:
-        return super()._looks() | {f"state[{k}]": _brief(tensor) for k, tensor in enumerate(self._state.read())}
-
-    def _tensor(self, source: StateSource) -> torch.Tensor:
-        return super()._tensor(source) if source.index is None else self._state.read()[source.index]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The function itself, as inside another plan."""
-        if len(self._state):
-            kwargs["state"] = self._state
-        return self._function(*args, **kwargs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run what was built, here; inside another plan that is being built, be a part of it."""
-        if inlining():
-            return self.forward(*args, **kwargs)
-        return self.run_plan(*args, **kwargs)
-
-
 class StoredPlan(Plan, ours=True):
     """A plan read from a file. Called, it runs, here; it can be sent, and not be built again. The methods that were
     saved with it are called by their names.
@@ -569,62 +508,5 @@ class StoredPlan(Plan, ours=True):
         return self.run_plan(*args, **kwargs)
 
 
-@overload
-def func2plan(args_shape: Callable[..., Any]) -> FunctionPlan: ...
-
-
-@overload
-def func2plan(
-    args_shape: Sequence[Any] | Mapping[str, Any] | None = None,
-    args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
-    state: Sequence[torch.Tensor] = (),
-) -> Callable[[Callable[..., Any]], FunctionPlan]: ...
-
-
-def func2plan(
-    args_shape: Sequence[Any] | Mapping[str, Any] | Callable[..., Any] | None = None,
-    args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
-    state: Sequence[torch.Tensor] = (),
-) -> FunctionPlan | Callable[[Callable[..., Any]], FunctionPlan]:
-    """Decorator: a `FunctionPlan` of a function, with or without parentheses.
-
-    With ``args_shape`` it is built at once (see `Plan.build`). ``state`` has the tensors that the function gets by
-    ``state.read()``.
-    """
-    if callable(args_shape):
-        return FunctionPlan(args_shape)
-
-    def decorate(function: Callable[..., Any]) -> FunctionPlan:
-        plan = FunctionPlan(function, state)
-        if args_shape is not None:
-            plan.build(args_shape=args_shape, args_dtype=args_dtype)
-        return plan
-
-    return decorate
-
-
-def _has_parameter(function: Callable[..., Any], name: str) -> bool:
-    try:
-        return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _modules_outside(function: Callable[..., Any]) -> dict[str, nn.Module]:
-    """The modules with parameters or buffers that a function uses by a name of its surroundings."""
-    try:
-        outside = inspect.getclosurevars(function)
-    except (TypeError, ValueError):  # no function, or one whose surroundings are not complete yet
-        return {}
-    found = {**outside.globals, **outside.nonlocals}
-    return {
-        name: module for name, module in sorted(found.items()) if isinstance(module, nn.Module) and module.state_dict()
-    }
-
-
 def _mode(module: nn.Module) -> str:
     return f"{type(module).__name__}, {'train' if module.training else 'eval'}"
-
-
-def _brief(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -8,7 +8,7 @@ import torch
 
 from coordinator.errors import ArgumentNotSupported, MutatedState
 
-__all__ = ["PlanState", "TracedState"]
+__all__ = ["PlanState", "TracedState", "brief"]
 
 
 class PlanState:
@@ -74,3 +74,8 @@ class TracedState:
         from coordinator.capture import places
 
         raise MutatedState("state", where=places.here())
+
+
+def brief(tensor: torch.Tensor) -> str:
+    """A tensor's dtype and shape, to be read."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -20,7 +20,7 @@ from coordinator.capture.beneath import with_tensors
 from coordinator.capture.environment import ALONE, replaced
 from coordinator.capture.watch import is_fake
 from coordinator.errors import OptimizerNotSupported
-from coordinator.plan import FunctionPlan
+from coordinator.function_plan import FunctionPlan
 
 __all__ = ["TrainingPlan", "training_plan"]
 

@@ -22,7 +22,7 @@ from coordinator.capture.draws import Drawn, drawing
 from coordinator.device import Device
 from coordinator.errors import GradientThroughLoop
 from coordinator.fleet import Fleet
-from coordinator.plan import FunctionPlan
+from coordinator.function_plan import FunctionPlan
 from coordinator.training import TrainingPlan
 from coordinator.translation.errors import TranslationUnsupported, VariantUnsound
 from edge_agent.plan.variants import TOLERANCES

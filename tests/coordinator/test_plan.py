@@ -15,7 +15,8 @@ from torch import nn
 
 from coordinator.build_errors import MutatedState
 from coordinator.errors import ArgumentNotSupported, PlanNotBuilt, PlanStale, ProtectedName
-from coordinator.plan import FunctionPlan, Plan, func2plan
+from coordinator.function_plan import FunctionPlan, func2plan
+from coordinator.plan import Plan
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, PlanMalformed
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from coordinator.build_errors import PlanBuildError
-from coordinator.plan import FunctionPlan, Plan
+from coordinator.function_plan import FunctionPlan
+from coordinator.plan import Plan
 
 _HALVES = (torch.float16, torch.bfloat16)
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch
 
-from coordinator.plan import func2plan
+from coordinator.function_plan import func2plan
 from tests.coordinator.capture.checks import built
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import torch
 from torch import nn
-from coordinator.plan import Plan, func2plan
+from coordinator.function_plan import func2plan
+from coordinator.plan import Plan
 
 @func2plan(args_shape=[("batch", 4), (-1, 4)])
 def first(x, y):

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from coordinator.build_errors import LostSideEffect
-from coordinator.plan import FunctionPlan, Plan
+from coordinator.function_plan import FunctionPlan
+from coordinator.plan import Plan
 from tests.coordinator.capture.checks import assert_same, built, refused
 
 SEEN: list[Any] = []

@@ -27,7 +27,8 @@ from coordinator.build_errors import (
     PythonRandomness,
     ResultDiffers,
 )
-from coordinator.plan import Plan, func2plan
+from coordinator.function_plan import func2plan
+from coordinator.plan import Plan
 from edge_agent.plan.errors import UnknownOp
 from tests.coordinator.capture.checks import assert_same, built, refused
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from broker.protocol.tensors import decode_array
-from coordinator.plan import FunctionPlan
+from coordinator.function_plan import FunctionPlan
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.quantised import decode_packed
 from edge_agent.runtimes.onnx import OnnxPlan, OnnxRuntime

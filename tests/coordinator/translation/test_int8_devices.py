@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from coordinator import Plan, VirtualWorker, connect, func2plan, training_plan
 from coordinator.errors import RemoteVariantRefused
 from coordinator.fleet import Fleet
-from coordinator.plan import FunctionPlan
+from coordinator.function_plan import FunctionPlan
 from coordinator.pointers import PointerTensor
 from coordinator.translation.errors import NothingToQuantise, WeightNotFinite
 from coordinator.variants import packed_state

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from broker.protocol.tensors import decode_array
 from coordinator import func2plan, training_plan
-from coordinator.plan import FunctionPlan
+from coordinator.function_plan import FunctionPlan
 from coordinator.translation.errors import NothingToQuantise, VariantUnsound
 from coordinator.translation.quantised import rounded_weights
 from coordinator.translation.variants import make_variant, prove

@@ -1,0 +1,130 @@
+"""`func2plan`: plans made of functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import nn
+
+from coordinator.capture.graphs import StateSource
+from coordinator.capture.inline import inlining
+from coordinator.capture.tracing import Target
+from coordinator.plan import Plan
+from coordinator.plan_state import PlanState, TracedState, brief
+
+__all__ = ["FunctionPlan", "func2plan"]
+
+
+class FunctionPlan(Plan, ours=True):
+    """A plan made of a function, by `func2plan`. Called, it runs what was built, here."""
+
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any], state: Sequence[torch.Tensor] = ()) -> None:
+        super().__init__()
+        object.__setattr__(self, "_function", function)  # a module is not to become a part of this one
+        self._state = PlanState(state)
+        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+            object.__setattr__(self, attribute, getattr(function, attribute, None))
+        object.__setattr__(self, "__wrapped__", function)
+        self._takes_state = _has_parameter(function, "state")
+        if len(self._state) and not self._takes_state:
+            raise TypeError(f"{self.name} was given state, and has no parameter 'state' to get it")
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return str(getattr(self._function, "__name__", None) or type(self._function).__name__)
+
+    @property
+    def state(self) -> PlanState:
+        """The tensors that the plan carries: `PlanState.read`, `PlanState.write`."""
+        return self._state
+
+    def _target(self) -> Target:
+        if not self._takes_state or not len(self._state):
+            return Target(self._function, modules=self._carried())
+        return Target(self._function, modules=self._carried(), state=self._state.read(), state_view=TracedState)
+
+    def _carried(self) -> Mapping[str, nn.Module]:
+        if isinstance(self._function, nn.Module):
+            return {"": self._function}
+        return _modules_outside(self._function)
+
+    def _entry(self) -> tuple[Callable[..., Any], frozenset[str]]:
+        entry = self._function.forward if isinstance(self._function, nn.Module) else self._function
+        return entry, frozenset({"state"} if len(self._state) else ())
+
+    def _looks(self) -> dict[str, str]:
+        return super()._looks() | {f"state[{k}]": brief(tensor) for k, tensor in enumerate(self._state.read())}
+
+    def _tensor(self, source: StateSource) -> torch.Tensor:
+        return super()._tensor(source) if source.index is None else self._state.read()[source.index]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The function itself, as inside another plan."""
+        if len(self._state):
+            kwargs["state"] = self._state
+        return self._function(*args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run what was built, here; inside another plan that is being built, be a part of it."""
+        if inlining():
+            return self.forward(*args, **kwargs)
+        return self.run_plan(*args, **kwargs)
+
+
+@overload
+def func2plan(args_shape: Callable[..., Any]) -> FunctionPlan: ...
+
+
+@overload
+def func2plan(
+    args_shape: Sequence[Any] | Mapping[str, Any] | None = None,
+    args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
+    state: Sequence[torch.Tensor] = (),
+) -> Callable[[Callable[..., Any]], FunctionPlan]: ...
+
+
+def func2plan(
+    args_shape: Sequence[Any] | Mapping[str, Any] | Callable[..., Any] | None = None,
+    args_dtype: Sequence[Any] | Mapping[str, Any] | None = None,
+    state: Sequence[torch.Tensor] = (),
+) -> FunctionPlan | Callable[[Callable[..., Any]], FunctionPlan]:
+    """Decorator: a `FunctionPlan` of a function, with or without parentheses.
+
+    With ``args_shape`` it is built at once (see `Plan.build`). ``state`` has the tensors that the function gets by
+    ``state.read()``.
+    """
+    if callable(args_shape):
+        return FunctionPlan(args_shape)
+
+    def decorate(function: Callable[..., Any]) -> FunctionPlan:
+        plan = FunctionPlan(function, state)
+        if args_shape is not None:
+            plan.build(args_shape=args_shape, args_dtype=args_dtype)
+        return plan
+
+    return decorate
+
+
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _modules_outside(function: Callable[..., Any]) -> dict[str, nn.Module]:
+    """The modules with parameters or buffers that a function uses by a name of its surroundings."""
+    try:
+        outside = inspect.getclosurevars(function)
+    except (TypeError, ValueError):  # no function, or one whose surroundings are not complete yet
+        return {}
+    found = {**outside.globals, **outside.nonlocals}
+    return {
+        name: module for name, module in sorted(found.items()) if isinstance(module, nn.Module) and module.state_dict()
+    }
