@@ -21,6 +21,7 @@ from coordinator.pointer_plan import PointerPlan
 from coordinator.pointers import PointerTensor
 from edge_agent import Store
 from edge_agent.plan.errors import ArgumentMismatch
+from tests.edge_agent.waiting import wait_until
 from tests.processes import running
 
 WITHIN = 60.0
@@ -50,7 +51,10 @@ def over_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             for tensor, tag, description in DATA:
                 store.put(tensor, tags=[tag], description=description)
     with running(folder, "device_1", "device_2") as broker, connect(broker.endpoint, insecure=True) as fleet:
-        yield World(fleet, fleet.device("device_1"), fleet.device("device_2"))
+        world = World(fleet, fleet.device("device_1"), fleet.device("device_2"))
+        # an agent that has registered tells of its tags in the next moment
+        wait_until(lambda: all(len(device.search()) == len(DATA) for device in (world.device_1, world.device_2)))
+        yield world
 
 
 @pytest.fixture(scope="module")

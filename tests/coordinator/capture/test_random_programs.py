@@ -16,7 +16,7 @@ from tests.coordinator.capture.checks import built
 
 operators: Any = torchs_operators
 WEIGHTS = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)) / 3
-PROGRAMS = 20
+PROGRAMS = 8
 _DEEPEST = 2
 
 
