@@ -38,6 +38,7 @@ from broker.protocol.messages import (
     TagEntry,
 )
 from broker.settings import check_insecure
+from coordinator.checks import checked_result_id, checked_tags
 from coordinator.core import SEEN_EVERY, SessionConfig
 from coordinator.core_events import Answered, SubmitCommand
 from coordinator.core_results import Result
@@ -263,9 +264,11 @@ class Fleet:
     def search(self, *tags: str, devices: Sequence[str] = ()) -> dict[str, list[PointerTensor]]:
         """Pointers to the tensors that carry all of ``tags``, device by device; devices without any are left out.
 
-        Without tags, everything that is tagged; ``devices``: on these only.
+        Without tags, everything that is tagged; ``devices``: on these only. Raises ValueError for what is no
+        tag, or no device's name.
         """
-        found = self.ask(Found, lambda r: Search(r=r, tags=list(tags), devices=list(devices)))
+        wanted, where = list(checked_tags(tags)), [check_device_id(device) for device in devices]
+        found = self.ask(Found, lambda r: Search(r=r, tags=wanted, devices=where))
         return {
             device: [self._pointer_to(device, entry) for entry in entries]
             for device, entries in found.entries.items()
@@ -488,4 +491,4 @@ class Fleet:
 def _raw_id(id: str | bytes | PointerTensor) -> bytes:
     if isinstance(id, PointerTensor):
         return id.result_id
-    return id if isinstance(id, bytes) else parse_result_id(id)
+    return checked_result_id(id) if isinstance(id, bytes) else parse_result_id(id)
