@@ -125,7 +125,7 @@ def search(fleet: Fleet, tags: tuple[str, ...], on: tuple[str, ...], *, as_json:
                 raise ProgramFailed(ExitCode.NOT_FOUND, f"this broker knows no device {device!r}")
     found = [pointer for pointers in by_device.values() for pointer in pointers]
     types = [pointer.known_type or ("", ()) for pointer in found]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "device": pointer.result.device,
             "id": pointer.id,
