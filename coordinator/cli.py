@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import string
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -236,9 +237,12 @@ def logs(
 
     A result's id alone (--level debug --result ID) tells its way hop by hop.
     """
+    for flag, digits in (("--session", session), ("--result", result)):
+        if not set(digits) <= set(string.hexdigits):  # it would follow for ever, and see nothing
+            raise click.BadParameter(f"expected hex digits, got {digits!r}", param_hint=flag)
     end = None if follow else time.monotonic() + seconds
     colours = sys.stdout.isatty()
-    with fleet.logs(level, device=device, component=component, session=session, result=result) as stream:
+    with fleet.logs(level, device=device, component=component, session=session.lower(), result=result) as stream:
         while end is None or time.monotonic() < end:
             record = stream.receive(_LOOK if end is None else min(_LOOK, max(0.0, end - time.monotonic())))
             if record is None:

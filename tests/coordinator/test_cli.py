@@ -299,6 +299,14 @@ def test_every_command_has_help_with_an_example() -> None:
     assert "protocol 1." in runner.invoke(cli, ["--version"]).output
 
 
+@pytest.mark.parametrize("flag", ["--session", "--result"])
+def test_an_id_that_no_event_names(server: BrokerServer, flag: str) -> None:
+    """What is not in hex digits is refused, rather than waited for in vain."""
+    result = run(server, "logs", "--seconds", "0", flag, "pi-attic")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"Invalid value for {flag}: expected hex digits, got 'pi-attic'" in result.stderr
+
+
 def test_the_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base install has neither torch nor the digits: that is a sentence, and no traceback."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
