@@ -9,9 +9,17 @@ import operator
 from collections.abc import Sequence
 from typing import TypeGuard
 
-__all__ = ["checked_description", "checked_result_id", "checked_seed", "checked_tags"]
+__all__ = [
+    "checked_description",
+    "checked_limit",
+    "checked_result_id",
+    "checked_seed",
+    "checked_session_name",
+    "checked_tags",
+]
 
 _TAG_LENGTH = 256
+_SESSION_NAME_LENGTH = 256
 _ID_BYTES = 16
 
 
@@ -39,6 +47,22 @@ def checked_seed(seed: object, name: str = "seed") -> int:
     if not -(1 << 63) <= number < 1 << 64:
         raise ValueError(f"expected {name} to be a whole number of 64 bits, got {seed!r}")
     return number
+
+
+def checked_limit(limit: object) -> int:
+    """The limit: how many of something are wanted. Raises ValueError for what is no whole number of at least 0."""
+    if not isinstance(limit, int) or limit < 0:
+        raise ValueError(f"expected a limit of at least 0, got {limit!r}")
+    return limit
+
+
+def checked_session_name(name: object) -> str:
+    """The name; empty: there is none. Raises ValueError for what is no text, or too long."""
+    if not _is_text(name):
+        raise ValueError(f"expected a session name in words, got {name!r}")
+    if len(name) > _SESSION_NAME_LENGTH:
+        raise ValueError(f"expected a session name of at most {_SESSION_NAME_LENGTH} characters, got {len(name)}")
+    return name
 
 
 def checked_result_id(id: bytes) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import VirtualWorker, func2plan, tagged
-from coordinator.checks import checked_description, checked_result_id, checked_seed
+from coordinator import VirtualWorker, connect, func2plan, tagged
+from coordinator.checks import checked_description, checked_result_id, checked_seed, checked_session_name
 from coordinator.fleet import Fleet
 
 WITHIN = 30.0
@@ -47,6 +47,16 @@ def test_what_is_no_description(description: object) -> None:
         checked_description(description)
 
 
+def test_what_is_no_session_name() -> None:
+    """No text, text that UTF-8 can't write, or too much of it; none is the empty one."""
+    assert [checked_session_name(name) for name in ("", "nightly", "x" * 256)] == ["", "nightly", "x" * 256]
+    for name in (5, "\ud800"):
+        with pytest.raises(ValueError, match=r"^expected a session name in words, got "):
+            connect(session=name)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^expected a session name of at most 256 characters, got 257$"):
+        checked_session_name("x" * 257)
+
+
 def test_what_is_no_result_id() -> None:
     """A raw id has 16 bytes."""
     assert checked_result_id(bytes(16)) == bytes(16)
@@ -62,6 +72,7 @@ def test_what_is_no_result_id() -> None:
         (lambda device: device.fleet.search("a", devices=["no name"]), "expected a device id of 1 to 64 letters"),
         (lambda device: device.fleet.status(b"id"), "expected a result id of 16 bytes, got 2"),
         (lambda device: device.fleet.pointer(b"id"), "expected a result id of 16 bytes, got 2"),
+        (lambda device: device.fleet.dead_letters(1.5), "expected a limit of at least 0, got 1.5"),
         (lambda device: device.send(torch.ones(2), description=5), "expected a description in words, got 5"),
         (
             lambda _: tagged(torch.ones(2), description=5),  # type: ignore[arg-type]
