@@ -31,15 +31,17 @@ from broker.settings import (
 __all__ = ["cli", "main"]
 
 _DEFAULTS = BrokerConfig()
+_HELP = {"help_option_names": ["-h", "--help"]}
+_RUN_EXAMPLE = "edgeplan-broker run --listen tcp://127.0.0.1:5750 --data ./broker --insecure"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=_HELP, epilog=f"Example: {_RUN_EXAMPLE}")
 @version_option
 def cli() -> None:
     """The broker of an edgeplan fleet: mailboxes for devices, and a record of every result."""
 
 
-@cli.command(context_settings={"help_option_names": ["-h", "--help"]})
+@cli.command(context_settings=_HELP, epilog=f"Example: {_RUN_EXAMPLE}")
 @setting("--listen", default="tcp://127.0.0.1:5750", metavar="ENDPOINT", help="Where devices and coordinators connect.")
 @setting(
     "--logs",
@@ -86,15 +88,11 @@ def run(
     ended_results: int,
     insecure: bool,
 ) -> None:
-    r"""Run a broker until SIGTERM or ctrl-C.
-
-    \b
-    Example:
-        edgeplan-broker run --listen tcp://127.0.0.1:5750 --data ./broker --insecure
-    """
+    """Run a broker until SIGTERM or ctrl-C. Logs broker_listening when it can be connected to."""
     beside = neighbours(listen)
-    for endpoint in (listen, logs or beside[0], blobs or beside[1]):
-        check_insecure(endpoint, insecure=insecure)
+    check_insecure(listen, insecure=insecure)
+    for endpoint in (logs or beside[0], blobs or beside[1]):
+        check_insecure(endpoint, insecure=insecure, quiet=True)
     _allow_many_connections()
     ledger: Ledger | None = None
     store: BlobStore | None = None
@@ -124,7 +122,7 @@ def run(
         raise _ledger_failed(error) from None
 
 
-@cli.command(context_settings={"help_option_names": ["-h", "--help"]})
+@cli.command(context_settings=_HELP, epilog="Example: edgeplan-broker renew --data ./broker")
 @setting(
     "--data",
     required=True,
@@ -132,6 +130,7 @@ def run(
     metavar="DIR",
     help="The folder of a broker that does not run.",
 )
+@config_option
 def renew(data: Path) -> None:
     """Make a backup that was put back into DIR one that a broker may serve.
 

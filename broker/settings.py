@@ -122,10 +122,13 @@ def _load_config(context: click.Context, _parameter: click.Parameter, path: Path
 
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise click.UsageError(f"cannot read the settings file {path}: {error.strerror}", context) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.UsageError(f"expected a settings file in TOML, got {path}: {error}", context) from None
     known = dict(_settings(context.find_root().command))
     mine = dict(_settings(context.command))
+    repeated = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
     defaults: dict[str, Any] = {}
     for written, value in table.items():
         key = written.replace("_", "-")
@@ -135,7 +138,8 @@ def _load_config(context: click.Context, _parameter: click.Parameter, path: Path
         if isinstance(value, dict):
             raise click.UsageError(f"expected a value for {written!r} in {path}, got a table", context)
         if key in mine:
-            defaults[mine[key]] = value
+            # Of a setting that may be repeated, one value may stand as it is.
+            defaults[mine[key]] = [value] if mine[key] in repeated and not isinstance(value, list) else value
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
@@ -238,17 +242,26 @@ def is_local(endpoint: str) -> bool:
         return False
 
 
-def check_insecure(endpoint: str, *, insecure: bool) -> None:
+def _is_endpoint(endpoint: str) -> bool:
+    """Whether it is one of ours: ``tcp://`` with a port, ``ipc://`` or ``inproc://``. ZeroMQ takes port 65537 for 1."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme == "tcp":
+        host, _, port = address.rpartition(":")
+        return bool(host) and (port == "*" or (port.isascii() and port.isdecimal() and int(port) < 1 << 16))
+    return scheme in {"ipc", "inproc"} and bool(address)
+
+
+def check_insecure(endpoint: str, *, insecure: bool, quiet: bool = False) -> None:
     """Refuse to use ``endpoint`` without encryption unless it is local; warn if nobody said ``insecure``.
 
     There are no keys yet, so nothing but a local address may be used at all. Raises `InsecureEndpoint`, also for what
-    is no endpoint. The warning is the event ``encryption_missing``.
+    is no endpoint. The warning is the event ``encryption_missing``; ``quiet``: for an address beside one that was
+    warned of.
     """
-    scheme, separator, address = endpoint.partition("://")
-    if not separator or not address or scheme not in {"tcp", "ipc", "inproc"}:
+    if not _is_endpoint(endpoint):
         raise InsecureEndpoint(endpoint, f"expected an endpoint such as tcp://127.0.0.1:5750, got {endpoint!r}")
     if is_local(endpoint):
-        if scheme == "tcp" and not insecure:
+        if endpoint.startswith("tcp:") and not insecure and not quiet:
             logs.get_logger("settings").warning("encryption_missing", endpoint=endpoint)
         return
     if insecure:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
+import string
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +38,8 @@ __all__ = ["cli", "main"]
 
 _WIDTH = 160
 """The width of tables where the output is no terminal, in characters."""
+_DEMO_NEEDS = {"torch": "torch", "sklearn": "scikit-learn"}
+"""The modules that the demonstration imports beyond the base install, and the packages that have them."""
 _LOOK = 0.2
 """How long to wait for a log event before looking whether it is time to end, in seconds."""
 
@@ -104,14 +108,25 @@ def devices(fleet: Fleet, *, as_json: bool) -> None:
 
 
 @cli.command(epilog="Example: edgeplan search input_data --device pi-kitchen --insecure")
-@click.argument("tags", nargs=-1, metavar="TAG...")
+@click.argument("tags", nargs=-1, metavar="[TAG]...")
 @click.option("--device", "on", multiple=True, metavar="NAME", help="On this device only. May be repeated.")
 @_fleet_options
 def search(fleet: Fleet, tags: tuple[str, ...], on: tuple[str, ...], *, as_json: bool) -> None:
-    """List the tensors that carry all TAGs; without any, everything that is tagged."""
-    found = [pointer for pointers in fleet.search(*tags, devices=on).values() for pointer in pointers]
+    """List the tensors that carry all TAGs; without any, everything that is tagged. Exits with 5 for a device that the
+    broker does not know.
+    """
+    try:
+        by_device = fleet.search(*tags, devices=on)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if not by_device and on:
+        known = {info.device for info in fleet.device_infos()}
+        for device in on:
+            if device not in known:
+                raise ProgramFailed(ExitCode.NOT_FOUND, f"this broker knows no device {device!r}")
+    found = [pointer for pointers in by_device.values() for pointer in pointers]
     types = [pointer.known_type or ("", ()) for pointer in found]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "device": pointer.result.device,
             "id": pointer.id,
@@ -127,8 +142,9 @@ def search(fleet: Fleet, tags: tuple[str, ...], on: tuple[str, ...], *, as_json:
         return
     table = _table("device", "id", "tags", "dtype", "shape", "description")
     for row in rows:
-        _row(table, *(" ".join(map(str, v)) if isinstance(v, list) and v else str(v) for v in row.values()))
-    _print(table, empty=f"no tensor carries {' and '.join(tags)}" if tags else "no tensor is tagged")
+        _row(table, *(" ".join(value) if name == "tags" else str(value) for name, value in row.items()))
+    wanted = f"the tag{'s' if len(tags) > 1 else ''} {', '.join(map(repr, tags))}"
+    _print(table, empty=f"no tensor carries {wanted}" if tags else "no tensor is tagged")
 
 
 @cli.command(epilog="Example: edgeplan status 4f2a91c0d7e3b8150000000000000001 --insecure")
@@ -140,15 +156,17 @@ def status(fleet: Fleet, id: str, *, as_json: bool) -> None:
         entry = fleet.status_entry(id)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="ID") from None
+    unknown = entry.status is ResultStatus.UNKNOWN
+    fields = _fields(entry) | {"until": _time(entry.until) if entry.until else None}
     if as_json:
-        _print_json(_fields(entry))
+        _print_json(fields)
     else:
         table = _table("", "", header=False)
-        for name, value in _fields(entry).items():
-            if value not in ("", None, [], {}):
+        for name, value in fields.items():
+            if value not in ("", None, [], {}) and not (unknown and name == "outputs"):
                 _row(table, name, _text(value))
         _print(table, empty="")
-    if entry.status is ResultStatus.UNKNOWN:
+    if unknown:
         sys.exit(ExitCode.NOT_FOUND)
 
 
@@ -219,9 +237,12 @@ def logs(
 
     A result's id alone (--level debug --result ID) tells its way hop by hop.
     """
+    for flag, digits in (("--session", session), ("--result", result)):
+        if not set(digits) <= set(string.hexdigits):  # it would follow for ever, and see nothing
+            raise click.BadParameter(f"expected hex digits, got {digits!r}", param_hint=flag)
     end = None if follow else time.monotonic() + seconds
     colours = sys.stdout.isatty()
-    with fleet.logs(level, device=device, component=component, session=session, result=result) as stream:
+    with fleet.logs(level, device=device, component=component, session=session.lower(), result=result) as stream:
         while end is None or time.monotonic() < end:
             record = stream.receive(_LOOK if end is None else min(_LOOK, max(0.0, end - time.monotonic())))
             if record is None:
@@ -237,7 +258,14 @@ def logs(
 @cli.command(epilog="Example: edgeplan demo")
 def demo() -> None:
     """Run a broker and three devices on this machine, and show what they can do: about half a minute."""
-    from coordinator.demo import run  # needs torch and scikit-learn
+    missing = [name for module, name in _DEMO_NEEDS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ProgramFailed(
+            ExitCode.USAGE,
+            f"the demo needs {' and '.join(missing)}, not installed here; "
+            "install what it needs with: pip install 'edgeplan[torch]' scikit-learn",
+        )
+    from coordinator.demo import run
 
     run()
 

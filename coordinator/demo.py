@@ -177,7 +177,7 @@ def device_table(counts: dict[str, dict[str, torch.Tensor]], spent: dict[str, Tr
     """A row a device: what came back, and what it took."""
     table = Table(title="The classifier, evaluated where the data is: only counts come back", title_justify="left")
     table.add_column("device", no_wrap=True)
-    for heading in ("digits", "right", "accuracy", "hardest", "commands", "answers", "bytes"):
+    for heading in ("digits", "right", "accuracy", "hardest", "messages", "bytes"):
         table.add_column(heading, justify="right")
     for device, count in counts.items():
         rates = count["right_of_digit"] / count["seen_of_digit"]
@@ -188,8 +188,7 @@ def device_table(counts: dict[str, dict[str, torch.Tensor]], spent: dict[str, Tr
             str(int(count["right"])),
             f"{int(count['right']) / int(count['seen']):.1%}",
             f"{hardest} ({float(rates[hardest]):.0%})",
-            str(spent[device].commands),
-            str(spent[device].notifications),
+            f"{spent[device].commands} + {spent[device].notifications}",
             f"{spent[device].bytes:,}",
         )
     return table
@@ -269,9 +268,10 @@ def chain(fleet: Fleet, progress: Progress) -> str:
         waiting = not mean.ready
         picture = mean.get(timeout=PATIENCE)
         scaled.release()
-    rows = ["".join(SHADES[int(pixel * (len(SHADES) - 1))] * 2 for pixel in row.tolist()) for row in picture]
-    sent = "before the first had run" if waiting else "at once"
-    return f"The mean digit of {device.id}, by two plans of which the second was sent {sent}:\n\n" + "\n".join(rows)
+    shades = (picture / picture.max() * (len(SHADES) - 1)).round().int().tolist()
+    rows = ["".join(SHADES[shade] * 2 for shade in row) for row in shades]
+    sent = "before the first ran" if waiting else "at once"
+    return f"The mean digit of {device.id}: two plans, the second sent {sent}\n\n" + "\n".join(rows)
 
 
 def op_by_op(fleet: Fleet, model: Evaluate, evaluation: Traffic, progress: Progress) -> tuple[Table, Table]:
@@ -301,7 +301,7 @@ def op_by_op(fleet: Fleet, model: Evaluate, evaluation: Traffic, progress: Progr
     per_op = Traffic(*(ops * count // 2 for count in (as_ops.commands, as_ops.notifications, as_ops.bytes)))
     rows = [
         ("double_abs", 2, as_plan, as_ops, True),
-        ("the classifier, a device", ops, evaluation, per_op, False),
+        ("the classifier", ops, evaluation, per_op, False),
     ]
     return cost_table(rows), story_table(records, result)
 
@@ -340,14 +340,20 @@ def run(console: Console | None = None) -> None:
         total = fleet.stats().total
     console.print()
     console.print(devices)
+    console.print(
+        "messages: commands to it + notifications back; bytes: all frames to it and\n"
+        "from it, the plan with its weights among them, which it gets once",
+        highlight=False,
+    )
     console.print()
     console.print(picture, highlight=False)
     console.print()
     console.print(costs)
     console.print(
-        "messages: commands and notifications that the broker relayed; bytes: all frames from and to the device."
+        "messages: commands and notifications; bytes: all frames to and from a device\n"
+        "* computed: the ops of the plan, at what an op of double_abs cost by itself",
+        highlight=False,
     )
-    console.print("* computed: the ops of the plan, at what an op of double_abs cost by itself", highlight=False)
     console.print()
     console.print(story)
     console.print(

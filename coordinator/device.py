@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from broker.protocol.messages import DeviceInfo, Failure
+from coordinator.checks import checked_description, checked_tags
 from coordinator.errors import error_from_failure
 from coordinator.pointers import PointerTensor
 
@@ -85,11 +86,11 @@ class Device:
         """Send a tensor; its pointer, at once. What is sent is the tensor as it is now, whatever becomes of it here.
 
         ``tags`` and ``description`` are added to those that `tagged` gave it. Raises `TensorRefused` for what can't
-        travel.
+        travel, ValueError for what is no tag or no description.
         """
         from coordinator.scopes import note
         from coordinator.sending import put
-        from coordinator.tagging import checked_tags, description_of, tags_of
+        from coordinator.tagging import description_of, tags_of
 
         all_tags = (*tags_of(tensor), *((tags,) if isinstance(tags, str) else tags))
         made = put(
@@ -97,7 +98,7 @@ class Device:
             [self.id],
             tensor,
             tags=checked_tags(all_tags),
-            description=description or description_of(tensor),
+            description=checked_description(description) or description_of(tensor),
         )
         note(made)
         return made[0]

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import zmq
@@ -343,6 +344,8 @@ class SessionDriver:
                         self._wakeup.take()
             with self._io:
                 self._send_all()
+        except zmq.ContextTerminated:
+            pass  # whoever waited for the fleet to close was interrupted, and ends the context as it is
         finally:
             with self._io:
                 self._disconnect(linger=LINGER_MS)
@@ -381,7 +384,8 @@ class SessionDriver:
         if dealer is None:
             return
         if self._monitor is not None:
-            dealer.disable_monitor()
+            with suppress(zmq.ContextTerminated):  # it ends with the dealer as well
+                dealer.disable_monitor()
             self._monitor.close(linger=0)
             self._monitor = None
         dealer.close(linger=linger)

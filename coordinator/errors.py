@@ -280,9 +280,8 @@ class RemoteError(EdgePlanError):
         return "" if value is None else str(value)
 
     def __str__(self) -> str:
-        of = f" of {self.id}" if self.id else ""
-        where = f"{self.device}{of}: " if self.device else f"result{of}: " if of else ""
-        return f"{where}{self.message or self.code}"
+        where = ", ".join(filter(None, (self.device, self.id and f"result {self.id}")))
+        return f"{where}: {self.message or self.code}" if where else self.message or self.code
 
 
 class ExecutionFailed(RemoteError):

@@ -38,6 +38,7 @@ from broker.protocol.messages import (
     TagEntry,
 )
 from broker.settings import check_insecure
+from coordinator.checks import checked_limit, checked_result_id, checked_session_name, checked_tags
 from coordinator.core import SEEN_EVERY, SessionConfig
 from coordinator.core_events import Answered, SubmitCommand
 from coordinator.core_results import Result
@@ -66,7 +67,6 @@ Answer = TypeVar("Answer", bound=Message)
 
 REQUEST_TIMEOUT = 30.0
 """How long a question to the broker may take, in seconds."""
-SESSION_NAME_LIMIT = 256
 SOURCE_TABLES = 1000
 """How many plans' tables from op to source line are kept."""
 
@@ -97,14 +97,12 @@ def connect(
 
     Raises `BrokerUnreachable` when no broker answers within ``timeout`` seconds, `ConnectionRefused` (or
     `VersionRefused`) when it does not take this coordinator, `InsecureEndpoint` for an address that needs encryption,
-    ValueError for a limit below 1, or a name of more than 256 characters.
+    ValueError for a limit below 1, or what is no name of at most 256 characters.
     """
     if min(max_unaccepted, max_unaccepted_bytes) < 1:
         raise ValueError(f"expected limits of at least 1, got {max_unaccepted} and {max_unaccepted_bytes}")
-    if len(session) > SESSION_NAME_LIMIT:
-        raise ValueError(f"expected a session name of at most {SESSION_NAME_LIMIT} characters, got {len(session)}")
     config = SessionConfig(
-        session=session,
+        session=checked_session_name(session),
         seen_every=SEEN_EVERY,
         max_unaccepted=max_unaccepted,
         max_unaccepted_bytes=max_unaccepted_bytes,
@@ -263,9 +261,11 @@ class Fleet:
     def search(self, *tags: str, devices: Sequence[str] = ()) -> dict[str, list[PointerTensor]]:
         """Pointers to the tensors that carry all of ``tags``, device by device; devices without any are left out.
 
-        Without tags, everything that is tagged; ``devices``: on these only.
+        Without tags, everything that is tagged; ``devices``: on these only. Raises ValueError for what is no
+        tag, or no device's name.
         """
-        found = self.ask(Found, lambda r: Search(r=r, tags=list(tags), devices=list(devices)))
+        wanted, where = list(checked_tags(tags)), [check_device_id(device) for device in devices]
+        found = self.ask(Found, lambda r: Search(r=r, tags=wanted, devices=where))
         return {
             device: [self._pointer_to(device, entry) for entry in entries]
             for device, entries in found.entries.items()
@@ -293,9 +293,8 @@ class Fleet:
         without an end. ``entries``: the last ``limit`` of them (1,000 at most), the last first, each with its
         ``failure``; ``total``: how many the broker remembers. Raises ValueError for a limit below 0.
         """
-        if limit < 0:
-            raise ValueError(f"expected a limit of at least 0, got {limit}")
-        return self.ask(DeadLetters, lambda r: AskDeadLetters(r=r, limit=limit))
+        most = checked_limit(limit)
+        return self.ask(DeadLetters, lambda r: AskDeadLetters(r=r, limit=most))
 
     # --------------------------------------------------------------------------------------------- results
 
@@ -488,4 +487,4 @@ class Fleet:
 def _raw_id(id: str | bytes | PointerTensor) -> bytes:
     if isinstance(id, PointerTensor):
         return id.result_id
-    return id if isinstance(id, bytes) else parse_result_id(id)
+    return checked_result_id(id) if isinstance(id, bytes) else parse_result_id(id)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from coordinator.errors import ForeignPointer, PointerError
 
 if TYPE_CHECKING:
+    import torch
+
     from coordinator.function_plan import FunctionPlan
     from coordinator.pointers import PointerTensor
 
@@ -22,6 +24,12 @@ __all__ = ["RemoteOperators", "remote_call", "remote_method"]
 
 _PLANS = 512
 """How many one-op plans are kept built."""
+
+_ATTRIBUTES: dict[str, Callable[[Any], Any]] = {name: operator.attrgetter(name) for name in ("T", "mT", "H", "mH")}
+"""Attributes of a tensor that are tensors, computed from it; always the same getters, by which plans are kept."""
+
+_OF_TYPE = frozenset({"dim", "element_size", "is_complex", "is_floating_point", "nbytes", "ndim", "numel", "size"})
+"""What follows from a tensor's dtype and shape alone, and needs no device."""
 
 _LOCAL = frozenset({"item", "tolist", "numpy", "cpu", "cuda", "backward", "data_ptr", "storage", "untyped_storage"})
 """Methods of a tensor that give, or need, its value here."""
@@ -55,10 +63,7 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     for pointer in pointers:
         if pointer.fleet is not first.fleet:
             raise ForeignPointer(f"the pointer {pointer.id}", f"an argument of {name}")
-        known = pointer.known_type
-        if known is None:
-            raise PointerError(f"{name} before its dtype and shape are known (wait(), or use a plan)", pointer.id)
-        types.append(known)
+        types.append(_known(pointer, name))
     key = (name, function, tuple(types), _key(slots))
     plan = _plans.get(key)
     if plan is None:
@@ -71,13 +76,19 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     return plan.send(first.device)(*pointers)
 
 
-def remote_method(pointer: PointerTensor, name: str) -> Callable[..., Any]:
-    """The method ``name`` of the tensor that ``pointer`` points to. Raises AttributeError where tensors have none."""
+def remote_method(pointer: PointerTensor, name: str) -> Any:
+    """The method ``name`` of the tensor that ``pointer`` points to; of a few attributes the value, remote (``T``) or
+    from what is known of its type (``ndim``). Raises AttributeError where tensors have none that can be had so.
+    """
     import torch
 
+    if name in _ATTRIBUTES:
+        return remote_call(name, _ATTRIBUTES[name], (pointer,), {})
+    if name in _OF_TYPE:
+        return getattr(_without_values(pointer, name), name)
     method = getattr(torch.Tensor, name, None)
     if method is None or name.startswith("_") or not callable(method):
-        raise AttributeError(f"a pointer has no {name!r}, and neither has a tensor that may be called there")
+        raise AttributeError(f"a pointer has no {name!r}: fetch the tensor with .get(), or use a method of it")
     if name in _LOCAL:
         raise PointerError(f"{name}()", pointer.id)
 
@@ -86,6 +97,23 @@ def remote_method(pointer: PointerTensor, name: str) -> Callable[..., Any]:
         return remote_call(name, method, (pointer, *args), kwargs)
 
     return call
+
+
+def _without_values(pointer: PointerTensor, name: str) -> torch.Tensor:
+    """A tensor of the pointer's type that holds nothing. Raises `PointerError` where the type is not known yet."""
+    import torch
+
+    from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
+
+    dtype, shape = _known(pointer, name)
+    return torch.empty(shape, dtype=TORCH_DTYPES[dtype], device="meta")
+
+
+def _known(pointer: PointerTensor, name: str) -> tuple[str, tuple[int, ...]]:
+    known = pointer.known_type
+    if known is None:
+        raise PointerError(f"{name} before its dtype and shape are known (wait(), or use a plan)", pointer.id)
+    return known
 
 
 def _built(
@@ -165,7 +193,9 @@ def _unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class RemoteOperators:
-    """The operators of a tensor, done where it is. ``==`` stays Python's: pointers are compared, not their values."""
+    """The operators of a tensor, done where it is. Between two pointers ``==`` stays Python's: whether both point to
+    the same; ``p.eq(q)`` compares elements.
+    """
 
     __slots__ = ()
 

@@ -155,6 +155,7 @@ class Plan(nn.Module):
 
         Raises `PlanNotBuilt`.
         """
+        self._need("it has an id")
         return self.bundle().plan_id.hex()
 
     @property

@@ -11,6 +11,7 @@ import torch
 
 from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Argument, Failure, Fold, Invoke, Release
+from coordinator.checks import checked_description, checked_seed, checked_tags
 from coordinator.core_events import PlanParts, SendPlan, SubmitCommand
 from coordinator.core_results import Result
 from coordinator.device import Device
@@ -21,7 +22,6 @@ from coordinator.older_devices import bundle_for
 from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
 from coordinator.sending import check_tensor, nbytes_of, put
-from coordinator.tagging import checked_tags
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.format import digest_of
@@ -177,14 +177,15 @@ class PointerPlan:
 
         ``deadline``: seconds until an invocation that has not ended expires, time queued for a sleeping device
         included. ``seed``: for random ops. ``tags`` and ``description``: what the results carry on the device.
-        ``inline``: False keeps even a small result on the device until it is fetched.
+        ``inline``: False keeps even a small result on the device until it is fetched. Raises ValueError for what they
+        can't be.
         """
         changes: dict[str, Any] = {
             "deadline_ms": None if deadline is None else _milliseconds(deadline),
             "tags": None if tags is None else checked_tags((tags,) if isinstance(tags, str) else tags),
-            "seed": seed,
-            "description": description,
-            "inline": inline,
+            "seed": None if seed is None else checked_seed(seed),
+            "description": None if description is None else checked_description(description),
+            "inline": None if inline is None else bool(inline),
         }
         changes = {name: value for name, value in changes.items() if value is not None}
         plan = PointerPlan(
@@ -244,9 +245,10 @@ class PointerPlan:
         another one in each epoch. It goes on from a checkpoint when the device was restarted; `PointerTensor.cancel`
         ends it between two steps.
 
-        Raises what a call raises, and `ArgumentMismatch` for a plan that does not fold.
+        Raises what a call raises, `ArgumentMismatch` for a plan that does not fold, and ValueError for what is no seed.
         """
-        folding = Folding.of(self._signature, self._types, self._tree, batch_size, epochs, shuffle)
+        order = None if shuffle is None else checked_seed(shuffle, "shuffle")
+        folding = Folding.of(self._signature, self._types, self._tree, batch_size, epochs, order)
         batch = folding.batch(over)
         leaves = self._signature.bind((carry, *batch), {})
         outs = folding.check([self._type(leaf, k) for k, leaf in enumerate(leaves)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from coordinator.fleet import Fleet
 
 __all__ = ["PointerTensor"]
+
+_NUMBERS = (int, float, complex)
 
 
 class PointerTensor(RemoteOperators):
@@ -246,13 +249,26 @@ class PointerTensor(RemoteOperators):
             lines.append(f"\tDescription: {self._description}")
         return "\n".join(lines)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, PointerTensor):
-            return NotImplemented
-        return self._fleet is other._fleet and self.result_id == other.result_id
+    def __eq__(self, other: object) -> Any:
+        """Whether both point to the same; with a number, elements are compared where they are. With a tensor, too:
+        torch sees to that.
+        """
+        if isinstance(other, PointerTensor):
+            return self._fleet is other._fleet and self.result_id == other.result_id
+        return remote_call("eq", operator.eq, (self, other), {}) if isinstance(other, _NUMBERS) else NotImplemented
+
+    def __ne__(self, other: object) -> Any:
+        if isinstance(other, PointerTensor):
+            return not self == other
+        return remote_call("ne", operator.ne, (self, other), {}) if isinstance(other, _NUMBERS) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.result_id)
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise self._refused("formatting")
+        return str(self)
 
     def _refused(self, operation: str) -> PointerError:
         return PointerError(operation, self.id)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from coordinator.checks import checked_description, checked_tags
+
 if TYPE_CHECKING:
     from coordinator.device import Device
     from coordinator.pointers import PointerTensor
 
-__all__ = ["checked_tags", "description_of", "hook_torch", "tagged", "tags_of", "unhook_torch"]
+__all__ = ["description_of", "hook_torch", "tagged", "tags_of", "unhook_torch"]
 
 _TAGS = "edgeplan_tags"
 _DESCRIPTION = "edgeplan_description"
@@ -27,24 +29,16 @@ def tagged(tensor: torch.Tensor, *tags: str, description: str = "") -> torch.Ten
     """``tensor`` with tags, for `VirtualWorker` and `Device.send`. Shares its memory, but not its gradients; the
     argument stays as it is.
 
-    Tags that the argument carries already are kept.
+    Tags that the argument carries already are kept. Raises ValueError for what is no tag or no description.
     """
     carrier = tensor.detach()
-    _set(carrier, (*tags_of(tensor), *checked_tags(tags)), description or description_of(tensor))
+    _set(carrier, (*tags_of(tensor), *checked_tags(tags)), checked_description(description) or description_of(tensor))
     return carrier
 
 
 def tags_of(tensor: torch.Tensor) -> tuple[str, ...]:
     """The tags that a tensor carries."""
     return tuple(getattr(tensor, _TAGS, ()))
-
-
-def checked_tags(tags: Sequence[object]) -> tuple[str, ...]:
-    """The tags, each once. Raises ValueError for what is no tag."""
-    checked = [tag for tag in tags if isinstance(tag, str) and 1 <= len(tag) <= 256]
-    if len(checked) != len(tags):
-        raise ValueError(f"expected tags of 1 to 256 characters, got {list(tags)!r}")
-    return tuple(dict.fromkeys(checked))
 
 
 def description_of(tensor: torch.Tensor) -> str:
@@ -89,7 +83,7 @@ def _tag(self: torch.Tensor, *tags: str) -> torch.Tensor:
 
 def _describe(self: torch.Tensor, description: str) -> torch.Tensor:
     """Describe this tensor; the tensor itself."""
-    _set(self, tags_of(self), description)
+    _set(self, tags_of(self), checked_description(description))
     return self
 
 

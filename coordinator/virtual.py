@@ -31,7 +31,7 @@ class VirtualWorker(Device):
     its fleet, or by `close`.
 
     Raises `ConnectionRefused` when the broker does not take it (there is a device of that id), `BrokerUnreachable`
-    when it is not taken within ``timeout`` seconds.
+    when it is not taken within ``timeout`` seconds, TypeError for data that is one tensor.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class VirtualWorker(Device):
         timeout: float = 30.0,
     ) -> None:
         super().__init__(fleet, fleet.device(id).id)
+        if isinstance(data, torch.Tensor):  # which iterates, over its rows: those would have no tags
+            raise TypeError("expected data to be a list or tuple of tensors, got one tensor")
         self._store = Store.temporary() if store is None else Store.open(store)
         self._agent: Agent | None = None
         try:

@@ -7,8 +7,9 @@ import importlib.util
 import signal
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 import msgspec
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main"]
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 _RUN_EXAMPLE = "edgeplan-agent run --broker tcp://127.0.0.1:5750 --id pi-kitchen --store ~/edgeplan --insecure"
 _PUT_EXAMPLE = 'edgeplan-agent put reading.npy --store ~/edgeplan --tag input_data --description "two readings"'
+
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 _SWITCH_SECONDS = 0.0005
 """How long one thread may keep the others from running. The threads beside the driver's (disk, blobs) have no hurry."""
@@ -41,23 +46,23 @@ _SWITCH_SECONDS = 0.0005
 _RUNTIMES = {"torch": "torch", "onnx": "onnxruntime"}
 """The runtimes, the one to prefer first, and the package that each needs."""
 
-store_option = setting(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    metavar="DIR",
-    help="The folder of the device's store; made if it is not there.",
-)
+
+def _store_option(help: str) -> Callable[[Function], Function]:
+    return setting("--store", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR", help=help)
+
+
+store_option = _store_option("The folder of the device's store; made if it is not there.")
+present_store_option = _store_option("The folder of the device's store.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group(epilog=f"Example: {_RUN_EXAMPLE}")
+@click.group(context_settings=_HELP, epilog=f"Example: {_RUN_EXAMPLE}")
 @version_option
 def cli() -> None:
     """A device of edgeplan: runs the plans that coordinators send, on the tensors that live here."""
 
 
-@cli.command(epilog=f"Example: {_RUN_EXAMPLE}")
+@cli.command(context_settings=_HELP, epilog=f"Example: {_RUN_EXAMPLE}")
 @setting("--broker", default="tcp://127.0.0.1:5750", metavar="ENDPOINT", help="Where the broker listens.")
 @setting("--id", "device", required=True, metavar="NAME", help="The device's id: letters, digits, '_', '.', '-'.")
 @store_option
@@ -174,7 +179,7 @@ def _labels(given: tuple[str, ...]) -> dict[str, str]:
     return labels
 
 
-@cli.command(epilog=f"Example: {_PUT_EXAMPLE}")
+@cli.command(context_settings=_HELP, epilog=f"Example: {_PUT_EXAMPLE}")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @store_option
 @click.option("--tag", "tags", multiple=True, help="A tag to find it by. May be repeated.")
@@ -200,9 +205,12 @@ def put(file: Path, store: Path, tags: tuple[str, ...], description: str, name: 
 def _put_npy(store: Store, file: Path, tags: tuple[str, ...], description: str) -> str:
     import numpy  # only this needs it
 
-    array = numpy.load(file, allow_pickle=False)
-    if not isinstance(array, numpy.ndarray):
-        raise TensorRefused("expected a .npy file with one array")
+    try:
+        with file.open("rb") as opened:  # not numpy.load, which takes other files for pickles or archives
+            array = numpy.lib.format.read_array(opened, allow_pickle=False)
+    except ValueError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TensorRefused(f"expected a .npy file with one array of numbers, got another ({reason})") from None
     return store.put(array, tags, description)
 
 
@@ -222,24 +230,28 @@ def _put_safetensors(store: Store, file: Path, name: str | None, tags: tuple[str
     return store.put_elements(tensor.dtype, tensor.shape, memoryview(data), tags, description)
 
 
-@cli.command("list", epilog="Example: edgeplan-agent list --store ~/edgeplan")
-@store_option
+@cli.command("list", context_settings=_HELP, epilog="Example: edgeplan-agent list --store ~/edgeplan")
+@present_store_option
 @json_option
 @config_option
 def list_(store: Path, as_json: bool) -> None:
     """List what is in the store."""
+    _check_present(store)
     with _opened(store) as opened:
         _print(opened.entries(), as_json=as_json)
 
 
-@cli.command(epilog="Example: edgeplan-agent delete 9f3c000000000000000000000000001 --store ~/edgeplan")
+@cli.command(
+    context_settings=_HELP, epilog="Example: edgeplan-agent delete 4f2a91c0d7e3b8150000000000000001 --store ~/edgeplan"
+)
 @click.argument("id")
-@store_option
+@present_store_option
 @config_option
 def delete(id: str, store: Path) -> None:
     """Remove a tensor that was put here, by its ID."""
     from edge_agent.store import NoSuchTensor, NotTheOwner
 
+    _check_present(store)
     with _opened(store) as opened:
         try:
             opened.delete(id)
@@ -249,8 +261,8 @@ def delete(id: str, store: Path) -> None:
             raise ProgramFailed(ExitCode.FAILED, str(error)) from error
 
 
-@cli.command(epilog="Example: edgeplan-agent salvage --store ~/edgeplan --into ~/edgeplan-new")
-@store_option
+@cli.command(context_settings=_HELP, epilog="Example: edgeplan-agent salvage --store ~/edgeplan --into ~/edgeplan-new")
+@present_store_option
 @click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False),
@@ -265,6 +277,7 @@ def salvage(store: Path, into: Path, as_json: bool) -> None:
     from edge_agent.store import StoreError
     from edge_agent.store_salvage import salvage as save
 
+    _check_present(store)
     try:
         found = save(store, into)
     except ValueError as error:
@@ -278,6 +291,12 @@ def salvage(store: Path, into: Path, as_json: bool) -> None:
         click.echo(f"{old}  {new}")
     for lost in found.lost:
         click.echo(f"lost: {lost}", err=True)
+
+
+def _check_present(folder: Path) -> None:
+    """A mistyped folder is not made a store by a command that only looks into one."""
+    if not folder.is_dir():
+        raise ProgramFailed(ExitCode.NOT_FOUND, f"there is no store in {folder}")
 
 
 def _opened(folder: Path) -> Store:

@@ -143,7 +143,8 @@ class Store:
         digits.
 
         It is on the disk when this returns. Raises `TensorRefused` for a dtype that cannot travel, ValueError for a
-        tag that is empty or longer than 256 characters, OSError or sqlite3.OperationalError when the disk is full.
+        tag that is empty or longer than 256 characters and for a description that is no text, OSError or
+        sqlite3.OperationalError when the disk is full.
         """
         return self.put_elements(*_plain(array), tags, description)
 
@@ -152,6 +153,8 @@ class Store:
     ) -> str:
         """As `put`, for elements in C order, little-endian, of a dtype by name (``bfloat16`` too)."""
         tags = _checked_tags(tags)
+        if not _is_text(description):
+            raise ValueError(f"expected a description in words, got {description!r}")
         if len(data) != nbytes_of(dtype, list(shape)) or len(shape) > MAX_DIMS:
             raise TensorRefused(f"expected the elements of {dtype}{list(shape)}, got {len(data)} bytes")
         small = len(data) <= INLINE_TENSORS_BYTES
@@ -345,9 +348,20 @@ def _checked_tags(tags: Sequence[Any]) -> tuple[str, ...]:
     if isinstance(tags, str):
         raise ValueError(f"expected a list of tags, got the text {tags!r}")
     for tag in tags:
-        if not isinstance(tag, str) or not 0 < len(tag) <= _MAX_TAG:
+        if not _is_text(tag) or not 0 < len(tag) <= _MAX_TAG:
             raise ValueError(f"expected tags of 1 to {_MAX_TAG} characters, got {tag!r}")
     return tuple(dict.fromkeys(tags))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a str that can be written as UTF-8, as messages are: half of a surrogate pair can't."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(array: Any) -> tuple[str, tuple[int, ...], memoryview]:

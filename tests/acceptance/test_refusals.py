@@ -135,7 +135,7 @@ def test_a_plan_over_the_quota_is_refused_by_the_device(small: Device) -> None:
         refused.get(timeout=PATIENCE)
     error = caught.value
     assert str(error) == (
-        f"small of {refused.id}: a run of the plan needs 1,200 operations, and this device allows 1,000 operations"
+        f"small, result {refused.id}: a run of the plan needs 1,200 operations, and this device allows 1,000 operations"
     )
     assert (error.what, error.needed, error.allowed, error.device) == ("operations", 1200, 1000, "small")
     assert refused.status() == "failed"

@@ -54,6 +54,20 @@ def test_run_and_end(context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, ho
         assert json.loads(process.stderr.read().splitlines()[-1])["event"] == "broker_stopped"
 
 
+@pytest.mark.parametrize("arguments", [(), ("run",), ("renew",)])
+def test_help_shows_an_example(arguments: tuple[str, ...]) -> None:
+    """For the program and for each command, as one can type it."""
+    text = " ".join(run(*arguments, "-h").stdout.split())
+    assert "Example: edgeplan-broker " in text
+    assert "\\" not in text
+
+
+def test_it_warns_once_of_missing_encryption() -> None:
+    """It listens on three addresses, which are one matter."""
+    finished = run("run", "--listen", "tcp://127.0.0.1:*", "--data", "/dev/null/x")
+    assert finished.stderr.count("encryption_missing") == 1
+
+
 def test_help() -> None:
     """The help has an example, and every setting with its environment variable."""
     finished = run("run", "--help")
@@ -78,6 +92,8 @@ def test_address_in_use(context: zmq.Context[zmq.Socket[bytes]]) -> None:
         (("--listen", "tcp://0.0.0.0:5750"), 2, "needs encryption"),
         (("--listen", "tcp://127.0.0.1:*", "--blobs", "tcp://10.0.0.1:7", "--insecure"), 2, "loopback"),
         (("--listen", "somewhere"), 2, "expected an endpoint"),
+        (("--listen", "tcp://127.0.0.1:99999"), 2, "expected an endpoint"),
+        (("--listen", "tcp://127.0.0.1:65535"), 2, "got 'tcp://127.0.0.1:65536'"),
         (("--listen", "tcp://127.0.0.1:*", "--data", "/dev/null/x"), 8, "cannot be opened"),
     ],
 )

@@ -82,6 +82,7 @@ def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(runner: 
     assert settings_of(runner, *config, EDGEPLAN_MAX_MESSAGE="2")[1] == 2
     assert settings_of(runner, *config, "--max-message", "3", EDGEPLAN_MAX_MESSAGE="2")[1] == 3
     assert settings_of(runner, EDGEPLAN_CONFIG=str(file))[1] == 1
+    assert settings_of(runner, EDGEPLAN_TAG="c d")[2] == ["c", "d"]
     assert settings_of(runner, EDGEPLAN_INSECURE="1")[3] is True
 
 
@@ -90,6 +91,14 @@ def test_a_key_may_be_written_with_either_dash(runner: CliRunner, tmp_path: Path
     file = tmp_path / "settings.toml"
     file.write_text("max_message = 7\n")
     assert settings_of(runner, "--config", str(file))[1] == 7
+
+
+def test_a_setting_that_may_be_repeated_may_be_given_once(runner: CliRunner, tmp_path: Path) -> None:
+    """A list, or the one value as it is."""
+    file = tmp_path / "settings.toml"
+    for written in ('"room=kitchen"', '["room=kitchen"]'):
+        file.write_text(f"tag = {written}\n")
+        assert settings_of(runner, "--config", str(file))[2] == ["room=kitchen"]
 
 
 def test_a_key_has_the_flags_name_whatever_the_function_calls_it(runner: CliRunner, tmp_path: Path) -> None:
@@ -119,7 +128,7 @@ def test_one_file_may_serve_all_commands_of_a_program(runner: CliRunner, tmp_pat
         (b"[listen]\n", "expected a value for 'listen'"),
         (b'max-message = "many"\n', "'many' is not a valid integer"),
         (b'log-level = "loud"\n', "'loud' is not one of"),
-        (None, "expected a settings file in TOML"),
+        (None, "settings.toml: No such file or directory"),
     ],
 )
 def test_a_wrong_file_is_refused(runner: CliRunner, tmp_path: Path, content: bytes | None, sentence: str) -> None:
@@ -201,9 +210,24 @@ def test_any_other_address_needs_encryption(endpoint: str) -> None:
         check_insecure(endpoint, insecure=False)
 
 
-@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:5750", "tcp://", "http://127.0.0.1", "udp://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "127.0.0.1:5750",
+        "tcp://",
+        "http://127.0.0.1",
+        "udp://127.0.0.1:1",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:",
+        "tcp://127.0.0.1:99999",
+        "tcp://127.0.0.1:-1",
+        "tcp://127.0.0.1:many",
+        "tcp://[::1]",
+    ],
+)
 def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
-    """With an example of what is expected."""
+    """With an example of what is expected. ZeroMQ would take port 99999 for another one."""
     with pytest.raises(InsecureEndpoint, match=r"expected an endpoint such as tcp://127\.0\.0\.1:5750, got"):
         check_insecure(endpoint, insecure=True)
 
@@ -212,6 +236,7 @@ def test_missing_encryption_is_warned_of(capsys: pytest.CaptureFixture[str]) -> 
     """Unless it was asked for; inside a machine's own process there is nothing to encrypt."""
     check_insecure("tcp://127.0.0.1:1", insecure=True)
     check_insecure("inproc://x", insecure=False)
+    check_insecure("tcp://127.0.0.1:1", insecure=False, quiet=True)
     assert capsys.readouterr().err == ""
     check_insecure("tcp://127.0.0.1:1", insecure=False)
     assert json.loads(capsys.readouterr().err)["event"] == "encryption_missing"

@@ -107,9 +107,15 @@ def test_search(server: BrokerServer, fleet: Fleet) -> None:
     text = run(server, "search", "--device", "pi-attic").stdout
     assert found["id"] in text
     assert "[bold]" in text
-    assert printed(server, "search", "input", "--device", "nobody") == []
-    nothing = run(server, "search", "no such tag")
-    assert (nothing.exit_code, nothing.stdout) == (0, "no tensor carries no such tag\n")
+    assert " [2] " in text
+    nothing = run(server, "search", "input", "no such tag")
+    assert (nothing.exit_code, nothing.stdout) == (0, "no tensor carries the tags 'input', 'no such tag'\n")
+    unknown = run(server, "search", "input", "--device", "nobody", "--json")
+    assert (unknown.exit_code, unknown.stdout) == (ExitCode.NOT_FOUND, "")
+    assert unknown.stderr == "Error: this broker knows no device 'nobody'\n"
+    wrong = run(server, "search", "input", "--device", "no name")
+    assert wrong.exit_code == ExitCode.USAGE
+    assert "expected a device id of 1 to 64 letters" in wrong.stderr
 
 
 def test_status(server: BrokerServer, fleet: Fleet) -> None:
@@ -120,7 +126,7 @@ def test_status(server: BrokerServer, fleet: Fleet) -> None:
     assert (known["status"], known["device"], known["id"]) == ("done", "pi-attic", pointer.id)
     assert "done" in run(server, "status", pointer.id).stdout
     unknown = run(server, "status", "00" * 16)
-    assert (unknown.exit_code, "unknown" in unknown.stdout) == (ExitCode.NOT_FOUND, True)
+    assert (unknown.exit_code, unknown.stdout.split()) == (ExitCode.NOT_FOUND, ["id", "00" * 16, "status", "unknown"])
     wrong = run(server, "status", "zz")
     assert wrong.exit_code == ExitCode.USAGE
     assert "expected a result id of 32 hex digits" in wrong.stderr
@@ -291,6 +297,25 @@ def test_every_command_has_help_with_an_example() -> None:
         assert result.exit_code == 0
         assert "Example" in result.output, name
     assert "protocol 1." in runner.invoke(cli, ["--version"]).output
+
+
+@pytest.mark.parametrize("flag", ["--session", "--result"])
+def test_an_id_that_no_event_names(server: BrokerServer, flag: str) -> None:
+    """What is not in hex digits is refused, rather than waited for in vain."""
+    result = run(server, "logs", "--seconds", "0", flag, "pi-attic")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"Invalid value for {flag}: expected hex digits, got 'pi-attic'" in result.stderr
+
+
+def test_the_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base install has neither torch nor the digits: that is a sentence, and no traceback."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    result = CliRunner().invoke(cli, ["demo"])
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stderr == (
+        "Error: the demo needs torch and scikit-learn, not installed here; "
+        "install what it needs with: pip install 'edgeplan[torch]' scikit-learn\n"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -20,6 +20,8 @@ from broker.protocol.messages import PROTOCOL_VERSION, AskStats, OpenSession, Re
 from broker.server import BrokerServer
 from broker.settings import InsecureEndpoint
 from coordinator import VirtualWorker, connect, tagged
+from coordinator.core import SessionConfig
+from coordinator.driver import SessionDriver
 from coordinator.errors import BrokerUnreachable, FleetClosed, SessionTakenOver
 
 WITHIN = 30.0
@@ -128,6 +130,23 @@ def test_closing_waits_for_what_was_sent(broker: BrokerServer) -> None:
         VirtualWorker(owner, "late")
         pointer = owner.pointer(sent.id)
         assert torch.equal(pointer.get(WITHIN), torch.tensor([7.0]))
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:9", "inproc://nobody"])
+def test_a_context_that_ends_first(endpoint: str) -> None:
+    """A second ctrl-C interrupts the closing of a fleet that nobody answers, and its context is ended with the thread
+    still there: the thread gives back its sockets, or the context would never end, and says nothing.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    driver = SessionDriver(endpoint, config=SessionConfig(), context=context)
+    assert not driver.wait_settled(0.2)
+    ending = threading.Thread(target=context.term, daemon=True)
+    ending.start()
+    ending.join(WITHIN)
+    assert not ending.is_alive()
+    driver.close()
+    with pytest.raises(FleetClosed):
+        driver.check()
 
 
 def test_synchronous_calls_work_inside_a_running_event_loop() -> None:

@@ -41,13 +41,20 @@ def pointers(fleet: Fleet) -> tuple[PointerTensor, PointerTensor]:
         lambda x, _: x - 1.5,
         lambda x, _: 1.5 - x,
         lambda x, y: x * y / 2,
-        lambda x, y: x @ y.T if isinstance(x, torch.Tensor) else x @ y.t(),
+        lambda x, y: x @ y.T,
+        lambda x, y: x.mT.mH.mT @ y.t().H,
         lambda x, _: 2**x,
         lambda x, y: x % y,
         lambda x, y: x // y,
         lambda x, _: -x,
         lambda x, _: abs(x),
         lambda x, y: x > y,
+        lambda x, y: x.eq(y),
+        lambda x, _: x.ne(4.0),
+        lambda x, _: x == 4.0,
+        lambda x, _: 4 != x,  # noqa: SIM300 - this is what is tested
+        lambda x, _: x == X,
+        lambda x, _: x != X,
         lambda x, y: (x > 0) & (y > 0),
         lambda x, _: ~(x > 0),
         lambda x, _: torch.abs(x),
@@ -105,6 +112,8 @@ def test_numbers_of_different_kinds_are_different_ops(pointers: tuple[PointerTen
         (lambda p: p.add_(1), "add_"),
         (lambda p: bool(p > 1), "bool"),
         (lambda p: p.numpy(), "numpy"),
+        (lambda p: bool(p == 1.0), "bool"),
+        (lambda p: f"{p:.2f}", "formatting"),
     ],
 )
 def test_what_needs_the_value_here_is_refused(
@@ -113,6 +122,25 @@ def test_what_needs_the_value_here_is_refused(
     """With the way to get it."""
     with pytest.raises(PointerError, match=said):
         operation(pointers[0])
+
+
+def test_what_its_type_tells_is_told_here(fleet: Fleet, pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """Sizes are numbers, as of a local tensor, and cost no message."""
+    x: Any = pointers[0]
+    before = fleet.stats().total.commands
+    assert (x.ndim, x.dim(), x.size(), x.size(0), x.size(dim=1)) == (2, 2, X.size(), 2, 3)
+    assert (x.numel(), x.element_size(), x.nbytes) == (6, 4, 24)
+    assert (x.is_floating_point(), x.is_complex()) == (True, False)
+    assert fleet.stats().total.commands == before
+
+
+def test_equal_pointers_point_to_the_same(pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """So that they can be looked for in a list or a dict; what is neither a pointer nor a value is unequal."""
+    x, y = pointers
+    assert x in [y, x]
+    assert x != y
+    assert x != None  # noqa: E711 - this is what is tested
+    assert x != "x"
 
 
 def test_a_tensor_has_no_such_method(pointers: tuple[PointerTensor, PointerTensor]) -> None:
@@ -135,6 +163,9 @@ def test_a_type_that_is_not_known_yet_is_said_so(fleet: Fleet) -> None:
     worker.close()
     with pytest.raises(PointerError, match="before its dtype and shape are known"):
         plan("data") + 1
+    with pytest.raises(PointerError, match="size before its dtype and shape are known"):
+        plan("data").size()
+    assert f"{plan('data')}".startswith("[PointerTensor | me:")
 
 
 def test_pointers_of_two_fleets_do_not_mix(pointers: tuple[PointerTensor, PointerTensor]) -> None:

@@ -64,7 +64,7 @@ def test_sending_before_building() -> None:
         plan(torch.ones(2))
     with pytest.raises(PlanNotBuilt, match="before it can be read"):
         _ = plan.readable_plan
-    with pytest.raises(PlanNotBuilt):
+    with pytest.raises(PlanNotBuilt, match="before it has an id"):
         _ = plan.id
     with pytest.raises(PlanNotBuilt, match="before being saved"):
         plan.save("nowhere")

@@ -141,7 +141,7 @@ def test_codes_name_their_classes(code: str) -> None:
     error = error_from_failure(Failure(code=code, message="told so"), device="pi", id="ab")
     assert type(error).__name__ == code
     assert isinstance(error, errors.RemoteError)
-    assert (error.code, error.device, error.id, str(error)) == (code, "pi", "ab", "pi of ab: told so")
+    assert (error.code, error.device, error.id, str(error)) == (code, "pi", "ab", "pi, result ab: told so")
 
 
 @pytest.mark.parametrize(

@@ -228,10 +228,30 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["put"], ["list"], ["delete"]])
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', "])
+def test_a_file_that_is_no_npy(tmp_path: Path, content: bytes) -> None:
+    """An empty file, another one, or one that was cut is not put, and nobody is told to load it by pickle."""
+    (tmp_path / "a.npy").write_bytes(content)
+    done = cli("put", tmp_path / "a.npy", "--store", tmp_path / "s")
+    assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
+    assert done.stderr.startswith(f"Error: {tmp_path / 'a.npy'}: expected a .npy file with one array")
+    assert "pickle" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["delete", "00" * 16], ["salvage", "--into", "new"]])
+def test_a_store_that_is_not_there(tmp_path: Path, arguments: list[str]) -> None:
+    """A mistyped folder is not made: only what adds to a store begins one."""
+    done = cli(*arguments, "--store", tmp_path / "nowhere")
+    assert done.returncode == ExitCode.NOT_FOUND
+    assert done.stderr == f"Error: there is no store in {tmp_path / 'nowhere'}\n"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["put"], ["list"], ["delete"], ["salvage"]])
 def test_help_shows_an_example(arguments: list[str]) -> None:
     """For the program and for each command."""
-    done = cli(*arguments, "--help")
+    done = cli(*arguments, "-h")
+    assert done.stdout == cli(*arguments, "--help").stdout
     assert done.returncode == ExitCode.OK
     assert "Example: edgeplan-agent" in done.stdout
 

@@ -112,6 +112,17 @@ def test_tags_that_are_none(tags: list[str]) -> None:
         store.put([1.0], tags=tags)
 
 
+@pytest.mark.parametrize("said", [5, None, "\ud800"])
+def test_a_description_that_is_no_text(said: object) -> None:
+    """The broker would refuse a device that announces it. What UTF-8 can't write is no text, and no tag either."""
+    with Store.temporary() as store:
+        with pytest.raises(ValueError, match="expected a description in words"):
+            store.put(np.ones(2), description=said)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="expected tags of 1 to 256 characters"):
+            store.put(np.ones(2), tags=[said])  # type: ignore[list-item]
+        assert store.entries() == []
+
+
 def test_search_by_tags() -> None:
     """All tags must be there; without any, all that is tagged; oldest first."""
     with Store.temporary() as store:

@@ -1,0 +1,106 @@
+"""What users say is checked before it is sent: what the broker would refuse must not stand before all that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from coordinator import VirtualWorker, connect, func2plan, tagged
+from coordinator.checks import checked_description, checked_result_id, checked_seed, checked_session_name
+from coordinator.fleet import Fleet
+
+WITHIN = 30.0
+
+
+@func2plan(args_shape=[(2,)])
+def double(x: torch.Tensor) -> torch.Tensor:
+    """A plan to run."""
+    return x + x
+
+
+@func2plan(args_shape=[(), ("rows",)])
+def add_up(carry: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A plan to fold."""
+    return carry + x.sum(), x.mean()
+
+
+@pytest.mark.parametrize("seed", [0, -(1 << 63), (1 << 64) - 1])
+def test_a_seed(seed: int) -> None:
+    """Any whole number of 64 bits, signed or not, as for torch."""
+    assert checked_seed(seed) == seed
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, 1 << 64, -(1 << 63) - 1])
+def test_what_is_no_seed(seed: object) -> None:
+    """The error says which seed, and what came."""
+    with pytest.raises(ValueError, match=r"^expected shuffle to be a whole number of 64 bits, got "):
+        checked_seed(seed, "shuffle")
+
+
+@pytest.mark.parametrize("description", [5, None, "\ud800"])
+def test_what_is_no_description(description: object) -> None:
+    """No text, or text that UTF-8 can't write."""
+    with pytest.raises(ValueError, match=r"^expected a description in words, got "):
+        checked_description(description)
+
+
+def test_what_is_no_session_name() -> None:
+    """No text, text that UTF-8 can't write, or too much of it; none is the empty one."""
+    assert [checked_session_name(name) for name in ("", "nightly", "x" * 256)] == ["", "nightly", "x" * 256]
+    for name in (5, "\ud800"):
+        with pytest.raises(ValueError, match=r"^expected a session name in words, got "):
+            connect(session=name)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^expected a session name of at most 256 characters, got 257$"):
+        checked_session_name("x" * 257)
+
+
+def test_what_is_no_result_id() -> None:
+    """A raw id has 16 bytes."""
+    assert checked_result_id(bytes(16)) == bytes(16)
+    with pytest.raises(ValueError, match=r"^expected a result id of 16 bytes, got 3$"):
+        checked_result_id(bytes(3))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda device: device.search(5), "expected tags of 1 to 256 characters, got [5]"),
+        (lambda device: device.search("\ud800"), "expected tags of 1 to 256 characters, got ['\\ud800']"),
+        (lambda device: device.fleet.search("a", devices=["no name"]), "expected a device id of 1 to 64 letters"),
+        (lambda device: device.fleet.status(b"id"), "expected a result id of 16 bytes, got 2"),
+        (lambda device: device.fleet.pointer(b"id"), "expected a result id of 16 bytes, got 2"),
+        (lambda device: device.fleet.dead_letters(1.5), "expected a limit of at least 0, got 1.5"),
+        (lambda device: device.send(torch.ones(2), description=5), "expected a description in words, got 5"),
+        (
+            lambda _: tagged(torch.ones(2), description=5),  # type: ignore[arg-type]
+            "expected a description in words, got 5",
+        ),
+        (
+            lambda device: double.send(device).options(seed="a"),
+            "expected seed to be a whole number of 64 bits, got 'a'",
+        ),
+        (lambda device: double.send(device).options(description=5), "expected a description in words, got 5"),
+        (
+            lambda device: add_up.send(device).fold(torch.tensor(0.0), over="readings", batch_size=1, shuffle="a"),
+            "expected shuffle to be a whole number of 64 bits, got 'a'",
+        ),
+    ],
+)
+def test_it_is_refused_at_once_and_the_session_goes_on(
+    device_1: VirtualWorker, call: Callable[[VirtualWorker], Any], sentence: str
+) -> None:
+    """Nothing is sent, so nothing that is sent later waits behind it."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the sentence is compared below
+        call(device_1)
+    assert str(caught.value).startswith(sentence)
+    value = double.send(device_1).options(inline=1)(torch.ones(2)).get(WITHIN)
+    assert torch.equal(value, torch.full((2,), 2.0))
+
+
+def test_data_that_is_one_tensor(fleet: Fleet) -> None:
+    """A tensor iterates over its rows, which have no tags: a forgotten comma must not lose them."""
+    with pytest.raises(TypeError, match=r"^expected data to be a list or tuple of tensors, got one tensor$"):
+        VirtualWorker(fleet, id="device_3", data=tagged(torch.ones(2), "input_data"))
