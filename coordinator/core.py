@@ -431,6 +431,10 @@ class SessionCore:
         self._commands.rejected(message, out)
 
     def _on_notify(self, message: Notify, event: Received, _now: float, out: list[object]) -> None:
+        if self._link.state is not Link.OPEN:
+            # It is of an earlier connection. The broker has been told, or will be, what was seen until then, and may
+            # have given that number to another one.
+            return
         verdict = self._inbox.offer(message.n)
         if verdict is Verdict.NEXT:
             self._on_event(message.event, event.frames, out)
