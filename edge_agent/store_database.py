@@ -231,11 +231,10 @@ class Database:
         row = run("SELECT value FROM meta WHERE key = 'generation'").fetchone()
         return 0 if row is None else int(row[0])
 
-    def save_registration(self, token: bytes, ledger: bytes) -> None:
-        """Keep what the broker gave. On the disk when this returns."""
-        with self.transaction(durable=True) as connection:
-            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("token", token), ("ledger", ledger)])
-            self._sum_named()
+    def write_registration(self, connection: Connection, token: bytes, ledger: bytes) -> None:
+        """Part of a transaction: keep what the broker gave."""
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("token", token), ("ledger", ledger)])
+        self._sum_named()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:

@@ -45,6 +45,24 @@ def test_what_the_broker_gave_is_kept_for_the_next_start() -> None:
     assert device.take(e.OpenBlobs) == [e.OpenBlobs(endpoint="tcp://*:5752")]
 
 
+def test_a_registration_that_could_not_be_written_counts_as_lost() -> None:
+    """The next one presents what the store has: another token would be confirmed by that, and be unknown to the next
+    start of this agent. The answer after that is written again.
+    """
+    device = Device()
+    device.register()
+    device.feed(LinkDown())
+    device.feed(LinkUp())
+    device.welcome(token=b"token-02", ledger=b"ledger-2", first=3)
+    device.take(e.SaveRegistration)
+    device.feed(e.RegistrationUnsaved(), LinkDown())
+    device.feed(LinkUp())
+    last = device.take_sent(m.Register)[-1]
+    assert (last.token, last.ledger, last.epoch, last.taken) == (b"token-01", LEDGER, 0, 0)
+    device.welcome(token=b"token-02", ledger=b"ledger-2", first=3)
+    assert device.take(e.SaveRegistration) == [e.SaveRegistration(token=b"token-02", ledger=b"ledger-2", other=True)]
+
+
 def test_the_whole_tag_index_is_announced_at_each_registration() -> None:
     """Last of all that was not recorded; numbers go on."""
     device = Device()
