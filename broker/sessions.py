@@ -258,6 +258,10 @@ class Sessions:
             self._refuse(peer, RefusalCode.FENCED, f"another coordinator has taken over session {name}")
             return
         session = self.by_incarnation.get(message.incarnation)
+        if session is None and message.incarnation in self.past and message.session in self.by_name:
+            reason = f"another coordinator has taken session {message.session} since this one was forgotten"
+            self._refuse(peer, RefusalCode.FENCED, reason)
+            return
         if session is not None and session.name != message.session:
             reason = f"expected session {session.name!r} of this incarnation, got {message.session!r}"
             self._refuse(peer, RefusalCode.NOT_ALLOWED, reason)

@@ -133,6 +133,38 @@ def test_session_is_taken_over(bench: Bench) -> None:
     assert len(bench.events("session_taken_over")) == 1
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_session_that_was_forgotten_takes_nothing_over(restarted: bool) -> None:
+    """Whoever has the name now came later, though nobody was there to be fenced then."""
+    bench = with_config(session_retention=1000.0)
+    old = bench.session("nightly")
+    old.connect()
+    bench.pass_time(2500.0)
+    assert bench.core.gauges()["sessions"] == 0
+    new = bench.session("nightly")
+    if restarted:
+        bench.restart()
+        new.connect()
+        new.open()
+        old.connect()
+    old.open()
+    assert old.take(Refused).code == "fenced"
+    device = bench.device()
+    result = new.invoke()
+    device.ready(device.take_one())
+    assert new.status(result) is ResultStatus.DONE
+
+
+def test_a_session_that_was_forgotten_may_come_back() -> None:
+    """Where nobody has its name."""
+    bench = with_config(session_retention=1000.0)
+    session = bench.session("nightly")
+    session.connect()
+    bench.pass_time(2500.0)
+    session.open()
+    assert session.take(SessionOpened).accepted == 0
+
+
 def test_acceptance_of_a_fenced_incarnation(bench: Bench) -> None:
     """What an older incarnation sent is not acknowledged to the newer one."""
     old = bench.session("nightly")
