@@ -329,11 +329,14 @@ def _read_seal(folder: Path) -> int:
 
 
 def _write_seal(folder: Path, generation: int) -> None:
-    """Say that so many transactions have reached the disk. Not synced: what stands there is never too much."""
+    """Say that so many transactions have reached the disk. Not synced: what stands there is never too much. Where it
+    can't be written, on a full disk, say, it stays behind: the transaction itself is done.
+    """
     data = _SEAL_MAGIC + generation.to_bytes(8, "little")
     data += zlib.crc32(data).to_bytes(4, "little")
-    descriptor = os.open(folder / "seal", os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        os.pwrite(descriptor, data, 0)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder / "seal", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, data, 0)
+        finally:
+            os.close(descriptor)
