@@ -211,9 +211,11 @@ class AgentCore:
         if self._reannounce:
             # What the broker has not on record. Those being stored are announced when they are on the disk.
             self._reannounce = False
-            for ended in self._catalog.unrecorded():
+            unrecorded = self._catalog.unrecorded()
+            for ended in unrecorded:
                 if not self._runs.live(ended.id):
                     self._link.announce(*announcement(self._catalog, ended))
+            self._runs.fail_unwritten({ended.id for ended in unrecorded})
             self._link.announce(self._tags.whole())  # last: it says that there is no more
         self._link.flush()
         self._runs.arguments.flush(registered=registered)

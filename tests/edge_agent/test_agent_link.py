@@ -141,6 +141,25 @@ def test_what_is_not_on_the_disk_yet_is_not_announced_at_registration_either() -
     assert len(device.announced()) == 1
 
 
+def test_an_end_that_could_not_be_written_is_not_kept_from_the_broker() -> None:
+    """On a full disk: what was announced in vain has failed at the next registration, and is not waited for."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    device.invoke(PLAN, counter=2)
+    device.feed(LinkDown())
+    device.finish_all()
+    del device.shelf.commands[result_id(1)]  # the writer could not write it
+    device.sent.clear()
+    device.register(epoch=1, first=4)
+    assert [type(event).__name__ for event in device.announced()] == ["ResultReady", "ResultFailed"]
+    assert device.failure_of(result_id(1)).code == "StoreFull"
+    device.acknowledge()
+    device.feed(LinkDown())
+    device.register(epoch=1, first=4)
+    assert device.announced() == []
+
+
 def test_another_ledger_is_told_everything() -> None:
     """The broker has lost what it had: what was recorded there is announced again."""
     device = Device()
