@@ -72,4 +72,5 @@ class Retention:
         if session is not None and session.incarnation == incarnation_of(record.id):
             first = counter_of(record.id)
             session.forgotten.add(first, first + record.width - 1)
+            self._context.forgetful[session] = None
         self._context.writes.append(DropResults(ids=[record.id]))

@@ -301,6 +301,35 @@ def test_retention() -> None:
     assert session.status(result) is ResultStatus.FORGOTTEN
 
 
+def test_a_forgotten_result_stays_forgotten_over_a_restart() -> None:
+    """Also when its session has sent nothing since it was forgotten."""
+    bench = with_config(default_deadline_ms=10_000, retention_ms=20_000, silent_heartbeats=1000)
+    session, device = bench.session(), bench.device()
+    results = [session.invoke(), session.invoke()]
+    for deliver in device.take_all():
+        device.ready(deliver)
+    session.notified()
+    bench.pass_time(31.0)
+    bench.restart()
+    asker = bench.session()
+    assert [asker.status(each) for each in results] == [ResultStatus.FORGOTTEN] * 2
+
+
+def test_the_id_of_a_forgotten_result_names_no_other_command() -> None:
+    """Nor the same one once more: it would end a second time."""
+    bench = with_config(ended_results=0)
+    session, device = bench.session(), bench.device()
+    first = session.invoke(outputs=2)
+    device.ready(device.take_one(), outputs=2)
+    session.notified()
+    for id in (first, first[:15] + bytes([first[15] + 1])):
+        session.submit(Invoke(id=id, plan=session.plan, args=[]))
+        failure = session.take(Rejected).failure
+        assert failure.code == "IdConflict"
+        assert failure.message == f"the id {id.hex()} already named another command, or a part of one, and is forgotten"
+    assert device.take_all() == []
+
+
 def test_forgotten_result_that_is_announced() -> None:
     """A result that comes after it was forgotten stays so: its device may drop it."""
     bench = with_config(ended_results=0)
