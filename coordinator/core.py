@@ -359,6 +359,8 @@ class SessionCore:
     def _on_opened(self, message: SessionOpened, _event: Received, now: float, out: list[object]) -> None:
         if not self._link.takes(LinkInput.OPENED):
             return
+        if self._link.state is Link.OPEN and self._commands.knows_more(message):
+            return  # it was asked twice, and has answered the other way round
         again = self._link.go(LinkInput.OPENED) is Link.OPEN
         self._retry_at = math.inf
         self._beat(message.heartbeat_ms, now)
