@@ -270,8 +270,8 @@ class SqliteLedger:
         for id in write.ids:
             if id in known:
                 state = self._state(id)
-                state.seen = True
-                if state.status is ResultStatus.RELEASED:
+                state.seen = write.seen
+                if write.seen and state.status is ResultStatus.RELEASED:
                     self._contents.drop(id)
 
     def _mark_releasing(self, write: MarkReleasing) -> None:
