@@ -76,11 +76,13 @@ class Acknowledgements:
         """Hand what is to be written to the ledger; acknowledge what needs no writing."""
         context = self._context
         self._flush_at = None
+        forgetful, context.forgetful = context.forgetful, {}
         sessions: list[tuple[Session, bytes, int]] = []
         for session in self._owed_sessions:
             taken = session.inbox.taken
             if taken > session.accepted:
                 self._sessions.record(session)
+                forgetful.pop(session, None)
                 sessions.append((session, session.incarnation, taken))
             if session.repeat:
                 session.repeat = False
@@ -92,6 +94,9 @@ class Acknowledgements:
                 devices.append((device, device.registrations, device.inbox.taken))
             elif device.peer is not None:
                 context.send(device.peer, Recorded(n=device.recorded))
+        for session in forgetful:
+            if self._sessions.by_incarnation.get(session.incarnation) is session:
+                self._sessions.record(session)
         self._owed_sessions = {}
         self._owed_devices = {}
         after, context.after = context.after, []

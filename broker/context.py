@@ -9,12 +9,15 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from broker.config import BrokerConfig
 from broker.ledger.interface import Write
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Counters, Frame, LogValue, Message
+
+if TYPE_CHECKING:
+    from broker.sessions import Session
 
 __all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Blobs", "Context", "Pumped", "Tally", "Timer"]
 
@@ -99,6 +102,8 @@ class Context:
         """The last number of a command, release or errand."""
         self.after: list[tuple[Callable[[Any], None], Any]] = []
         """What is to be done, and with what, once all that is in ``writes`` now is in the ledger."""
+        self.forgetful: dict[Session, None] = {}
+        """Sessions of which results were forgotten: that is to be written with the next commit."""
         self.started = 0.0
         self.unsure_until = float("-inf")
         """Until then peers may know more than the ledger: they were told it by a broker that died, or by another

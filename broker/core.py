@@ -141,6 +141,7 @@ class BrokerCore:
         self.devices.arrived = self.values.arrived
         self.devices.caught_up = self._on_caught_up
         self.sessions.settled = self.results.retention.settled
+        self.sessions.unsettled = self.results.retention.unsettled
         self.values.record_of = self.results.by_id.get
         self.values.may_come = self._may_come
         self._acknowledgements = Acknowledgements(context, self.sessions)

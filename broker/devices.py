@@ -282,10 +282,12 @@ class Devices:
                 context.other_ledger()
             self.appeared(device)
         mailbox = device.mailbox
-        if same_agent and (message.ledger, message.epoch) == (self._ledger, self._epoch):
+        ours = (message.ledger, message.epoch) == (self._ledger, self._epoch)
+        if same_agent and ours:
             mailbox.taken(message.taken, context.now, device.boot)
         else:
-            for record in mailbox.restart(device.boot):
+            # What an agent that is new here has taken of us was of a mailbox that was forgotten with its device.
+            for record in mailbox.restart(device.boot, beyond=message.taken if ours else 0):
                 self.worn_out(record)
         self._record(device)
         device.interval = self._interval()
@@ -451,6 +453,7 @@ class Devices:
         del self.by_name[device.name]
         self.tags.forget(device.name)
         self.changed_store(device)
+        device.mailbox.abandon()
         self._context.writes.append(DropDevice(device=device.name))
         self._context.log(INFO, "device_forgotten", device=device.name)
 

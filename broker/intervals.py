@@ -24,6 +24,11 @@ class Intervals:
         place = bisect_right(self._starts, number) - 1
         return place >= 0 and number <= self._ends[place]
 
+    def meets(self, first: int, last: int) -> bool:
+        """Whether any from ``first`` to ``last`` is in it."""
+        place = bisect_right(self._starts, last) - 1
+        return place >= 0 and first <= self._ends[place]
+
     def __len__(self) -> int:
         """How many intervals there are."""
         return len(self._starts)

@@ -21,6 +21,7 @@ from broker.transitions import TRANSITIONS, Input
 __all__ = ["Errand", "Mailbox"]
 
 _GHOSTS = 1000
+_MOST_TAKEN = 1 << 62  # no device has taken so many; from there on numbers still fit into a message
 
 
 class Errand:
@@ -248,13 +249,19 @@ class Mailbox:
         """The device is away."""
         self.peer = None
 
-    def restart(self, boot: bytes) -> list[Record]:
-        """Another start of the agent, or of the broker: what has not ended goes again, in its order. Those that were
-        delivered too often to starts before that of ``boot``.
+    def abandon(self) -> None:
+        """The device is forgotten: its errands come to nothing."""
+        for _, item in self._outbox.unacknowledged():
+            if type(item) is Errand:
+                self._context.writes.append(DropErrand(seq=item.seq))
+
+    def restart(self, boot: bytes, *, beyond: int = 0) -> list[Record]:
+        """Another start of the agent, or of the broker: what has not ended goes again, in its order, under numbers
+        above ``beyond``. Those that were delivered too often to starts before that of ``boot``.
         """
         limit = self._context.config.max_deliveries
         kept = [item for _, item in self._outbox.unacknowledged() if type(item) is Errand]
-        self._outbox = self._new_outbox(self._outbox.last + 1)
+        self._outbox = self._new_outbox(max(self._outbox.last, min(beyond, _MOST_TAKEN)) + 1)
         self._flying = 0
         for errand in kept:
             self._outbox.push(errand)

@@ -62,6 +62,7 @@ class Record:
         "seen",
         "seq",
         "session",
+        "settlings",
         "size",
         "status",
         "submitted",
@@ -106,6 +107,7 @@ class Record:
         self.event: Ending | None = None
         self.value: tuple[Frame, ...] = ()
         self.seen = False
+        self.settlings = 0  # how often that has changed
         self.untold = False  # it has ended, and that is not in the ledger: nobody may know
         self.released = 0
         self.wanted = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.context import INFO, Context
 from broker.devices import Devices
-from broker.ledger.interface import RecordErrand, RecordRelease, Snapshot, StoredResult
+from broker.ledger.interface import DropErrand, RecordErrand, RecordRelease, Snapshot, StoredResult
 from broker.plans import Plans
 from broker.protocol.messages import Cancel, Cancelled
 from broker.records import Record
@@ -62,6 +62,8 @@ def restore(
                 results.held.hold(cancelled, event, step.seq)
             else:
                 devices.by_name[step.device].mailbox.take_up(step.command, step.digest, step.seq)
+        else:
+            context.writes.append(DropErrand(seq=step.seq))  # its device was forgotten
     results.releases.resume()
     if snapshot.epoch > 1:
         context.log(INFO, "ledger_taken_up", epoch=snapshot.epoch, unended=results.unended)

@@ -132,7 +132,7 @@ class Results:
             self.by_id.update(dict.fromkeys(record.ids(), record))
         record.session = session
         if not record.untold:  # else it is told soon
-            session.notify(record)
+            self._sessions.notify_again(record)
 
     def write(self, record: Record, incarnation: bytes) -> None:
         """Write down a command that has come."""

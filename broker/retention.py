@@ -22,7 +22,8 @@ class Retention:
     def __init__(self, context: Context, by_id: dict[bytes, Record]) -> None:
         self._context = context
         self._by_id = by_id
-        self._settled: deque[Record] = deque()
+        self._settled: deque[tuple[Record, int]] = deque()  # with `Record.settlings` as it was then
+        self._stale = 0  # how many of them are not settled any more, or were again
         self._timer_set = False
         self.value_bytes = 0
         """The inline values of all ended results."""
@@ -40,11 +41,18 @@ class Retention:
         """No notification of this record is due any more: it may be forgotten when its time has come."""
         if record.status is ResultStatus.RELEASED:
             self.drop_value(record)
-        self._settled.append(record)
+        self._settled.append((record, record.settlings))
         config = self._context.config
-        while len(self._settled) > config.ended_results or (self._settled and self.value_bytes > config.value_bytes):
+        while len(self._settled) - self._stale > config.ended_results or (
+            self._settled and self.value_bytes > config.value_bytes
+        ):
             self._forget_oldest()
         self._arm()
+
+    def unsettled(self, record: Record) -> None:
+        """A notification of this record is due again."""
+        record.settlings += 1
+        self._stale += 1
 
     def over_at(self, record: Record) -> float:
         """When the time of a record, and the lease of its value, is over."""
@@ -53,16 +61,19 @@ class Retention:
     def _arm(self) -> None:
         if self._settled and not self._timer_set:
             self._timer_set = True
-            self._context.at(self.over_at(self._settled[0]), self._wake)
+            self._context.at(self.over_at(self._settled[0][0]), self._wake)
 
     def _wake(self, now: float) -> None:
         self._timer_set = False
-        while self._settled and self.over_at(self._settled[0]) <= now:
+        while self._settled and self.over_at(self._settled[0][0]) <= now:
             self._forget_oldest()
         self._arm()
 
     def _forget_oldest(self) -> None:
-        record = self._settled.popleft()
+        record, settlings = self._settled.popleft()
+        if settlings != record.settlings:
+            self._stale -= 1
+            return
         for each in record.ids():
             del self._by_id[each]
         self.drop_value(record)
@@ -72,4 +83,5 @@ class Retention:
         if session is not None and session.incarnation == incarnation_of(record.id):
             first = counter_of(record.id)
             session.forgotten.add(first, first + record.width - 1)
+            self._context.forgetful[session] = None
         self._context.writes.append(DropResults(ids=[record.id]))

@@ -219,18 +219,9 @@ class BrokerServer:
                 undo.callback(self._context.term)
             self._router = self._bind(zmq.ROUTER, self.endpoints.listen, undo)
             pub = self._publisher.socket = self._bind(zmq.XPUB, self.endpoints.logs, undo)
-            self._blob_server = BlobServer(
-                self.endpoints.blobs, self._store, context=self._context, on_event=self._on_blob_event
-            )
-            try:
-                self._blob_server.start()
-            except zmq.ZMQError as error:
-                raise CannotListen(self.endpoints.blobs, zmq.strerror(error.errno or 0)) from None
-            undo.callback(self._blob_server.stop)
-            self.endpoints = Endpoints(
-                listen=_bound(self._router), logs=_bound(pub), blobs=_for_peers(self._blob_server.endpoint)
-            )
             self._wake_in, self._wake_out = socket.socketpair()
+            undo.callback(self._wake_in.close)
+            undo.callback(self._wake_out.close)
             self._wake_in.settimeout(0)
             self._wake_out.settimeout(0)
             now = time.monotonic()
@@ -242,7 +233,6 @@ class BrokerServer:
                 wall_offset=time.time() - now,
                 now=now,
             )
-            self._core.endpoints(blobs=self.endpoints.blobs, logs=self.endpoints.logs)
             if self._ledger.waits:
                 self._writer = LedgerWriter(
                     self._ledger,
@@ -253,6 +243,21 @@ class BrokerServer:
                 )
                 self._writer.start()
                 undo.callback(self._writer.stop, WRITER_STOPS_WITHIN)
+            # What the core has to say about the ledger that it took up: it pins the blobs of unended commands, before
+            # any that come in may evict them.
+            self._do(_BATCH_ENDED, now)
+            self._blob_server = BlobServer(
+                self.endpoints.blobs, self._store, context=self._context, on_event=self._on_blob_event
+            )
+            try:
+                self._blob_server.start()
+            except zmq.ZMQError as error:
+                raise CannotListen(self.endpoints.blobs, zmq.strerror(error.errno or 0)) from None
+            undo.callback(self._blob_server.stop)
+            self.endpoints = Endpoints(
+                listen=_bound(self._router), logs=_bound(pub), blobs=_for_peers(self._blob_server.endpoint)
+            )
+            self._core.endpoints(blobs=self.endpoints.blobs, logs=self.endpoints.logs)
             self._undo = undo.pop_all()
         self._log.info(
             "broker_listening",
@@ -301,8 +306,6 @@ class BrokerServer:
         finally:
             self._listening.clear()
             self._undo.close()
-            self._wake_in.close()
-            self._wake_out.close()
             self._local_log.info("broker_stopped", listen=self.endpoints.listen)
 
     # ------------------------------------------------------------------------------------------ the loop
@@ -319,7 +322,6 @@ class BrokerServer:
         poller.register(pub, zmq.POLLIN)
         poller.register(wake, zmq.POLLIN)
         monotonic = time.monotonic
-        self._do(_BATCH_ENDED, monotonic())  # what the core has to say about the ledger that it took up
         wait, chores_at = self._timeout_ms(monotonic()), 0.0
         while not self._stopping.is_set():
             ready = dict(poller.poll(wait))

@@ -225,7 +225,7 @@ class Session:
 
 
 class Sessions:
-    """All sessions. The core sets `settled`: a record's notification is no longer due."""
+    """All sessions. The core sets `settled`: a record's notification is no longer due; and `unsettled`: it is again."""
 
     def __init__(self, context: Context, *, ledger: bytes) -> None:
         self._context = context
@@ -240,6 +240,7 @@ class Sessions:
         self.blobs_endpoint = ""
         self.logs_endpoint = ""
         self.settled: Callable[[Record], None]
+        self.unsettled: Callable[[Record], None]
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self.by_incarnation.values())
@@ -258,6 +259,10 @@ class Sessions:
             self._refuse(peer, RefusalCode.FENCED, f"another coordinator has taken over session {name}")
             return
         session = self.by_incarnation.get(message.incarnation)
+        if session is None and message.incarnation in self.past and message.session in self.by_name:
+            reason = f"another coordinator has taken session {message.session} since this one was forgotten"
+            self._refuse(peer, RefusalCode.FENCED, reason)
+            return
         if session is not None and session.name != message.session:
             reason = f"expected session {session.name!r} of this incarnation, got {message.session!r}"
             self._refuse(peer, RefusalCode.NOT_ALLOWED, reason)
@@ -380,6 +385,17 @@ class Sessions:
             self.settled(record)
         if new:
             self._context.writes.append(MarkSeen(ids=[record.id for record in new]))
+
+    def notify_again(self, record: Record) -> None:
+        """The session of a record that has ended has come for it, perhaps after nobody was to come: that it is due must
+        outlive the broker, since the command that asks for it is accepted.
+        """
+        assert record.session is not None
+        if record.seen:
+            record.seen = False
+            self.unsettled(record)
+            self._context.writes.append(MarkSeen(ids=[record.id], seen=False))
+        record.session.notify(record)
 
     def heartbeat(self, session: Session) -> None:
         """It says that it lives."""

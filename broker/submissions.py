@@ -142,6 +142,11 @@ class Submissions:
         elif command.blob is not None and not self._plans.has(command.blob):
             self._lacking(session, n, [command.blob])
             return
+        first = counter_of(command.id)
+        if first <= session.highest and session.forgotten.meets(first, first + count * width - 1):
+            reason = f"the id {command.id.hex()} already named another command, or a part of one, and is forgotten"
+            self._reject(session, n, "IdConflict", reason)
+            return
         digest = command_digest(command, frames)
         known: dict[int, Record] = {}
         if count > 1 or width > 1 or command.id in self._results.by_id:
@@ -156,7 +161,7 @@ class Submissions:
             self._busy(session, n, full)
             return
         self._taken(session, n)
-        session.highest = max(session.highest, counter_of(command.id) + count * width - 1)
+        session.highest = max(session.highest, first + count * width - 1)
         by_name = self._devices.by_name
         for k, name in enumerate(names):
             alone = count == 1 and not (isinstance(command, Invoke) and command.each)

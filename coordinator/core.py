@@ -359,6 +359,8 @@ class SessionCore:
     def _on_opened(self, message: SessionOpened, _event: Received, now: float, out: list[object]) -> None:
         if not self._link.takes(LinkInput.OPENED):
             return
+        if self._link.state is Link.OPEN and self._commands.knows_more(message):
+            return  # it was asked twice, and has answered the other way round
         again = self._link.go(LinkInput.OPENED) is Link.OPEN
         self._retry_at = math.inf
         self._beat(message.heartbeat_ms, now)
@@ -431,6 +433,10 @@ class SessionCore:
         self._commands.rejected(message, out)
 
     def _on_notify(self, message: Notify, event: Received, _now: float, out: list[object]) -> None:
+        if self._link.state is not Link.OPEN:
+            # It is of an earlier connection. The broker has been told, or will be, what was seen until then, and may
+            # have given that number to another one.
+            return
         verdict = self._inbox.offer(message.n)
         if verdict is Verdict.NEXT:
             self._on_event(message.event, event.frames, out)

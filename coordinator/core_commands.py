@@ -326,6 +326,10 @@ class Commands:
 
     # --------------------------------------------------------------------------------------------- from the broker
 
+    def knows_more(self, message: SessionOpened) -> bool:
+        """Whether the same ledger has said since that it has taken more than ``message`` says."""
+        return message.ledger == self.ledger and message.accepted < self._outbox.acknowledged
+
     def opened(self, message: SessionOpened, now: float, out: list[object]) -> None:
         """The broker has taken ``accepted`` commands of this session: go on from there, or start over where that is
         not our past.

@@ -5,6 +5,7 @@ ended.
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 from broker.protocol.effects import Send
 from broker.protocol.messages import AskStatus, Failure, Frame, Message, ResultStatus, StatusEntry
@@ -15,6 +16,8 @@ __all__ = ["Requests", "failure_of"]
 
 _SLOWEST = 32.0
 """The longest pause between two sendings of a request, in seconds."""
+_WATCH_AT_ONCE = 10_000
+"""After how many ids one question asks."""
 _WATCH_FIRST, _WATCH_SLOWEST = 0.05, 2.0
 """The pauses between two questions after ids that have not ended, in seconds: doubled each time."""
 
@@ -97,7 +100,11 @@ class Requests:
         """Send what is new, and again what has waited too long."""
         if self._watched and self._watching is None and now >= self._watch_at:
             self._watching = self.take()
-            self.ask(AskStatus(r=self._watching, ids=list(self._watched)[:10_000]))
+            asked = list(islice(self._watched, _WATCH_AT_ONCE))
+            if len(asked) < len(self._watched):
+                for id in asked:  # the others first, the next time
+                    self._watched[id] = self._watched.pop(id)
+            self.ask(AskStatus(r=self._watching, ids=asked))
         for r in self._unsent:
             waiting = self._waiting.get(r)
             if waiting is not None:

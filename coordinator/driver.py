@@ -451,6 +451,10 @@ class SessionDriver:
     def _watch(self, monitor: zmq.Socket[bytes]) -> None:
         while readable(monitor):
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            # All that waits came before that, on the connection that is gone: the next one brings nothing until the
+            # core has introduced itself there.
+            while self._dealer is not None and not self._receive(self._dealer):
+                pass
             with self.lock.raw:
                 self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())
 

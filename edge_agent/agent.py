@@ -229,7 +229,6 @@ class Agent:
             e.MarkDeath: lambda one: self._write(lambda: shelf.mark_death(one.id, one.deaths)),
             e.KillWorker: lambda _: self._host.kill(),
             e.StopWorker: lambda _: self._host.stop(),
-            e.LedgerChanged: lambda _: self._write(shelf.mark_unrecorded),
             e.DropValues: lambda one: shelf.drop(one.ids),
             e.DropFiles: self._chores.drop_files,
             e.AdoptTensor: self._chores.adopt,
@@ -406,9 +405,8 @@ class Agent:
             self._said.append(e.BlobUnkept(digest=one.digest, failure=failure))
 
     def _save_registration(self, one: e.SaveRegistration) -> None:
-        if self._write(lambda: self._shelf.save_registration(one.token, one.ledger)):
-            # To go on would confirm a token that the next start of this agent does not have: a copy, for the broker.
-            self._said.append(self._broker.drop(registered=False, now=_clock()))
+        if self._write(lambda: self._shelf.save_registration(one.token, one.ledger, other=one.other)):
+            self._said += e.RegistrationUnsaved(), self._broker.drop(registered=False, now=_clock())
 
     def _say(self, event: e.AgentEvent) -> None:
         """Hand in an event; any thread may call."""

@@ -136,8 +136,10 @@ class Shelf(Catalog, Protocol):
     def mark_recorded(self, ids: Iterable[bytes]) -> None:
         """The broker has these commands on record."""
 
-    def mark_unrecorded(self) -> None:
-        """It is another broker's ledger now: nothing is on record."""
+    def save_registration(self, token: bytes, ledger: bytes, *, other: bool = False) -> None:
+        """Keep what the broker gave; with ``other`` it is another ledger now, where nothing is on record. All of it is
+        on the disk when this returns, or nothing.
+        """
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """Forget these values, and remove their files. Never the device's own."""
@@ -174,6 +176,7 @@ class MemoryShelf:
         self.manifests: list[bytes] = []
         self.leases: dict[bytes, float] = {}
         self.dead: dict[bytes, int] = {}
+        self.registration = (b"", b"")
         self.foldings: dict[bytes, list[bytes]] = {}
         """On what the foldings with a checkpoint began: workers write these."""
         self.expired: list[bytes] = []
@@ -262,10 +265,12 @@ class MemoryShelf:
             if (ended := self.commands.get(id)) is not None:
                 self.commands[id] = Ended(id=id, event=ended.event, outputs=ended.outputs, recorded=True)
 
-    def mark_unrecorded(self) -> None:
-        """As `Shelf.mark_unrecorded`."""
-        for id, ended in self.commands.items():
-            self.commands[id] = Ended(id=id, event=ended.event, outputs=ended.outputs)
+    def save_registration(self, token: bytes, ledger: bytes, *, other: bool = False) -> None:
+        """As `Shelf.save_registration`."""
+        self.registration = token, ledger
+        if other:
+            for id, ended in self.commands.items():
+                self.commands[id] = Ended(id=id, event=ended.event, outputs=ended.outputs)
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.drop`."""

@@ -84,6 +84,7 @@ class AgentCore:
             e.WorkerDied: runs.worker_died,
             e.Kept: runs.ends.kept,
             e.KeepFailed: runs.ends.keep_failed,
+            e.RegistrationUnsaved: lambda _: self._link.unsaved(),
             e.TensorAdopted: runs.tensor_adopted,
             e.TensorUnfit: runs.tensor_unfit,
             e.BlobArrived: self._blobs.arrived,
@@ -162,11 +163,8 @@ class AgentCore:
             self._fetches.asked(message)
 
     def _registered(self, message: m.Registered, _frames: tuple[m.Frame, ...]) -> None:
-        new_ledger = self._link.welcome(message)
-        if new_ledger is None:
+        if not self._link.welcome(message):
             return
-        if new_ledger:
-            self._desk.do(e.LedgerChanged())
         self._hear_log_level(message.log_level)
         self._reannounce = True
         self._runs.arguments.registered()
@@ -213,9 +211,11 @@ class AgentCore:
         if self._reannounce:
             # What the broker has not on record. Those being stored are announced when they are on the disk.
             self._reannounce = False
-            for ended in self._catalog.unrecorded():
+            unrecorded = self._catalog.unrecorded()
+            for ended in unrecorded:
                 if not self._runs.live(ended.id):
                     self._link.announce(*announcement(self._catalog, ended))
+            self._runs.fail_unwritten({ended.id for ended in unrecorded})
             self._link.announce(self._tags.whole())  # last: it says that there is no more
         self._link.flush()
         self._runs.arguments.flush(registered=registered)

@@ -105,6 +105,13 @@ class Ends:
             if command is not None and command.step is Step.STORING:
                 self._record_end(command, m.ResultFailed(id=id, digest=command.digest, failure=event.failure))
 
+    def fail_unwritten(self, command: Command) -> None:
+        """How it ended could be neither written nor told, and is gone."""
+        said = f"how {command.id.hex()} ended could not be written on the device, and the broker was away"
+        event = m.ResultFailed(id=command.id, digest=command.digest, failure=failure("StoreFull", said))
+        self._desk.log(WARNING, "end_lost", result=command.id.hex())
+        self._keep_end(command, event)
+
     # ------------------------------------------------------------------------------------------- without
 
     def fail(self, command: Command, why: m.Failure) -> None:
@@ -143,9 +150,12 @@ class Ends:
                 self._arguments.without_value(id, why)
 
     def _record_end(self, command: Command, event: m.Event) -> None:
+        command.move(Step.ANNOUNCED)
+        self._keep_end(command, event)
+
+    def _keep_end(self, command: Command, event: m.Event) -> None:
         left = command.deadline - self._desk.now
         self._desk.do(e.KeepResult(ended=Ended(id=command.id, event=event, outputs=command.outputs), left=left))
-        command.move(Step.ANNOUNCED)
         self._announce(event)
 
     def _announce(self, event: m.Event, frames: tuple[m.Frame, ...] = ()) -> None:

@@ -65,6 +65,7 @@ class Link:
         self._boot = boot
         self._token = token
         self._ledger = ledger
+        self._saved = token, ledger  # what the store has for certain
         self._epoch = 0
         self._interval = config.heartbeat_seconds
         self._beat_at = 0.0
@@ -118,23 +119,22 @@ class Link:
         if self.step is not LinkStep.LEFT:
             self._move(LinkStep.LEFT)
 
-    def welcome(self, message: m.Registered) -> bool | None:
-        """The broker's answer to `Register`; whether its ledger is another than before. None: it answers nothing that
-        was asked.
-        """
+    def welcome(self, message: m.Registered) -> bool:
+        """The broker's answer to `Register`. False: it answers nothing that was asked."""
         if self.step is not LinkStep.REGISTERING:
-            return None
+            return False
         self._move(LinkStep.REGISTERED)
         self._welcomed = True
         self._quarantines = 0
-        new_ledger = message.ledger != self._ledger and self._ledger != b""
+        other = message.ledger != self._ledger and self._ledger != b""
+        self._saved = self._token, self._ledger
         self._ledger, self._token, self._epoch = message.ledger, message.token, message.epoch
         self._interval = message.heartbeat_ms / 1000 or self._config.heartbeat_seconds
         self._beat_at = self._desk.now + self._jittered(self._interval)
         self._inbox = Inbox(message.first - 1 if message.first else 0)
         self._outbox = Outbox(first=self._outbox.last + 1)
         self._taken_at, self._told = None, self._inbox.taken
-        self._desk.do(SaveRegistration(token=message.token, ledger=message.ledger))
+        self._desk.do(SaveRegistration(token=message.token, ledger=message.ledger, other=other))
         if message.blobs:
             self._desk.do(OpenBlobs(endpoint=message.blobs))
         self._desk.log(
@@ -145,7 +145,14 @@ class Link:
             ledger=message.ledger.hex(),
             first=message.first,
         )
-        return new_ledger
+        return True
+
+    def unsaved(self) -> None:
+        """The last `SaveRegistration` has failed: as if that answer had been lost. To present its token would confirm
+        one that the next start of this agent does not have: a copy, for the broker.
+        """
+        self._token, self._ledger = self._saved
+        self._epoch, self._inbox = 0, Inbox()
 
     def refused(self, message: m.Refused) -> None:
         """The broker does not take us; for good, or for now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from broker.protocol import messages as m
 from broker.protocol.errors import ProtocolError
@@ -99,6 +99,14 @@ class Runs:
             if command is not None and command.step is Step.ANNOUNCED:
                 command.move(Step.RECORDED)
                 del self._commands[id]
+
+    def fail_unwritten(self, written: Container[bytes]) -> None:
+        """At a registration: what has ended, is not on record at the broker, and is none of ``written``, which is all
+        that the store has of that kind, could not be written. Nobody would ever hear of it.
+        """
+        for command in list(self._commands.values()):
+            if command.step is Step.ANNOUNCED and command.id not in written:
+                self.ends.fail_unwritten(command)
 
     # ------------------------------------------------------------------------------------------- taking
 

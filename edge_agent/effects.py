@@ -42,13 +42,13 @@ __all__ = [
     "KeepFailed",
     "KeepResult",
     "KillWorker",
-    "LedgerChanged",
     "MarkDeath",
     "MarkRecorded",
     "OfferBlob",
     "OpenBlobs",
     "Quarantined",
     "Reconnect",
+    "RegistrationUnsaved",
     "SaveRegistration",
     "StartWorker",
     "StopWorker",
@@ -87,6 +87,10 @@ class KeepFailed(_Effect, frozen=True, kw_only=True):
 
     ids: tuple[bytes, ...]
     failure: Failure
+
+
+class RegistrationUnsaved(_Effect, frozen=True, kw_only=True):
+    """A `SaveRegistration` could not be written, and the connection is given up; `LinkDown` follows."""
 
 
 class TensorAdopted(_Effect, frozen=True, kw_only=True):
@@ -163,6 +167,7 @@ AgentEvent = (
     | WorkerDied
     | Kept
     | KeepFailed
+    | RegistrationUnsaved
     | TensorAdopted
     | TensorUnfit
     | BlobArrived
@@ -218,10 +223,6 @@ class MarkDeath(_Effect, frozen=True, kw_only=True):
 
     id: bytes
     deaths: int
-
-
-class LedgerChanged(_Effect, frozen=True, kw_only=True):
-    """The broker's ledger is another than before: what it had on record is so no more."""
 
 
 class DropValues(_Effect, frozen=True, kw_only=True):
@@ -293,10 +294,13 @@ class HashFile(_Effect, frozen=True, kw_only=True):
 
 
 class SaveRegistration(_Effect, frozen=True, kw_only=True):
-    """Keep what the broker gave at registration, for the next one."""
+    """Keep what the broker gave at registration, for the next one; or tell `RegistrationUnsaved`. ``other``: the ledger
+    is another than before, so nothing is on record any more; that is written with it, or neither is.
+    """
 
     token: bytes
     ledger: bytes
+    other: bool = False
 
 
 class Reconnect(_Effect, frozen=True, kw_only=True):
@@ -330,7 +334,6 @@ AgentInstruction = (
     | KeepResult
     | MarkRecorded
     | MarkDeath
-    | LedgerChanged
     | DropValues
     | DropFiles
     | AdoptTensor

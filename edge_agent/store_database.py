@@ -231,11 +231,10 @@ class Database:
         row = run("SELECT value FROM meta WHERE key = 'generation'").fetchone()
         return 0 if row is None else int(row[0])
 
-    def save_registration(self, token: bytes, ledger: bytes) -> None:
-        """Keep what the broker gave. On the disk when this returns."""
-        with self.transaction(durable=True) as connection:
-            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("token", token), ("ledger", ledger)])
-            self._sum_named()
+    def write_registration(self, connection: Connection, token: bytes, ledger: bytes) -> None:
+        """Part of a transaction: keep what the broker gave."""
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("token", token), ("ledger", ledger)])
+        self._sum_named()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -330,11 +329,14 @@ def _read_seal(folder: Path) -> int:
 
 
 def _write_seal(folder: Path, generation: int) -> None:
-    """Say that so many transactions have reached the disk. Not synced: what stands there is never too much."""
+    """Say that so many transactions have reached the disk. Not synced: what stands there is never too much. Where it
+    can't be written, on a full disk, say, it stays behind: the transaction itself is done.
+    """
     data = _SEAL_MAGIC + generation.to_bytes(8, "little")
     data += zlib.crc32(data).to_bytes(4, "little")
-    descriptor = os.open(folder / "seal", os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        os.pwrite(descriptor, data, 0)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder / "seal", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, data, 0)
+        finally:
+            os.close(descriptor)

@@ -336,12 +336,6 @@ class StoreShelf:
             else:
                 ended[command] = Ended(id=command, event=waiting.event, outputs=waiting.outputs, recorded=True)
 
-    def mark_unrecorded(self) -> None:
-        """As `Shelf.mark_unrecorded`."""
-        self._settle()
-        with self._database.transaction(durable=True) as connection:
-            connection.execute("UPDATE commands SET recorded = 0, sum = sum & ~1")
-
     def drop(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.drop`."""
         pending = self._pending
@@ -373,9 +367,14 @@ class StoreShelf:
             self._pending.blobs.pop(digest, None)
             self._pending.dropped_blobs[digest] = None
 
-    def save_registration(self, token: bytes, ledger: bytes) -> None:
-        """Keep what the broker gave at registration. On the disk when this returns."""
-        self._database.save_registration(token, ledger)
+    def save_registration(self, token: bytes, ledger: bytes, *, other: bool = False) -> None:
+        """As `Shelf.save_registration`."""
+        if other:
+            self._settle()
+        with self._database.transaction(durable=True) as connection:
+            if other:
+                connection.execute("UPDATE commands SET recorded = 0, sum = sum & ~1")
+            self._database.write_registration(connection, token, ledger)
 
     def adopt(self, id: bytes, source: bytes | str) -> Held:
         """Make the content of a tensor file the value ``id``, without writing the row yet: hand the result to `keep`.

@@ -93,6 +93,8 @@ class DirectoryBlobs(BlobStore):
         self._sizes.update((digest, size) for _, digest, size in sorted(found))
         self._used = sum(self._sizes.values())
         self._parked.update((digest, size) for _, digest, size in sorted(parts))
+        if found:  # a store that was killed may have given a name, and not have synced it: commits may name it now
+            self.sync_folder()
 
     def sync_folder(self) -> None:
         """Make names durable that were given or taken in the folder."""

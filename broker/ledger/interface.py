@@ -109,9 +109,12 @@ class RecordTerminal(_Write, frozen=True, kw_only=True):
 
 
 class MarkSeen(_Write, frozen=True, kw_only=True):
-    """These have been seen by their session, or nobody will come for them: no notification is due."""
+    """These have been seen by their session, or nobody will come for them: no notification is due. ``seen`` False: it
+    is due again, since somebody has come.
+    """
 
     ids: list[bytes]
+    seen: bool = True
 
 
 class MarkReleasing(_Write, frozen=True, kw_only=True):

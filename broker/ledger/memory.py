@@ -136,7 +136,7 @@ class MemoryLedger:
         for each in write.ids:
             stored = self._results.get(each)
             if stored is not None:
-                stored.seen = True
+                stored.seen = write.seen
                 _thin(stored)
 
     def _mark_releasing(self, write: MarkReleasing) -> None:

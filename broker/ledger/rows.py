@@ -166,12 +166,12 @@ class Rows:
     def open(self, new_ledger: Callable[[], bytes], *, of_the_past: bool = False) -> None:
         """Open the file, or make it, with the id that ``new_ledger`` gives; check all of it but its rows.
 
-        ``of_the_past``: it is known that commits are missing, and the witness is to count anew.
+        ``of_the_past``: it is known that commits are missing; call `count_anew` after the next `flush`.
         """
         seen = self._witness.open()
         try:
             self._connection = self._connect(self.path)
-            self._open(None if of_the_past else seen, new_ledger, of_the_past)
+            self._open(seen, new_ledger, of_the_past)
         except LedgerError:
             self.close()
             raise
@@ -193,7 +193,7 @@ class Rows:
         self._run("PRAGMA cell_size_check = ON")
         tables = {str(name) for (name,) in self._run("SELECT name FROM sqlite_schema")}
         if not tables:
-            if seen:
+            if seen and not of_the_past:
                 raise LedgerDamaged(self.path, f"expected {seen} commits, got an empty file")
             application = 0
         else:
@@ -210,7 +210,7 @@ class Rows:
             self._make()
         else:
             self._check(seen, of_the_past)
-        if seen is None:
+        if seen is None and not of_the_past:
             self._witness.made()
 
     def _make(self) -> None:
@@ -246,7 +246,9 @@ class Rows:
             if found != [(_create(name),)]:
                 raise LedgerDamaged(self.path, f"table {name} is not what it was made as")
         commits = self.head.commits
-        if seen is None and commits and not of_the_past:
+        if of_the_past:
+            return
+        if seen is None and commits:
             raise LedgerDamaged(self.path, f"expected a count of commits beside it, got none, for {commits} commits")
         if seen is not None and commits < seen:
             raise LedgerDamaged(self.path, f"expected {seen} commits, got {commits}: the last ones are missing")
@@ -285,6 +287,10 @@ class Rows:
         while self._version < SCHEMA_VERSION:
             MIGRATIONS[self._version](self.head, self.tables.values())
             self._version += 1
+
+    def count_anew(self) -> None:
+        """The witness counts from here on: what it knows of is missing for good."""
+        self._witness.made()
 
     def close(self) -> None:
         """Let go of the files."""

@@ -170,19 +170,23 @@ class SqliteLedger:
 
     def open(self) -> Snapshot:
         """See `broker.ledger.interface.Ledger`. Reads and checks all of it."""
-        return self._open(of_the_past=False)
+        return self._open()
 
-    def _open(self, *, of_the_past: bool) -> Snapshot:
+    def _open(self, *, renewed: bool = False) -> Snapshot:
         if self._rows.is_open:
             self.close()
         self._reset()
         rows = self._rows
-        rows.open(lambda: self._random_bytes(LEDGER_ID_BYTES), of_the_past=of_the_past)
+        rows.open(lambda: self._random_bytes(LEDGER_ID_BYTES), of_the_past=renewed)
         try:
             snapshot = self._load()
             rows.all_read()
             rows.head.epoch = snapshot.epoch
+            if renewed:
+                self._renew(snapshot)
             rows.flush()
+            if renewed:
+                rows.count_anew()  # not before: until it has its new id, it must not pass for a ledger that is whole
         except BaseException:
             self.close()
             raise
@@ -193,14 +197,17 @@ class SqliteLedger:
 
         What was accepted or ended after the backup is not in it. By the new id its peers learn that they have to say
         again what they know: devices announce what they have, and present themselves as for the first time; sessions
-        begin anew, and send again what has not ended. Close it afterwards.
+        begin anew, and send again what has not ended. All of that is one commit. Close it afterwards.
         """
-        snapshot = self._open(of_the_past=True)
+        self._open(renewed=True)
+        return self._rows.head.ledger
+
+    def _renew(self, snapshot: Snapshot) -> None:
         self._rows.head.ledger = self._random_bytes(LEDGER_ID_BYTES)
         for session in snapshot.sessions:
             self._sessions.drop(session.incarnation)
-        self.commit([msgspec.structs.replace(device, confirmed=b"", issued=b"") for device in snapshot.devices])
-        return self._rows.head.ledger
+        for device in snapshot.devices:
+            self._apply[RecordDevice](msgspec.structs.replace(device, confirmed=b"", issued=b""))
 
     def commit(self, writes: Sequence[Write]) -> None:
         """See `broker.ledger.interface.Ledger`."""
@@ -263,8 +270,8 @@ class SqliteLedger:
         for id in write.ids:
             if id in known:
                 state = self._state(id)
-                state.seen = True
-                if state.status is ResultStatus.RELEASED:
+                state.seen = write.seen
+                if write.seen and state.status is ResultStatus.RELEASED:
                     self._contents.drop(id)
 
     def _mark_releasing(self, write: MarkReleasing) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.config import BrokerConfig
+from broker.ledger.interface import RecordErrand
 from broker.protocol.messages import (
     Deliver,
     DeviceInfo,
@@ -18,6 +19,7 @@ from broker.protocol.messages import (
     OpenSession,
     Refused,
     Registered,
+    Release,
     ResultFailed,
     ResultStatus,
     SessionOpened,
@@ -278,6 +280,57 @@ def test_device_is_forgotten(bench: Bench) -> None:
     session.open()
     session.tell(ListDevices(r=1))
     assert [info.device for info in session.take(DeviceList).devices] == ["awaited"]
+
+
+def test_a_device_that_was_forgotten_has_taken_nothing(bench: Bench) -> None:
+    """What its agent took of this broker before does not count for the commands of its new mailbox, though the answer
+    to its first registration there was lost.
+    """
+    bench.config = BrokerConfig(log_level=10, device_retention=1000.0)
+    bench.restart()
+    session, device = bench.session(), bench.device()
+    for _ in range(2):
+        session.invoke()
+        device.ready(device.take_one())
+    device.connect()
+    bench.pass_time(2500.0)
+    assert bench.core.gauges()["devices"] == 0
+    before = {"token": device.token, "ledger": device.ledger, "epoch": device.epoch, "taken": device.taken}
+    session.connect()
+    session.open()
+    device.register(**before)
+    results = [session.invoke(), session.invoke()]
+    device.connect()
+    device.clear()
+    device.register(**before)
+    for deliver in device.take_all():
+        device.ready(deliver)
+    assert [session.status(each) for each in results] == [ResultStatus.DONE] * 2
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_device_that_was_forgotten_leaves_nothing_in_the_ledger(bench: Bench, restarted: bool) -> None:
+    """Neither do the releases that waited for it, whether they were sent or not."""
+    bench.config = BrokerConfig(log_level=10, device_retention=1000.0)
+    bench.restart()
+    session, device = bench.session(), bench.device()
+    result = session.invoke()
+    device.ready(device.take_one(), inline=False)
+    device.connect()
+    session.submit(Release(ids=[result]))
+    assert len(bench.ledger.open().errands) == 1
+    if restarted:
+        bench.restart()
+    bench.pass_time(2500.0)
+    assert bench.core.gauges()["devices"] == 0
+    assert bench.ledger.open().errands == []
+
+
+def test_errands_of_devices_that_are_not_known_are_dropped_at_a_start(bench: Bench) -> None:
+    """An earlier broker has left them: nobody else will."""
+    bench.ledger.commit([RecordErrand(seq=1, device="gone", digest=bytes(16), command=Release(ids=[bytes(16)]))])
+    bench.restart()
+    assert bench.ledger.open().errands == []
 
 
 def test_peers_that_change_their_role(bench: Bench) -> None:

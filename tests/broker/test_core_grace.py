@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.config import BrokerConfig
+from broker.protocol.framing import command_digest
 from broker.protocol.messages import (
     AskDeadLetters,
     AskStatus,
@@ -17,6 +18,7 @@ from broker.protocol.messages import (
     Goodbye,
     Heartbeat,
     HeartbeatSeen,
+    Invoke,
     NeedValues,
     Notify,
     OpenSession,
@@ -208,6 +210,35 @@ def test_a_command_waits_for_a_device_that_has_yet_to_register(bench: Bench) -> 
     device.register()
     device.ready(device.take_one())
     assert session.status(result) is ResultStatus.DONE
+
+
+def test_an_end_that_was_adopted_is_told_to_the_session_that_comes_for_it() -> None:
+    """Also by the next broker: the command is accepted, so its session does not send it again. It is kept as long as
+    any other then.
+    """
+    bench = Bench(BrokerConfig(log_level=10, default_deadline_ms=10_000, retention_ms=20_000))
+    device = bench.device()
+    session = SessionPeer(bench)
+    command = Invoke(id=session.id_of(), plan=session.plan, args=[])
+    digest = command_digest(command, ())
+    device.announce(ResultReady(id=command.id, digest=digest, inline=True), VALUE)
+    bench.restart()  # nobody was to come for it
+    session.connect()
+    session.open(ledger=b"another ledger..")
+    bench.blobs[session.plan] = b"plan"
+    assert session.submit(command) == session.accepted()
+    bench.restart()
+    session.connect()
+    session.open()
+    assert [notify.event.id for notify in session.notified()] == [command.id]  # type: ignore[union-attr]
+    bench.restart()
+    session.connect()
+    session.open()
+    assert session.notified() == []
+    assert session.status(command.id) is ResultStatus.DONE
+    bench.pass_time(31.0)
+    session.open()
+    assert session.status(command.id) is ResultStatus.FORGOTTEN
 
 
 def test_what_was_taken_of_another_ledger_counts_for_nothing(bench: Bench) -> None:

@@ -133,6 +133,38 @@ def test_session_is_taken_over(bench: Bench) -> None:
     assert len(bench.events("session_taken_over")) == 1
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_session_that_was_forgotten_takes_nothing_over(restarted: bool) -> None:
+    """Whoever has the name now came later, though nobody was there to be fenced then."""
+    bench = with_config(session_retention=1000.0)
+    old = bench.session("nightly")
+    old.connect()
+    bench.pass_time(2500.0)
+    assert bench.core.gauges()["sessions"] == 0
+    new = bench.session("nightly")
+    if restarted:
+        bench.restart()
+        new.connect()
+        new.open()
+        old.connect()
+    old.open()
+    assert old.take(Refused).code == "fenced"
+    device = bench.device()
+    result = new.invoke()
+    device.ready(device.take_one())
+    assert new.status(result) is ResultStatus.DONE
+
+
+def test_a_session_that_was_forgotten_may_come_back() -> None:
+    """Where nobody has its name."""
+    bench = with_config(session_retention=1000.0)
+    session = bench.session("nightly")
+    session.connect()
+    bench.pass_time(2500.0)
+    session.open()
+    assert session.take(SessionOpened).accepted == 0
+
+
 def test_acceptance_of_a_fenced_incarnation(bench: Bench) -> None:
     """What an older incarnation sent is not acknowledged to the newer one."""
     old = bench.session("nightly")
@@ -267,6 +299,35 @@ def test_retention() -> None:
     assert session.status(result) is ResultStatus.DONE
     bench.pass_time(2.0)
     assert session.status(result) is ResultStatus.FORGOTTEN
+
+
+def test_a_forgotten_result_stays_forgotten_over_a_restart() -> None:
+    """Also when its session has sent nothing since it was forgotten."""
+    bench = with_config(default_deadline_ms=10_000, retention_ms=20_000, silent_heartbeats=1000)
+    session, device = bench.session(), bench.device()
+    results = [session.invoke(), session.invoke()]
+    for deliver in device.take_all():
+        device.ready(deliver)
+    session.notified()
+    bench.pass_time(31.0)
+    bench.restart()
+    asker = bench.session()
+    assert [asker.status(each) for each in results] == [ResultStatus.FORGOTTEN] * 2
+
+
+def test_the_id_of_a_forgotten_result_names_no_other_command() -> None:
+    """Nor the same one once more: it would end a second time."""
+    bench = with_config(ended_results=0)
+    session, device = bench.session(), bench.device()
+    first = session.invoke(outputs=2)
+    device.ready(device.take_one(), outputs=2)
+    session.notified()
+    for id in (first, first[:15] + bytes([first[15] + 1])):
+        session.submit(Invoke(id=id, plan=session.plan, args=[]))
+        failure = session.take(Rejected).failure
+        assert failure.code == "IdConflict"
+        assert failure.message == f"the id {id.hex()} already named another command, or a part of one, and is forgotten"
+    assert device.take_all() == []
 
 
 def test_forgotten_result_that_is_announced() -> None:

@@ -10,6 +10,14 @@ from broker.intervals import Intervals
 pieces = st.tuples(st.integers(1, 40), st.integers(0, 6)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
+@given(st.lists(pieces, max_size=20), pieces)
+def test_intervals_meet_what_has_a_number_of_theirs(added: list[tuple[int, int]], piece: tuple[int, int]) -> None:
+    """However they overlap."""
+    first, last = piece
+    intervals = Intervals(added)
+    assert intervals.meets(first, last) is any(number in intervals for number in range(first, last + 1))
+
+
 @given(st.lists(pieces, max_size=20))
 def test_intervals_are_a_set(added: list[tuple[int, int]]) -> None:
     """They hold what was put in, whatever the order, with as few intervals as there are gaps."""

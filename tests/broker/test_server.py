@@ -16,9 +16,10 @@ import pytest
 import zmq
 
 from broker import logs
+from broker.blob_server import BlobServer
 from broker.config import BrokerConfig
 from broker.ledger.blobs import MemoryBlobs
-from broker.ledger.interface import RecordDevice
+from broker.ledger.interface import RecordCommand, RecordDevice
 from broker.ledger.memory import MemoryLedger
 from broker.protocol.framing import command_digest, decode
 from broker.protocol.messages import (
@@ -156,22 +157,25 @@ def served(context: Context) -> Iterator[Served]:
 # ------------------------------------------------------------------------------------------- the work
 
 
+AWAY = RecordDevice(
+    device="device_1",
+    store=b"store" * 3,
+    boot=b"boot" * 4,
+    confirmed=b"",
+    issued=b"token" * 2,
+    version=PROTOCOL_VERSION,
+    runtimes=[],
+    labels={},
+    last_seen=0,
+)
+"""A device that is known, and away."""
+
+
 def test_a_broker_whose_only_timer_is_months_away(context: Context) -> None:
     """A broker that was started with a device that is away, and nobody else, waits for somebody to come."""
     ledger = MemoryLedger()
     ledger.open()
-    device = RecordDevice(
-        device="device_1",
-        store=b"store" * 3,
-        boot=b"boot" * 4,
-        confirmed=b"",
-        issued=b"token" * 2,
-        version=PROTOCOL_VERSION,
-        runtimes=[],
-        labels={},
-        last_seen=0,
-    )
-    ledger.commit([device])
+    ledger.commit([AWAY])
     with BrokerServer("inproc://months", context=context, ledger=ledger, config=CONFIG) as server:
         served = Served(context, server)
         served.check()
@@ -526,6 +530,42 @@ def test_restart_over_the_same_ledger(context: Context) -> None:
             assert device.hear(Deliver).command.id == result  # type: ignore[union-attr]
             for peer in served.peers:
                 peer.close()
+
+
+def test_what_unended_commands_name_is_pinned_before_blobs_come_in(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a start: a store that is full makes room for what comes in by dropping what nobody has pinned."""
+    ledger, store = MemoryLedger(), MemoryBlobs()
+    digest = store.put_bytes(b"a value")
+    put = Put(id=b"session1" + (1).to_bytes(8, "big"), blob=digest)
+    ledger.commit(
+        [
+            AWAY,
+            RecordCommand(
+                seq=1,
+                id=put.id,
+                outputs=1,
+                device=AWAY.device,
+                incarnation=b"session1",
+                n=1,
+                digest=bytes(16),
+                command=put,
+                frames=(),
+                deadline_ms=1 << 42,
+            ),
+        ]
+    )
+    pins: list[int] = []
+    start = BlobServer.start
+
+    def started(self: BlobServer) -> None:
+        pins.append(store.pins(digest))
+        start(self)
+
+    monkeypatch.setattr(BlobServer, "start", started)
+    with BrokerServer("inproc://pinned", context=context, ledger=ledger, store=store):
+        assert pins == [1]
 
 
 def test_stopping_twice(context: Context) -> None:

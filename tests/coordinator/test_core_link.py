@@ -69,6 +69,39 @@ def test_a_stranger_introduces_itself_again() -> None:
     assert session.new == []
 
 
+def test_an_older_answer_to_the_introduction_changes_nothing() -> None:
+    """It was asked twice, and the answer that says less comes last: numbers that were given out stay as they are."""
+    session = Session()
+    session.open()
+    session.with_plan()
+    first, second = session.invoke(1.0), session.invoke(2.0)
+    n = session.last_n()
+    session.told(m.Accepted(n=n - 1))
+    session.opened(accepted=n - 2)
+    assert session.new == []
+    session.told(m.Accepted(n=n))
+    assert session.core.unaccepted == 0
+    session.ready(first)
+    session.ready(second)
+    assert session.core.pending == 0
+
+
+def test_a_late_notification_does_not_count_on_the_next_connection() -> None:
+    """A broker that was restarted may have given its number to another one, which would never be taken then."""
+    session = Session()
+    session.open()
+    session.with_plan()
+    first, second = session.invoke(1.0), session.invoke(2.0)
+    session.handle(LinkDown())
+    session.handle(LinkUp())
+    session.ready(first)  # it was on its way from the broker that died, before that had it on disk
+    session.opened(accepted=session.last_n())
+    session.notify(m.ResultReady(id=second.id, digest=second.digest, inline=True), b"value", n=1)
+    assert (first.ended, second.ended) == (False, True)
+    session.notify(m.ResultReady(id=first.id, digest=first.digest, inline=True), b"value", n=2)
+    assert first.ended
+
+
 def test_heartbeats_follow_the_brokers_interval() -> None:
     """Heartbeats go at the interval that the broker gave, and change with it."""
     session = Session()

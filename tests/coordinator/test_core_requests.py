@@ -102,6 +102,24 @@ def test_a_watched_id_is_asked_after_until_it_ends() -> None:
     assert not session.sent(m.AskStatus)
 
 
+def test_all_watched_ids_are_asked_after_however_many() -> None:
+    """Ten thousand at a time, in turn: those that do not end keep nobody else from being asked after."""
+    session = Session()
+    session.open(heartbeat_ms=3_600_000)
+    ids = [b"another." + n.to_bytes(8, "big") for n in range(15_000)]
+    for id in ids:
+        session.handle(Watch(id))
+    asked: list[list[bytes]] = []
+    (question,) = session.sent(m.AskStatus, session.done)
+    for _ in range(3):
+        asked.append(question.ids)
+        session.told(m.StatusReport(r=question.r, entries=[]))
+        session.tick()
+        (question,) = session.sent(m.AskStatus)
+    assert [len(each) for each in asked] == [1, 10_000, 10_000]  # the first one was asked after at once
+    assert {id for each in asked for id in each} == set(ids)
+
+
 def test_a_watched_id_that_has_no_value_ends_with_the_reason() -> None:
     """Every status that is final and not done becomes a failure of that name."""
     expected = {

@@ -15,11 +15,14 @@ import zmq
 from torch import nn
 
 from broker.config import BrokerConfig
+from broker.protocol import messages as m
+from broker.protocol.framing import decode, encode
 from broker.server import BrokerServer
 from broker.sockets import send
 from coordinator import Plan, VirtualWorker, connect, func2plan
+from coordinator.core import SessionConfig
 from coordinator.core_tables import Link
-from coordinator.driver import SessionDriver
+from coordinator.driver import MESSAGES_A_ROUND, SessionDriver
 from coordinator.fleet import Fleet
 from tests.processes import start_agent, start_broker
 
@@ -138,6 +141,51 @@ def test_questions_wait_for_the_broker_to_come_back(restarting: Restarting) -> N
         reach(fleet.driver, Link.DOWN)
         restarting.start()
         assert fleet.search("anything") == {}
+
+
+def test_what_the_old_connection_brought_is_taken_in_before_the_next_one() -> None:
+    """However much of it waits: the introduction to the broker that comes next names all that has come."""
+    count = 4 * MESSAGES_A_ROUND
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.SNDHWM, 0)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    driver = SessionDriver(f"tcp://127.0.0.1:{port}", config=SessionConfig(), context=context)
+    try:
+        welcome = m.SessionOpened(
+            version=m.PROTOCOL_VERSION, ledger=b"ledger-1", accepted=0, heartbeat_ms=5000, max_message=1 << 20
+        )
+        peer, _ = router.recv_multipart()
+        router.send_multipart([peer, encode(welcome)])
+        reach(driver, Link.OPEN)
+        with driver.lock:  # the thread takes in nothing meanwhile
+            event = m.Cancelled(id=bytes(16), digest=bytes(16))
+            for n in range(1, count + 1):
+                router.send_multipart([peer, encode(m.Notify(n=n, device="d1", event=event))])
+            router.close(linger=int(WITHIN * 1000))
+            router = context.socket(zmq.ROUTER)
+            monitor = router.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            wait_until(lambda: bound(router, port))
+            came = monitor.poll(int(WITHIN * 1000))
+            router.disable_monitor()
+            monitor.close(linger=0)
+            assert came
+        while not isinstance(hello := decode(router.recv_multipart()[1]), m.OpenSession):
+            pass
+        assert hello.seen == count
+    finally:
+        driver.close(0.0)
+        router.close(linger=0)
+        context.term()
+
+
+def bound(router: zmq.Socket[bytes], port: int) -> bool:
+    """Whether the port is ours now: another socket that had it may not have let go of it yet."""
+    try:
+        router.bind(f"tcp://127.0.0.1:{port}")
+    except zmq.ZMQError:
+        return False
+    return True
 
 
 def test_an_interrupted_call_does_not_spoil_the_connection(

@@ -147,7 +147,14 @@ class Device:
         self.welcome(ledger=ledger, epoch=epoch, first=first, blobs=blobs, level=level)
 
     def welcome(
-        self, *, ledger: bytes = LEDGER, epoch: int = 1, first: int = 1, blobs: str = "", level: int = 0
+        self,
+        *,
+        ledger: bytes = LEDGER,
+        epoch: int = 1,
+        token: bytes = b"token-01",
+        first: int = 1,
+        blobs: str = "",
+        level: int = 0,
     ) -> None:
         """The broker answers a registration."""
         self.delivered = first - 1
@@ -156,7 +163,7 @@ class Device:
                 version=m.PROTOCOL_VERSION,
                 ledger=ledger,
                 epoch=epoch,
-                token=b"token-01",
+                token=token,
                 first=first,
                 heartbeat_ms=10_000,
                 max_message=4 << 20,
@@ -294,6 +301,10 @@ class Device:
         else:
             do(self, instruction)
 
+    def _save_registration(self, one: e.SaveRegistration) -> None:
+        self.shelf.save_registration(one.token, one.ledger, other=one.other)
+        self.told.append(one)
+
     def _keep(self, instruction: e.KeepResult) -> None:
         self.shelf.keep(instruction.ended, instruction.values, durable=instruction.durable, left=instruction.left)
         if instruction.durable:
@@ -305,8 +316,8 @@ class Device:
         e.Assign: lambda self, one: self.orders.extend(one.orders),
         e.KeepResult: _keep,
         e.MarkRecorded: lambda self, one: self.shelf.mark_recorded(one.ids),
+        e.SaveRegistration: _save_registration,
         e.MarkDeath: lambda self, one: self.shelf.mark_death(one.id, one.deaths),
-        e.LedgerChanged: lambda self, _: self.shelf.mark_unrecorded(),
         e.DropValues: lambda self, one: self.shelf.drop(one.ids),
         e.KeepBlob: lambda self, one: self.shelf.keep_blob(one.digest, one.source, manifest=one.manifest),
         e.DropBlobs: lambda self, one: self.shelf.drop_blobs(one.digests),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from broker.protocol.tensors import decode_array, encode_array
 from edge_agent import Store
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.store_database import StoreInUse
+from edge_agent.store_shelf import StoreShelf
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
 from tests.edge_agent.router_peer import RouterPeer
@@ -240,6 +242,30 @@ def test_an_agent_restarts_on_its_store(broker: RouterPeer, store: Store) -> Non
     assert first.store == second.store == store.id
     assert (first.token, second.token) == (b"", b"token-01")
     assert first.boot != second.boot
+
+
+def test_a_registration_that_cannot_be_written_is_not_confirmed(
+    broker: RouterPeer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the agent comes again as it was before, until the broker's answer is on the disk."""
+    save = StoreShelf.save_registration
+    full = [1, 2]
+
+    def save_unless_full(self: StoreShelf, token: bytes, ledger: bytes, *, other: bool = False) -> None:
+        if full:
+            full.pop()
+            raise sqlite3.OperationalError("database or disk is full")
+        save(self, token, ledger, other=other)
+
+    monkeypatch.setattr(StoreShelf, "save_registration", save_unless_full)
+    agent = Agent(broker.endpoint, "device_1", store, worker="thread", config=CONFIG)
+    agent.start()
+    try:
+        presented = [broker.wait_for(m.Register)[0].token for _ in range(3)]
+        agent.wait_until_registered(PATIENCE)
+    finally:
+        agent.stop()
+    assert presented == [b"", b"", b""]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,24 @@ def test_what_the_broker_gave_is_kept_for_the_next_start() -> None:
     assert device.take(e.OpenBlobs) == [e.OpenBlobs(endpoint="tcp://*:5752")]
 
 
+def test_a_registration_that_could_not_be_written_counts_as_lost() -> None:
+    """The next one presents what the store has: another token would be confirmed by that, and be unknown to the next
+    start of this agent. The answer after that is written again.
+    """
+    device = Device()
+    device.register()
+    device.feed(LinkDown())
+    device.feed(LinkUp())
+    device.welcome(token=b"token-02", ledger=b"ledger-2", first=3)
+    device.take(e.SaveRegistration)
+    device.feed(e.RegistrationUnsaved(), LinkDown())
+    device.feed(LinkUp())
+    last = device.take_sent(m.Register)[-1]
+    assert (last.token, last.ledger, last.epoch, last.taken) == (b"token-01", LEDGER, 0, 0)
+    device.welcome(token=b"token-02", ledger=b"ledger-2", first=3)
+    assert device.take(e.SaveRegistration) == [e.SaveRegistration(token=b"token-02", ledger=b"ledger-2", other=True)]
+
+
 def test_the_whole_tag_index_is_announced_at_each_registration() -> None:
     """Last of all that was not recorded; numbers go on."""
     device = Device()
@@ -121,6 +139,25 @@ def test_what_is_not_on_the_disk_yet_is_not_announced_at_registration_either() -
     assert device.announced() == []
     device.commit()
     assert len(device.announced()) == 1
+
+
+def test_an_end_that_could_not_be_written_is_not_kept_from_the_broker() -> None:
+    """On a full disk: what was announced in vain has failed at the next registration, and is not waited for."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, counter=1)
+    device.invoke(PLAN, counter=2)
+    device.feed(LinkDown())
+    device.finish_all()
+    del device.shelf.commands[result_id(1)]  # the writer could not write it
+    device.sent.clear()
+    device.register(epoch=1, first=4)
+    assert [type(event).__name__ for event in device.announced()] == ["ResultReady", "ResultFailed"]
+    assert device.failure_of(result_id(1)).code == "StoreFull"
+    device.acknowledge()
+    device.feed(LinkDown())
+    device.register(epoch=1, first=4)
+    assert device.announced() == []
 
 
 def test_another_ledger_is_told_everything() -> None:

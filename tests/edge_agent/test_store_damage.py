@@ -200,3 +200,15 @@ def test_a_lost_store_is_another_one(tmp_path: Path) -> None:
         with Store.open(tmp_path / name) as store:
             ids.add(store.id)
     assert len(ids) == 2
+
+
+def test_a_seal_that_cannot_be_written_stays_behind(tmp_path: Path) -> None:
+    """What was put is on the disk, and is not said to have failed."""
+    with Store.open(tmp_path) as store:
+        seal = tmp_path / "seal"
+        seal.unlink()
+        seal.mkdir()
+        kept = store.put([1.0, 2.0])
+        seal.rmdir()
+    with Store.open(tmp_path) as store:
+        assert store.get(kept).tolist() == [1.0, 2.0]

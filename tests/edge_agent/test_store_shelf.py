@@ -137,8 +137,31 @@ def test_what_was_recorded_after_it_was_written_is_marked(shelf: StoreShelf, wak
     waker.commit(shelf)
     shelf.mark_recorded([result_id(1)])
     assert [one.id for one in shelf.unrecorded()] == [result_id(2)]
-    shelf.mark_unrecorded()
+    shelf.save_registration(b"token", b"another", other=True)
+    assert shelf.registration() == (b"token", b"another")
     assert [one.id for one in shelf.unrecorded()] == [result_id(1), result_id(2)]
+
+
+def test_another_ledger_is_written_down_whole_or_not_at_all(
+    shelf: StoreShelf, waker: Waker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else, after a crash in between, what the old one had on record would never be announced to the new one."""
+    shelf.save_registration(b"token", b"ledger")
+    shelf.keep(ended(1), [held(1)], durable=False)
+    waker.commit(shelf)
+    shelf.mark_recorded([result_id(1)])
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "write_registration", full)
+        with pytest.raises(sqlite3.OperationalError):
+            shelf.save_registration(b"token", b"another", other=True)
+    assert shelf.registration() == (b"token", b"ledger")
+    assert shelf.unrecorded() == []
+    shelf.save_registration(b"token", b"another", other=True)
+    assert [one.id for one in shelf.unrecorded()] == [result_id(1)]
 
 
 def test_an_inline_announcement_can_be_made_again(shelf: StoreShelf, waker: Waker) -> None:

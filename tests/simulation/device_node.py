@@ -64,13 +64,12 @@ class DeviceNode(Client):
             e.Assign: self._assign,
             e.KeepResult: self._keep,
             e.MarkRecorded: self._mark_recorded,
-            e.LedgerChanged: lambda _: self.shelf.mark_unrecorded(),
             e.DropValues: self._drop_values,
             e.DropFiles: lambda _: None,
             e.KeepBlob: lambda event: self.shelf.keep_blob(event.digest, event.source, manifest=event.manifest),
             e.DropBlobs: lambda event: self.shelf.drop_blobs(event.digests),
             e.OpenBlobs: lambda _: None,
-            e.SaveRegistration: lambda event: self.shelf.save_registration(event.token, event.ledger),
+            e.SaveRegistration: self._save_registration,
             e.Reconnect: lambda _: self.disconnect(),
             e.Quarantined: lambda event: self._give_up(e.GiveUp(code="stale_token", reason=event.reason)),
             e.GiveUp: self._give_up,
@@ -187,6 +186,9 @@ class DeviceNode(Client):
     def _drop_values(self, drop: e.DropValues) -> None:
         self.shelf.drop(drop.ids)
         self._write_within(0.5)
+
+    def _save_registration(self, save: e.SaveRegistration) -> None:
+        self.shelf.save_registration(save.token, save.ledger, other=save.other)
 
     def _write_within(self, seconds: float) -> None:
         at = self.world.now + seconds * self.world.random.random()

@@ -114,7 +114,6 @@ class ShelfDisk(MemoryShelf):
         self._world = world
         self._name = name
         self.id = world.random_bytes(16)
-        self.registration = (b"", b"")
         self._disk = MemoryShelf()
         self._gathered: list[Callable[[MemoryShelf], None]] = []
         self._written: list[list[Callable[[MemoryShelf], None]]] = []
@@ -195,13 +194,6 @@ class ShelfDisk(MemoryShelf):
         super().mark_recorded(ids)
         self._gathered.append(lambda disk: disk.mark_recorded(ids))
 
-    def mark_unrecorded(self) -> None:
-        """As `Shelf.mark_unrecorded`: on the disk at once."""
-        super().mark_unrecorded()
-        self._gathered.append(lambda disk: disk.mark_unrecorded())
-        self.write()
-        self.sync()
-
     def drop(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.drop`."""
         ids = list(ids)
@@ -219,10 +211,13 @@ class ShelfDisk(MemoryShelf):
         super().drop_blobs(digests)
         self._written.append([lambda disk: disk.drop_blobs(digests)])
 
-    def save_registration(self, token: bytes, ledger: bytes) -> None:
-        """As `StoreShelf.save_registration`: on the disk at once, and with it all that was committed before."""
+    def save_registration(self, token: bytes, ledger: bytes, *, other: bool = False) -> None:
+        """As `Shelf.save_registration`: on the disk at once, and with it all that was committed before."""
+        super().save_registration(token, ledger, other=other)
+        if other:
+            self._gathered.append(lambda disk: disk.save_registration(token, ledger, other=True))
+            self.write()
         self.sync()
-        self.registration = (token, ledger)
 
 
 def _take_over(shelf: MemoryShelf, other: MemoryShelf) -> None:

@@ -206,8 +206,8 @@ def forget_who_is_fenced(patch: Patch) -> None:
     original: Any = Sessions.open
 
     def open_session(self: Sessions, peer: bytes, message: Any) -> None:
-        for name in ("fenced", "_fenced"):
-            vars(self).get(name, {}).clear()
+        self.fenced.pop(message.incarnation, None)
+        self.past.pop(message.incarnation, None)
         original(self, peer, message)
 
     patch.setattr(Sessions, "open", open_session)

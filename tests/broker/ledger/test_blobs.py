@@ -299,6 +299,17 @@ def test_a_blob_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: py
     assert steps == ["sync file", "name", "sync folder"]
 
 
+def test_names_that_a_killed_store_gave_are_synced_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are there, in the page cache: a commit that names one must not be on the disk before it."""
+    DirectoryBlobs(tmp_path / "blobs").put_bytes(b"content")
+    synced: list[Path] = []
+    monkeypatch.setattr(DirectoryBlobs, "sync_folder", lambda self: synced.append(self.folder))
+    DirectoryBlobs(tmp_path / "blobs")
+    assert synced == [tmp_path / "blobs"]
+
+
 def test_a_full_disk_leaves_the_part_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that the disk refuses halfway is undone, so that what came before can be gone on from."""
     store = DirectoryBlobs(tmp_path)

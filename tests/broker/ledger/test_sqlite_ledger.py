@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 import msgspec
@@ -350,6 +352,49 @@ def test_a_backup_is_served_after_it_was_renewed(ledger: SqliteLedger, tmp_path:
     assert before.sessions
     devices = [msgspec.structs.replace(device, confirmed=b"", issued=b"") for device in before.devices]
     assert content(snapshot) == msgspec.structs.replace(before, sessions=[], devices=devices)
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_a_backup_whose_renewal_was_cut_off_is_not_served_as_it_was(
+    ledger: SqliteLedger, tmp_path: Path, kept: int
+) -> None:
+    """Wherever a crash ends it, the ledger is still refused, or has its new id; and can be renewed again."""
+    story = Story(8)
+    for writes in story.commits(20):
+        ledger.commit(writes)
+    path = crashed(ledger, tmp_path / "backup")
+    for writes in story.commits(3):
+        ledger.commit(writes)
+    shutil.copy(Path(ledger.path).with_name(FILES[2]), path.with_name(FILES[2]))
+    left = [kept]
+
+    class Crashing:
+        """A connection to a disk that loses power at the commit after so many."""
+
+        def __init__(self, path: str) -> None:
+            self.real = connect(path)
+
+        def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Iterable[tuple[Any, ...]]:
+            if sql == "COMMIT":
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            return self.real.execute(sql, parameters)
+
+        def close(self) -> None:
+            self.real.close()
+
+    backup = SqliteLedger(path, connect=Crashing)
+    with contextlib.suppress(KeyboardInterrupt):
+        backup.renew()
+    backup.close()
+    again = SqliteLedger(path)
+    with contextlib.suppress(LedgerDamaged):
+        assert again.open().ledger != ledger.open().ledger
+    again.close()
+    renewed = again.renew()
+    assert again.open().ledger == renewed
+    again.close()
 
 
 Harm = Callable[[bytearray, random.Random], bytearray]
