@@ -30,6 +30,8 @@ def _breaks(mutant: Mutant, seed: int) -> bool:
         mutant.mutate(patch)
         try:
             run(seed)
+        except TypeError:
+            raise  # the mutant is not what it was: it does not fit what it takes the place of
         except Exception:  # noqa: BLE001 - a broken promise, or whatever a broken core raises
             return True
     return False
