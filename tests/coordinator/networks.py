@@ -15,7 +15,7 @@ import torch._higher_order_ops as torchs_operators
 import torch.nn.functional as F  # noqa: N812 -- torch's own word for it
 from torch import nn
 
-__all__ = ["NETWORKS", "Network"]
+__all__ = ["NETWORKS", "Network", "Scanned"]
 
 
 operators: Any = torchs_operators
@@ -274,8 +274,8 @@ class _Iterated(nn.Module):
         return x * scale, count
 
 
-class _Scanned(nn.Module):
-    """A recurrent layer, written as a scan over the rows or over the columns."""
+class Scanned(nn.Module):
+    """A recurrent layer, written as a scan over the rows (dim 0) or over the columns."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -290,6 +290,26 @@ class _Scanned(nn.Module):
             return state, state.sum(1)
 
         return operators.scan(step, x.new_zeros(x.shape[1 - self.dim], 4), x, dim=self.dim)
+
+
+class _Smoothed(nn.Module):
+    """Rows less a mean of those up to them, of which there is no gradient: a scan over as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The rows, and the last mean."""
+
+        def step(mean: torch.Tensor, row: torch.Tensor) -> Any:
+            mean = 0.9 * mean + 0.1 * row
+            return mean, mean.clone()
+
+        x = self.first(x)
+        with torch.no_grad():
+            last, means = operators.scan(step, x.new_zeros(6), x)
+        return x - means, last
 
 
 class _Mapped(nn.Module):
@@ -368,7 +388,7 @@ NETWORKS: dict[str, Network] = {
     "cond": _rows(_Branch),
     "while_loop, beside the gradient": _rows(_Iterated),
     "map": _rows(_Mapped),
-    "scan over a fixed size": _rows(lambda: _Scanned(1)),
-    "scan over a varying size": _rows(lambda: _Scanned(0)),
+    "scan over a fixed size": _rows(lambda: Scanned(1)),
+    "scan over a varying size, beside the gradient": _rows(_Smoothed),
 }
 """By the name that the table of networks and runtimes has for them."""
