@@ -15,7 +15,7 @@ from broker.ledger.interface import DropErrand, MarkDelivered, RecordErrand
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Cancel, Deliver, Release, ResultStatus
 from broker.protocol.streams import Outbox
-from broker.records import Record
+from broker.records import Record, cancel_of
 from broker.transitions import TRANSITIONS, Input
 
 __all__ = ["Errand", "Mailbox"]
@@ -193,9 +193,8 @@ class Mailbox:
         assert type(item) is Record
         if not item.unended:
             # Its number must be filled; what would run for nothing is not sent again.
-            context.out.append(
-                Send(message=Deliver(n=n, digest=item.digest, command=Cancel(id=item.id)), peer=self.peer)
-            )
+            ended = cancel_of(item.id, item.event)
+            context.out.append(Send(message=Deliver(n=n, digest=item.digest, command=ended), peer=self.peer))
             return
         message = Deliver(n=n, digest=item.digest, command=item.with_time_left(now))
         context.out.append(Send(message=message, frames=item.frames, peer=self.peer))

@@ -10,6 +10,7 @@ from broker.ledger.interface import Ending
 from broker.protocol.errors import TensorRefused
 from broker.protocol.ids import counter_of, nth
 from broker.protocol.messages import (
+    Cancel,
     Expired,
     Failure,
     Frame,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from broker.releases import Gate
     from broker.sessions import Session
 
-__all__ = ["Record", "failure_of_ending"]
+__all__ = ["Record", "cancel_of", "failure_of_ending"]
 
 
 class Record:
@@ -217,6 +218,12 @@ class Record:
         if now - self.submitted < 0.5:
             return command  # less than the clocks of two machines drift apart in the time that it may take
         return msgspec.structs.replace(command, deadline_ms=max(1, round((self.deadline - now) * 1000)))
+
+
+def cancel_of(id: bytes, event: Ending | None) -> Cancel:
+    """What tells a device that its command has ended without it."""
+    failure = event.failure if isinstance(event, ResultFailed) else None
+    return Cancel(id=id, expired=isinstance(event, Expired), failure=failure)
 
 
 def failure_of_ending(event: Ending) -> Failure | None:

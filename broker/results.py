@@ -18,7 +18,6 @@ from broker.plans import Plans
 from broker.protocol.effects import Log
 from broker.protocol.ids import counter_of, incarnation_of
 from broker.protocol.messages import (
-    Cancel,
     Cancelled,
     Expired,
     Failure,
@@ -29,7 +28,7 @@ from broker.protocol.messages import (
     ResultStatus,
     StatusEntry,
 )
-from broker.records import Record, failure_of_ending
+from broker.records import Record, cancel_of, failure_of_ending
 from broker.releases import Releases
 from broker.retention import Retention
 from broker.sessions import Session, Sessions
@@ -220,7 +219,7 @@ class Results:
             self._plans.unpin(record.id, command.blob)
         device = record.device
         if device is not None and device.mailbox.ended(record) and not by_device:
-            device.mailbox.run(Cancel(id=record.id), record.digest, self._context.next_seq())
+            device.mailbox.run(cancel_of(record.id, event), record.digest, self._context.next_seq())
         session = record.session
         if session is not None:
             session.unended -= 1

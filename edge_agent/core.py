@@ -153,7 +153,7 @@ class AgentCore:
         elif isinstance(body, m.Release):
             self._runs.ends.release(body.ids)
         elif isinstance(body, m.Cancel):
-            self._runs.cancel(body.id)
+            self._runs.cancel(body)
         else:
             self._desk.log(WARNING, "message_unexpected", message=type(body).__name__)
 

@@ -377,16 +377,21 @@ class Runs:
 
     # ------------------------------------------------------------------------------------------- cancel
 
-    def cancel(self, id: bytes) -> None:
-        """End a command as cancelled, unless it has ended. One that runs stops between two ops, or its worker is ended
-        after a grace: nobody will see.
+    def cancel(self, body: m.Cancel) -> None:
+        """End a command as cancelled, or as the broker has, unless it has ended. One that runs stops between two ops,
+        or its worker is ended after a grace: nobody will see.
         """
-        command = self._commands.get(id)
+        command = self._commands.get(body.id)
         if command is None or command.ended or command.step is Step.STORING:
             return
         if command.step is Step.RUNNING:
             self.worker.cancel(command.job)
-        self.ends.cancel(command)
+        if body.failure is not None:
+            self.ends.fail(command, body.failure)
+        elif body.expired:
+            self.ends.expire(command)
+        else:
+            self.ends.cancel(command)
 
     # ------------------------------------------------------------------------------------------- time
 

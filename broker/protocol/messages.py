@@ -348,9 +348,15 @@ class Release(_Tagged, frozen=True, kw_only=True, tag=3):
 
 
 class Cancel(_Tagged, frozen=True, kw_only=True, tag=4):
-    """End the invocation whose first id is ``id`` as cancelled, unless it has ended. Idempotent."""
+    """End the invocation whose first id is ``id``, unless it has ended: as cancelled. Idempotent.
+
+    A broker that has ended it otherwise tells its device so: as ``expired``, or with a ``failure``. Another ledger may
+    hear of that end from the device alone.
+    """
 
     id: ResultId
+    expired: bool = False
+    failure: Failure | None = None
 
 
 class StorePlan(_Tagged, frozen=True, kw_only=True, tag=5):

@@ -257,7 +257,7 @@ def test_deadline(bench: Bench) -> None:
     assert session.status(result) is ResultStatus.EXPIRED
     (notify,) = session.notified()
     assert isinstance(notify.event, Expired)
-    assert [deliver.command for deliver in device.take_all()] == [Cancel(id=result)]
+    assert [deliver.command for deliver in device.take_all()] == [Cancel(id=result, expired=True)]
 
 
 def test_deadlines_in_any_order(bench: Bench) -> None:

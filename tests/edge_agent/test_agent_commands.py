@@ -352,6 +352,22 @@ def test_a_queued_command_that_is_cancelled_never_runs(state: str) -> None:
     assert device.delivered == digest_of_command + 1
 
 
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_a_command_that_its_broker_has_ended_ends_in_the_same_way(state: str) -> None:
+    """Expired, or with a failure: a broker of another ledger may hear of it from the device alone."""
+    device = Device(AgentConfig(window=1 if state == "queued" else 2))
+    device.ready(PLAN)
+    if state == "queued":
+        device.invoke(PLAN, counter=9)
+    expired, failed = device.invoke(PLAN, counter=1), device.invoke(PLAN, counter=2)
+    why = m.Failure(code="WorkerDied", message="delivered 5 times")
+    device.deliver(m.Cancel(id=expired.id, expired=True))
+    device.deliver(m.Cancel(id=failed.id, failure=why))
+    events = device.announced()
+    assert [event.id for event in events if isinstance(event, m.Expired)] == [expired.id]
+    assert [(event.id, event.failure) for event in events if isinstance(event, m.ResultFailed)] == [(failed.id, why)]
+
+
 def test_a_running_command_that_is_cancelled_is_left() -> None:
     """It ends as cancelled at once; the worker is told; what it may still return is dropped, its files too."""
     device = Device()
