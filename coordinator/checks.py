@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TypeGuard
+
+from broker.protocol.framing import is_text
 
 __all__ = [
     "checked_description",
@@ -25,7 +26,7 @@ _ID_BYTES = 16
 
 def checked_tags(tags: Sequence[object]) -> tuple[str, ...]:
     """The tags, each once. Raises ValueError for what is no tag."""
-    checked = [tag for tag in tags if _is_text(tag) and 1 <= len(tag) <= _TAG_LENGTH]
+    checked = [tag for tag in tags if is_text(tag) and 1 <= len(tag) <= _TAG_LENGTH]
     if len(checked) != len(tags):
         raise ValueError(f"expected tags of 1 to {_TAG_LENGTH} characters, got {list(tags)!r}")
     return tuple(dict.fromkeys(checked))
@@ -33,7 +34,7 @@ def checked_tags(tags: Sequence[object]) -> tuple[str, ...]:
 
 def checked_description(description: object) -> str:
     """The description. Raises ValueError for what is no text."""
-    if not _is_text(description):
+    if not is_text(description):
         raise ValueError(f"expected a description in words, got {description!r}")
     return description
 
@@ -58,7 +59,7 @@ def checked_limit(limit: object) -> int:
 
 def checked_session_name(name: object) -> str:
     """The name; empty: there is none. Raises ValueError for what is no text, or too long."""
-    if not _is_text(name):
+    if not is_text(name):
         raise ValueError(f"expected a session name in words, got {name!r}")
     if len(name) > _SESSION_NAME_LENGTH:
         raise ValueError(f"expected a session name of at most {_SESSION_NAME_LENGTH} characters, got {len(name)}")
@@ -70,14 +71,3 @@ def checked_result_id(id: bytes) -> bytes:
     if len(id) != _ID_BYTES:
         raise ValueError(f"expected a result id of {_ID_BYTES} bytes, got {len(id)}")
     return id
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    """Whether it is a str that can be written as UTF-8: half of a surrogate pair can't."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from broker.protocol.errors import TensorRefused
+from broker.protocol.framing import is_text
 from broker.protocol.ids import parse_result_id
 from broker.protocol.messages import INLINE_TENSORS_BYTES
 from broker.protocol.tensors import DTYPES, MAX_DIMS, nbytes_of
@@ -153,7 +154,7 @@ class Store:
     ) -> str:
         """As `put`, for elements in C order, little-endian, of a dtype by name (``bfloat16`` too)."""
         tags = _checked_tags(tags)
-        if not _is_text(description):
+        if not is_text(description):
             raise ValueError(f"expected a description in words, got {description!r}")
         if len(data) != nbytes_of(dtype, list(shape)) or len(shape) > MAX_DIMS:
             raise TensorRefused(f"expected the elements of {dtype}{list(shape)}, got {len(data)} bytes")
@@ -348,20 +349,9 @@ def _checked_tags(tags: Sequence[Any]) -> tuple[str, ...]:
     if isinstance(tags, str):
         raise ValueError(f"expected a list of tags, got the text {tags!r}")
     for tag in tags:
-        if not _is_text(tag) or not 0 < len(tag) <= _MAX_TAG:
+        if not is_text(tag) or not 0 < len(tag) <= _MAX_TAG:
             raise ValueError(f"expected tags of 1 to {_MAX_TAG} characters, got {tag!r}")
     return tuple(dict.fromkeys(tags))
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is a str that can be written as UTF-8, as messages are: half of a surrogate pair can't."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _plain(array: Any) -> tuple[str, tuple[int, ...], memoryview]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import msgspec
 
 from broker.protocol import messages as m
 from broker.protocol.errors import MessageTooLarge, ProtocolError
 
-__all__ = ["ANSWER_LIMIT", "HEADER_LIMIT", "MESSAGE_LIMIT", "command_digest", "decode", "encode", "size_of"]
+__all__ = ["ANSWER_LIMIT", "HEADER_LIMIT", "MESSAGE_LIMIT", "command_digest", "decode", "encode", "is_text", "size_of"]
 
 HEADER_LIMIT = 1 << 20
 """The largest first frame, in bytes."""
@@ -70,3 +71,14 @@ def command_digest(command: m.Command, frames: Sequence[m.Frame] = ()) -> bytes:
 def size_of(frames: Sequence[m.Frame]) -> int:
     """The bytes of all frames."""
     return sum(map(len, frames))
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a str that a message can carry, as UTF-8: half of a surrogate pair can't be."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
