@@ -288,9 +288,8 @@ class Promises:
         if not command.word:
             command.word = word
         elif command.word != word:
-            both = command.broker_forgot and command.device_forgot  # two machines at once: not promised
             taken_back = self._grace_has_passed(command, word)
-            if not (both or taken_back) and self.kind is Kind.USUAL:
+            if not (command.forgotten_by_both or taken_back) and self.kind is Kind.USUAL:
                 self.broken("one end", f"{command} ended as {command.word}, and then as {word}")
             command.word = word
             command.taken_back = command.taken_back or taken_back
@@ -416,7 +415,7 @@ class Promises:
         if record is None:
             if ended not in ("NotAllowed", "UnknownResult", "LedgerLost"):
                 self.broken("an end is recorded", f"{command} ended as {ended} without a record")
-        elif _word_of(record) != ended and not command.taken_back:
+        elif _word_of(record) != ended and not (command.taken_back or command.forgotten_by_both):
             self.broken("one end", f"{command} ended as {ended}, and the ledger says {record}")
 
     def final_status(self, entries: Sequence[StatusEntry]) -> None:

@@ -69,6 +69,13 @@ class Submitted:
         return self.accepted_at < math.inf
 
     @property
+    def forgotten_by_both(self) -> bool:
+        """Whether broker and device lost power before either had written how it ended: then nothing is promised, see
+        "What remains possible" in docs/operations.md.
+        """
+        return self.broker_forgot and self.device_forgot
+
+    @property
     def incarnation(self) -> bytes:
         """Of the session that submitted it."""
         return incarnation_of(self.id)
