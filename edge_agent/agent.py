@@ -325,6 +325,8 @@ class Agent:
                 self._shelf.prune()
         if now >= self._tick_at:
             self._handle(Tick())
+        if self._core.registered != self._registered:
+            self._tell_state()  # before anything is announced: whoever hears of a result finds the device registered
         self._handle(BatchEnded())
         if happened and now < self._chores_at and not self._shelf.must_commit:
             self._put_off_until = self._chores_at
@@ -338,8 +340,6 @@ class Agent:
         if now >= self._broker.open_at:
             self._said.extend(self._broker.open())
         core = self._core
-        if core.registered != self._registered:
-            self._tell_state()
         if core.stream_level != self._sink.level:
             self._sink.level = core.stream_level
         if self._records:
