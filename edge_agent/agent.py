@@ -325,9 +325,9 @@ class Agent:
                 self._shelf.prune()
         if now >= self._tick_at:
             self._handle(Tick())
-        if self._core.registered != self._registered:
-            self._tell_state()  # before anything is announced: whoever hears of a result finds the device registered
         self._handle(BatchEnded())
+        if self._core.registered != self._registered:
+            self._tell_state()  # its tags have been announced: whoever waited for this may search
         if happened and now < self._chores_at and not self._shelf.must_commit:
             self._put_off_until = self._chores_at
         else:

@@ -168,7 +168,9 @@ class _Auditor:
                 part.values.append(entry.values)
         elif entry.values:
             part.values.append(entry.values)
-        else:
+        elif not (entry.error.endswith("has not ended") and self._in_grace(entry.at)):
+            # Else it had been told before its commit, and its broker was killed: until its device has announced it
+            # again, that end is provisional.
             part.fetch_errors.append(entry.error)
 
     def _ask(self) -> None:

@@ -219,7 +219,7 @@ def test_a_broker_that_comes_back_finds_the_device_again(agent: Agent, broker: R
     register, _ = broker.wait_for(m.Register)
     assert (register.token, register.device) == (b"token-01", "device_1")
     assert isinstance(broker.result(result_id(1))[0], m.ResultReady)
-    assert agent.registered
+    agent.wait_until_registered(PATIENCE)
 
 
 def test_an_agent_restarts_on_its_store(broker: RouterPeer, store: Store) -> None:
