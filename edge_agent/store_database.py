@@ -120,6 +120,8 @@ class Database:
         self.fresh = not path.exists()
         if sealed and (self.fresh or not path.stat().st_size):
             raise StoreDamaged(folder, "its index is gone")
+        if _is_cut(path):
+            raise StoreDamaged(folder, "its index ends within a page")
         self._connection: Connection = disk.connect(path)
         try:
             with self.whole():
@@ -301,6 +303,20 @@ class Database:
         """Close the connection."""
         with self._lock:
             self._connection.close()
+
+
+def _is_cut(index: Path) -> bool:
+    """Whether an index ends within a page, and no log is there that would tell the rest: SQLite reads zeros behind the
+    end, and where zeros were, no sum tells. See https://sqlite.org/fileformat.html#database_header for the page's size.
+    """
+    if any(log.exists() and log.stat().st_size for log in (Path(f"{index}-wal"), Path(f"{index}-journal"))):
+        return False
+    if not index.exists() or not (length := index.stat().st_size):
+        return False
+    with index.open("rb") as file:
+        header = file.read(18)
+    page = int.from_bytes(header[16:18], "big")
+    return bool(length % (65536 if page == 1 else page or length))
 
 
 def _is_damage(error: sqlite3.OperationalError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import sqlite3
@@ -102,6 +103,23 @@ def test_an_index_that_was_cut_is_noticed(tmp_path: Path, left: int) -> None:
     index.write_bytes(index.read_bytes()[:left])
     for opening in (Store.open, StoreShelf):
         with pytest.raises(StoreDamaged, match="expected a store in"):
+            opening(tmp_path)
+
+
+def test_an_index_of_which_only_a_zero_was_cut_is_noticed(tmp_path: Path) -> None:
+    """SQLite reads zeros behind the end of a file, so no row and no sum would tell."""
+    fill(tmp_path)
+    index = tmp_path / "store.sqlite3"
+    with contextlib.closing(sqlite3.connect(index, isolation_level=None)) as connection:
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("CREATE TABLE more AS SELECT zeroblob(3000)")
+        connection.execute("DROP TABLE more")
+    whole = index.read_bytes()
+    assert not whole[-1]
+    Store.open(tmp_path).close()
+    index.write_bytes(whole[:-1])
+    for opening in (Store.open, StoreShelf):
+        with pytest.raises(StoreDamaged, match="ends within a page"):
             opening(tmp_path)
 
 
