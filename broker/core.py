@@ -46,6 +46,7 @@ from broker.effects import (
 )
 from broker.ledger.interface import Snapshot
 from broker.plans import Plans
+from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import BatchEnded, Received, Tick
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
@@ -230,6 +231,11 @@ class BrokerCore:
         self._local_level = level
         followed = self._context.followed
         self._context.level = min(level, followed) if followed else level
+
+    def reads_bundles(self, peer: bytes) -> bool:
+        """Whether ``peer`` may be sent a `Bundle`."""
+        known = self.devices.by_peer.get(peer) or self.sessions.by_peer.get(peer)
+        return known is not None and reads_bundles(known.version)
 
     def sent(self, peer: bytes, size: int) -> None:
         """A message of ``size`` bytes, all frames, has left for ``peer``: for the counters."""

@@ -14,7 +14,6 @@ others are passed on as they came.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import queue
@@ -43,8 +42,6 @@ from broker.effects import (
     LedgerUnwritable,
     LedgerWritable,
     Malformed,
-    PeerBusy,
-    PeerUnreachable,
     Persist,
     Persisted,
     PinBlobs,
@@ -61,12 +58,14 @@ from broker.ledger.interface import Ledger
 from broker.ledger.memory import MemoryLedger
 from broker.ledger.writer import LedgerWriter
 from broker.logs import emit, get_logger
+from broker.protocol.bundles import BUNDLE_MESSAGES, unpack
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
-from broker.protocol.framing import decode, encode, size_of
+from broker.protocol.framing import encode
 from broker.protocol.messages import AskStats, Blobs, Frame
 from broker.publishing import Publisher
-from broker.sockets import free, send, waiting
+from broker.sending import Sending
+from broker.sockets import free, waiting
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 
@@ -233,6 +232,7 @@ class BrokerServer:
                 wall_offset=time.time() - now,
                 now=now,
             )
+            self._sending = Sending(self._router, self._core, self._follow_up.append)
             if self._ledger.waits:
                 self._writer = LedgerWriter(
                     self._ledger,
@@ -334,6 +334,7 @@ class BrokerServer:
             if wake.fileno() in ready:
                 wake.recv(4096)
                 self._handle_posted(monotonic())
+            self._flush()
             now = monotonic()
             if ready and now < chores_at:
                 wait = math.ceil(CHORES_SECONDS * 1000)
@@ -344,6 +345,7 @@ class BrokerServer:
             if timer is not None and timer <= now:
                 self._do(_TICK, now)
             self._do(_BATCH_ENDED, now)
+            self._flush()
             wait = self._timeout_ms(now)
         if self._broken is not None:
             raise self._broken
@@ -351,8 +353,7 @@ class BrokerServer:
         if self._writer is not None and not self._writer.stop(WRITER_STOPS_WITHIN):
             self._log.error("ledger_not_flushed", seconds=WRITER_STOPS_WITHIN)
         self._handle_posted(monotonic())  # `Persisted`: whoever is there is still told
-        while self._follow_up:
-            self._run(core.handle(self._follow_up.popleft(), monotonic()))
+        self._flush()
 
     def _handle_posted(self, now: float) -> None:
         """Hand the core what other threads have posted."""
@@ -372,21 +373,23 @@ class BrokerServer:
     def _drain(self) -> None:
         """Handle what peers have sent, up to a batch of it."""
         monotonic = time.monotonic
-        for parts in waiting(self._router, MESSAGES_A_BATCH, ready=True):
-            peer = parts[0]
-            size = sum(map(len, parts)) - len(peer)
-            event: Event
-            try:
-                if len(parts) < 2:
-                    raise ProtocolError("expected a message, got none")
-                message = decode(parts[1])
-            except ProtocolError as error:
-                event = Malformed(peer=peer, reason=str(error), size=size)
-            else:
-                event = Received(message=message, frames=tuple(parts[2:]), peer=peer, size=size)
-                if type(message) is AskStats:
-                    self._count_blobs(monotonic())
-            self._do(event, monotonic())
+        taken = sent_at = 0
+        for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True):
+            for message, frames, size in unpack(parts):
+                event: Event
+                if isinstance(message, ProtocolError):
+                    event = Malformed(peer=peer, reason=str(message), size=size)
+                else:
+                    event = Received(message=message, frames=frames, peer=peer, size=size)
+                    if type(message) is AskStats:
+                        self._count_blobs(monotonic())
+                self._do(event, monotonic())
+                taken += 1
+            if taken >= MESSAGES_A_BATCH:
+                return
+            if taken - sent_at >= BUNDLE_MESSAGES:
+                sent_at = taken
+                self._flush()
 
     def _do(self, event: Event, now: float) -> None:
         """Hand an event to the core, execute what it answers, and hand it what comes of that."""
@@ -398,21 +401,16 @@ class BrokerServer:
     def _run(self, instructions: list[object]) -> None:
         for instruction in instructions:
             if type(instruction) is Send:
-                self._send(instruction.peer, (encode(instruction.message), *instruction.frames))
+                self._sending.send(instruction.peer, (encode(instruction.message), *instruction.frames))
             else:
                 self._execute[type(instruction)](instruction)
 
-    def _send(self, peer: bytes, parts: tuple[Frame, ...]) -> None:
-        try:
-            send(self._router, peer, parts)
-        except zmq.Again:
-            self._follow_up.append(PeerBusy(peer=peer))
-        except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
-                raise
-            self._follow_up.append(PeerUnreachable(peer=peer))
-        else:
-            self._core.sent(peer, size_of(parts))
+    def _flush(self) -> None:
+        """Let what was gathered for peers go, and hand the core what comes of that."""
+        self._sending.flush()
+        while self._follow_up:
+            self._run(self._core.handle(self._follow_up.popleft(), time.monotonic()))
+            self._sending.flush()
 
     # ------------------------------------------------------------------------------------------ ledger and blobs
 
@@ -457,7 +455,7 @@ class BrokerServer:
             else:
                 attached.append(digest)
         message = Blobs(attached=attached, pull=blobs.pull, none=none)
-        self._send(blobs.peer, (encode(message), *frames))
+        self._sending.send(blobs.peer, (encode(message), *frames))
 
     def _drop_blobs(self, drop: DropBlobs) -> None:
         for digest in drop.digests:

@@ -68,6 +68,7 @@ class Session:
         "retiring",
         "told_busy",
         "unended",
+        "version",
         "watched",
     )
 
@@ -76,6 +77,7 @@ class Session:
         self.incarnation = incarnation
         self.name = name
         self.peer: bytes | None = None
+        self.version: tuple[int, int] = PROTOCOL_VERSION
         self.heard = 0.0
         self.watched = False
         self.retiring = False
@@ -279,6 +281,7 @@ class Sessions:
         elif session.peer is not None and session.peer != peer:
             del self.by_peer[session.peer]
         session.peer = peer
+        session.version = message.version
         session.heard = context.now
         session.closed = False
         self.by_peer[peer] = session

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -20,10 +20,11 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from broker import logs
+from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, bundled, reads_bundles, unpack
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
 from broker.protocol.errors import ProtocolError
-from broker.protocol.framing import ANSWER_LIMIT, decode, encode
-from broker.protocol.messages import Failure, Invoke, LogRecords, Message, Put, SessionOpened
+from broker.protocol.framing import ANSWER_LIMIT, encode, size_of
+from broker.protocol.messages import Failure, Frame, Invoke, LogRecords, Message, Put, SessionOpened
 from broker.sockets import readable, send, waiting
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
@@ -112,6 +113,7 @@ class SessionDriver:
         self._notified = False  # whether somebody who waited was woken since the thread slept last
         self._chores_at = 0.0  # when the thread's chores can't be put off any more
         self._reopen = False
+        self._bundles = False  # whether the broker reads them, on this connection
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._execute: dict[type, Callable[[Any], None]] = {
@@ -201,7 +203,18 @@ class SessionDriver:
         self._wakeup.wake()
 
     def flush(self) -> None:
-        """Send what is waiting, or see that the thread does, with `lock` held, which keeps ctrl-C out. Never waits."""
+        """Send what is waiting, or see that the thread does, with `lock` held, which keeps ctrl-C out. Never waits.
+
+        While the broker has yet to accept what was sent before, the thread does, or `when_ended`, whichever comes
+        first: whoever calls again and again meanwhile has all of it sent in one.
+        """
+        if self.core.unaccepted > 1 and len(self._outgoing) < BUNDLE_MESSAGES:
+            self.wake()
+        else:
+            self._send_or_wake()
+
+    def _send_or_wake(self) -> None:
+        """Send what is waiting, or, while the thread is at it, see that it does. With `lock` held."""
         if not self._io.acquire(blocking=False):
             self.wake()
             return
@@ -248,6 +261,8 @@ class SessionDriver:
         with self.lock:
             if result.ended:
                 return False
+            if self._outgoing:
+                self._send_or_wake()
             self._waiters.setdefault(result.id, []).append(notify)
             return True
 
@@ -316,6 +331,7 @@ class SessionDriver:
 
     def _on_ready(self, ready: SessionReady) -> None:
         self.opened = ready.opened
+        self._bundles = reads_bundles(ready.opened.version)
         self.on_opened(ready.opened)
         self._settled.set()
 
@@ -381,6 +397,7 @@ class SessionDriver:
 
     def _disconnect(self, *, linger: int) -> None:
         dealer, self._dealer = self._dealer, None
+        self._bundles = False
         if dealer is None:
             return
         if self._monitor is not None:
@@ -435,17 +452,16 @@ class SessionDriver:
         handle, execute, lock = self.core.handle, self._execute, self.lock.raw
         now = time.monotonic()
         count = 0
-        for header, *frames in waiting(dealer, MESSAGES_A_ROUND):
+        for parts in waiting(dealer, MESSAGES_A_ROUND):
             count += 1
-            try:
-                message = decode(header, limit=ANSWER_LIMIT)
-            except ProtocolError as error:
-                # A broker of a newer minor version may say more than we know.
-                self._log.debug("message_malformed", reason=str(error))
-                continue
-            with lock:  # message by message: a user's call waits for one of them at most
-                for instruction in handle(Received(message=message, frames=tuple(frames)), now):
-                    execute[type(instruction)](instruction)
+            for message, frames, _ in unpack(parts, limit=ANSWER_LIMIT):
+                if isinstance(message, ProtocolError):
+                    # A broker of a newer minor version may say more than we know.
+                    self._log.debug("message_malformed", reason=str(message))
+                    continue
+                with lock:  # message by message: a user's call waits for one of them at most
+                    for instruction in handle(Received(message=message, frames=frames), now):
+                        execute[type(instruction)](instruction)
         return count < MESSAGES_A_ROUND
 
     def _watch(self, monitor: zmq.Socket[bytes]) -> None:
@@ -458,11 +474,26 @@ class SessionDriver:
             with self.lock.raw:
                 self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())
 
+    def _next_out(self) -> Sequence[Frame]:
+        """What to send next: a message, or several small ones in one."""
+        outgoing = self._outgoing
+        gathered: list[Sequence[Frame]] = []
+        while outgoing and len(gathered) < BUNDLE_MESSAGES:
+            first = outgoing[0]
+            frames = (encode(first.message), *first.frames)
+            small = self._bundles and size_of(frames) <= BUNDLED_BYTES
+            if small or not gathered:
+                gathered.append(frames)
+                outgoing.popleft()
+            if not small:
+                break
+        return bundled(gathered)
+
     def _send_all(self) -> None:
         outgoing, dealer = self._outgoing, self._dealer
         while outgoing and dealer is not None:
-            next_out = outgoing.popleft()
-            send(dealer, encode(next_out.message), next_out.frames)
+            header, *frames = self._next_out()
+            send(dealer, header, frames)
         if self._records and self.core.link is Link.OPEN and dealer is not None:
             records = [self._records.popleft() for _ in range(min(len(self._records), LOG_RECORDS_A_MESSAGE))]
             dealer.send(encode(LogRecords(records=records)), zmq.NOBLOCK)

@@ -32,9 +32,9 @@ import zmq
 
 from broker.logs import Record, StreamSink, emit, get_logger
 from broker.protocol import messages as m
+from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import ConnectionRefused, ProtocolError, VersionRefused
-from broker.protocol.framing import decode, size_of
 from broker.protocol.ids import check_device_id
 from edge_agent import effects as e
 from edge_agent.agent_blobs import BlobDesk
@@ -288,6 +288,7 @@ class Agent:
             self._handle(e.Stopping())
             if self._records:
                 self._flush_records()
+            self._flush_broker()
 
     def _end_worker(self) -> None:
         if self._host.fileno() >= 0:
@@ -326,6 +327,7 @@ class Agent:
         if now >= self._tick_at:
             self._handle(Tick())
         self._handle(BatchEnded())
+        self._flush_broker()
         if self._core.registered != self._registered:
             self._tell_state()  # its tags have been announced: whoever waited for this may search
         if happened and now < self._chores_at and not self._shelf.must_commit:
@@ -333,6 +335,7 @@ class Agent:
         else:
             self._chores_at, self._put_off_until = now + _CHORES_SECONDS, math.inf
             self._do_chores(now)
+            self._flush_broker()
 
     def _do_chores(self, now: float) -> None:
         """What nobody waits for."""
@@ -430,19 +433,25 @@ class Agent:
     # ------------------------------------------------------------------------------------------- the broker
 
     def _receive(self) -> None:
-        for header, *frames in self._broker.receive():
-            try:
-                message = decode(header)
-            except ProtocolError as error:
-                self._log.warning("message_malformed", reason=str(error), bytes=len(header))
+        for message, frames, size in self._broker.receive():
+            if isinstance(message, ProtocolError):
+                self._log.warning("message_malformed", reason=str(message), bytes=size)
                 continue
-            self._handle(Received(message=message, frames=tuple(frames), size=len(header) + size_of(frames)))
+            if type(message) is m.Registered:
+                self._broker.reads_bundles = reads_bundles(message.version)
+            self._handle(Received(message=message, frames=frames, size=size))
 
     def _send(self, instruction: Send) -> None:
         try:
             self._broker.send(instruction.message, instruction.frames)
         except zmq.Again:
             self._log.debug("send_dropped", message=type(instruction.message).__name__)
+
+    def _flush_broker(self) -> None:
+        try:
+            self._broker.flush()
+        except zmq.Again:
+            self._log.debug("send_dropped", message="Bundle")
 
     def _flush_records(self) -> None:
         if self._records:

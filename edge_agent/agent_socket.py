@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Unpacked, bundled, unpack
 from broker.protocol.effects import LinkDown, LinkUp
-from broker.protocol.framing import MESSAGE_LIMIT, encode
+from broker.protocol.framing import MESSAGE_LIMIT, encode, size_of
 from broker.protocol.messages import Frame, Message
 from broker.sockets import send, waiting
 
@@ -35,6 +36,9 @@ class BrokerSocket:
         self._endpoint = endpoint
         self._poller = poller
         self._fruitless = 0
+        self._gathered: list[Sequence[Frame]] = []
+        self.reads_bundles = False
+        """Whether the broker at the other end does."""
         self.dealer: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
         self.open_at = math.inf
@@ -84,6 +88,8 @@ class BrokerSocket:
 
     def close(self, linger: int = 0) -> None:
         """Close both sockets; what is still to be sent has ``linger`` milliseconds."""
+        self._gathered.clear()
+        self.reads_bundles = False
         dealer, self.dealer = self.dealer, None
         monitor, self.monitor = self.monitor, None
         if dealer is None:
@@ -95,19 +101,41 @@ class BrokerSocket:
             monitor.close(linger=0)
         dealer.close(linger=linger)
 
-    def receive(self) -> Iterator[list[bytes]]:
-        """The messages that are waiting, now that the poller has said that there are some: at most `BATCH`, and no more
-        once the connection was dropped.
+    def receive(self) -> Iterator[Unpacked]:
+        """The messages that are waiting, now that the poller has said that there are some: `BATCH` and a bundle at
+        most, and no more once the connection was dropped.
         """
-        dealer = self.dealer
+        dealer, taken = self.dealer, 0
         if dealer is None:
             return
-        for message in waiting(dealer, BATCH, ready=True):
-            yield message
-            if dealer is not self.dealer:
+        for frames in waiting(dealer, BATCH, ready=True):
+            for unpacked in unpack(frames):
+                yield unpacked
+                if dealer is not self.dealer:
+                    return
+                taken += 1
+            if taken >= BATCH:
                 return
 
     def send(self, message: Message, frames: tuple[Frame, ...]) -> None:
-        """Send, if there is a connection: the streams send again what matters. Raises `zmq.Again`."""
-        if self.dealer is not None:
-            send(self.dealer, encode(message), frames)
+        """Send, if there is a connection, with the next `flush` at the latest: the streams send again what matters.
+        Raises `zmq.Again`.
+        """
+        if self.dealer is None:
+            return
+        header = encode(message)
+        if not self.reads_bundles or len(header) + size_of(frames) > BUNDLED_BYTES:
+            self.flush()
+            send(self.dealer, header, frames)
+            return
+        self._gathered.append((header, *frames))
+        if len(self._gathered) == BUNDLE_MESSAGES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was gathered to be sent in one. Raises `zmq.Again`."""
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            assert self.dealer is not None  # nothing is gathered for none
+            header, *frames = bundled(gathered)
+            send(self.dealer, header, frames)

@@ -27,6 +27,9 @@ Conversations, in the order in which they happen::
     device   -> broker   NeedValues          broker  -> device   Supply              (arguments that live elsewhere)
     device   -> broker   NeedBlobs           broker  -> device   Blobs               (plans; large ones: blob channel)
 
+    several small messages to a peer that reads them (version 1.1) may come as one
+    either               Bundle(messages)
+
     on a blob channel, either end may ask the other:
     Offer(digest, size) says what can be had; Pull(digest, offset, length) asks; Chunk(digest, offset) + frame answers;
     Stored(digest) says that it is whole and verified; NoBlob(digest) that there is none.
@@ -51,6 +54,7 @@ __all__ = [
     "AskStatus",
     "BlobChannelOpened",
     "Blobs",
+    "Bundle",
     "Busy",
     "Cancel",
     "Cancelled",
@@ -120,7 +124,7 @@ __all__ = [
     "Values",
 ]
 
-PROTOCOL_VERSION = (1, 0)
+PROTOCOL_VERSION = (1, 1)
 """(major, minor). Peers of another major version are refused; a larger minor version only adds fields and messages."""
 
 DEFAULT_DEADLINE_MS = 7 * 24 * 3600 * 1000
@@ -645,6 +649,15 @@ class LogRecords(_Tagged, frozen=True, kw_only=True, tag=67):
     records: list[dict[str, LogValue]]
 
 
+class Bundle(_Tagged, frozen=True, kw_only=True, tag=68):
+    """Several messages in one, in their order: each as all its frames, the header first. Never one of its own kind.
+
+    Sent only to a peer that named version 1.1 or later in its introduction, or in its answer to ours.
+    """
+
+    messages: Annotated[list[list[bytes]], Meta(max_length=256)]
+
+
 # ---------------------------------------------------------------------------------------------- requests and answers
 
 
@@ -832,6 +845,7 @@ Message: TypeAlias = (
     | HeartbeatSeen
     | SetLogLevel
     | LogRecords
+    | Bundle
     | Search
     | Found
     | AskStatus

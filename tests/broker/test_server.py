@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -21,7 +21,7 @@ from broker.config import BrokerConfig
 from broker.ledger.blobs import MemoryBlobs
 from broker.ledger.interface import RecordCommand, RecordDevice
 from broker.ledger.memory import MemoryLedger
-from broker.protocol.framing import command_digest, decode
+from broker.protocol.framing import decode
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
@@ -59,79 +59,11 @@ from broker.protocol.messages import (
 )
 from broker.protocol.messages import DeviceList as DeviceListMessage
 from broker.server import BrokerServer, CannotListen, neighbours
-from tests.broker.raw_peer import WITHIN_MS, RawPeer
+from tests.broker.raw_peer import WITHIN_MS
+from tests.broker.served import CONFIG, MANIFEST, PLAN, Served, run_one
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
-CONFIG = BrokerConfig(heartbeat_ms=500, max_message=1 << 20)
-MANIFEST = b"a manifest"
-PLAN = hashlib.sha256(MANIFEST).digest()
-
-
-class Served:
-    """A broker, and whoever connects to it."""
-
-    def __init__(self, context: Context, server: BrokerServer) -> None:
-        self.context = context
-        self.server = server
-        self.peers: list[RawPeer] = []
-        self.count = 0
-
-    def peer(self) -> RawPeer:
-        """A connection."""
-        peer = RawPeer(self.context, self.server.endpoints.listen)
-        self.peers.append(peer)
-        return peer
-
-    def device(self, name: str = "device_1", boot: bytes = b"boot" * 4) -> RawPeer:
-        """A device that has registered."""
-        device = self.peer()
-        device.say(Register(version=PROTOCOL_VERSION, device=name, store=b"store" * 3, boot=boot))
-        device.hear(Registered)
-        return device
-
-    def session(self) -> tuple[RawPeer, bytes]:
-        """A session with a plan, and its incarnation."""
-        incarnation = os.urandom(8)
-        session = self.peer()
-        session.say(OpenSession(version=PROTOCOL_VERSION, incarnation=incarnation))
-        session.hear(SessionOpened)
-        session.say(Submit(n=1, devices=[], command=StorePlan(plan=PLAN, parts=[], attached=[PLAN])), MANIFEST)
-        session.hear(Accepted)
-        return session, incarnation
-
-    def check(self) -> None:
-        """The broker works: one invocation goes its way."""
-        self.count += 1
-        name = f"check_{self.count}"
-        device = self.device(name)
-        session, incarnation = self.session()
-        run_one(session, incarnation, device, name, n=2)
-
-    def follow(self, topic: bytes) -> Socket:
-        """Somebody who follows the stream."""
-        follower: Socket = self.context.socket(zmq.SUB)
-        follower.setsockopt(zmq.LINGER, 0)
-        follower.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
-        follower.setsockopt(zmq.SUBSCRIBE, topic)
-        follower.connect(self.server.endpoints.logs)
-        return follower
-
-
-def run_one(session: RawPeer, incarnation: bytes, device: RawPeer, name: str, n: int, value: bytes = b"v") -> bytes:
-    """One invocation from start to end; its id."""
-    command = Invoke(id=incarnation + n.to_bytes(8, "big"), plan=PLAN, args=[None])
-    session.say(Submit(n=n, devices=[name], command=command), b"tensor")
-    deliver = device.hear(Deliver)
-    assert deliver.digest == command_digest(command, [b"tensor"])
-    assert device.frames == [b"tensor"]
-    device.say(Taken(n=deliver.n))
-    device.say(Announce(n=n - 1, event=ResultReady(id=command.id, digest=deliver.digest, inline=True)), value)
-    notify = session.hear(Notify)
-    assert session.frames == [value]
-    assert notify.event.id == command.id  # type: ignore[union-attr]
-    device.hear(Recorded)
-    return command.id
 
 
 def wait_until(true: Callable[[], bool], within: float = WITHIN_MS / 1000) -> None:
@@ -141,17 +73,6 @@ def wait_until(true: Callable[[], bool], within: float = WITHIN_MS / 1000) -> No
     while not true():
         assert time.monotonic() < end, "it did not happen"
         asked.wait(0.01)
-
-
-@pytest.fixture
-def served(context: Context) -> Iterator[Served]:
-    """A broker on loopback."""
-    with BrokerServer("tcp://127.0.0.1:*", context=context, config=CONFIG) as server:
-        assert server.wait_until_listening(0)
-        served = Served(context, server)
-        yield served
-        for peer in served.peers:
-            peer.close()
 
 
 # ------------------------------------------------------------------------------------------- the work
@@ -364,7 +285,7 @@ def test_unknown_version(served: Served) -> None:
     peer.say(Register(version=(9, 1), device="d", store=b"s" * 16, boot=b"b" * 16))
     refused = peer.hear(Refused)
     assert refused.version == PROTOCOL_VERSION
-    assert refused.reason == "expected protocol 1.x, got 9.1; this broker speaks 1.0"
+    assert refused.reason == "expected protocol 1.x, got 9.1; this broker speaks 1.1"
 
 
 def test_peer_that_never_reads(served: Served) -> None:

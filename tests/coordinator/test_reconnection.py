@@ -16,11 +16,13 @@ from torch import nn
 
 from broker.config import BrokerConfig
 from broker.protocol import messages as m
+from broker.protocol.bundles import unpack
 from broker.protocol.framing import decode, encode
 from broker.server import BrokerServer
 from broker.sockets import send
 from coordinator import Plan, VirtualWorker, connect, func2plan
 from coordinator.core import SessionConfig
+from coordinator.core_events import SubmitCommand
 from coordinator.core_tables import Link
 from coordinator.driver import MESSAGES_A_ROUND, SessionDriver
 from coordinator.fleet import Fleet
@@ -173,6 +175,39 @@ def test_what_the_old_connection_brought_is_taken_in_before_the_next_one() -> No
         while not isinstance(hello := decode(router.recv_multipart()[1]), m.OpenSession):
             pass
         assert hello.seen == count
+    finally:
+        driver.close(0.0)
+        router.close(linger=0)
+        context.term()
+
+
+@pytest.mark.parametrize("version", [(1, 0), (1, 1)])
+def test_what_is_called_while_the_broker_has_yet_to_accept_goes_in_one(version: tuple[int, int]) -> None:
+    """In its order, and at once where nothing is under way; to a broker that does not read bundles, each alone."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.RCVTIMEO, int(WITHIN * 1000))
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    driver = SessionDriver(f"tcp://127.0.0.1:{port}", config=SessionConfig(), context=context)
+    try:
+        welcome = m.SessionOpened(
+            version=version, ledger=b"ledger-1", accepted=0, heartbeat_ms=60_000, max_message=1 << 20
+        )
+        peer, _ = router.recv_multipart()
+        router.send_multipart([peer, encode(welcome)])
+        reach(driver, Link.OPEN)
+        with driver.lock:  # the thread sends nothing meanwhile
+            for _ in range(5):
+                put = m.Put(id=driver.core.take_ids(1))
+                driver.submit(SubmitCommand(devices=("d1",), command=put, frames=(b"value",)))
+                driver.flush()
+        came: list[list[int]] = []
+        while sum(map(len, came)) < 5:
+            _, *frames = router.recv_multipart()
+            came.append([message.n for message, _, _ in unpack(frames) if isinstance(message, m.Submit)])
+        assert [n for ns in came for n in ns] == [1, 2, 3, 4, 5]
+        most = max(map(len, came))
+        assert most >= 4 if version == (1, 1) else most == 1
     finally:
         driver.close(0.0)
         router.close(linger=0)

@@ -8,7 +8,9 @@ from typing import TypeVar
 import zmq
 
 from broker.protocol import messages as m
-from broker.protocol.framing import command_digest, decode, encode
+from broker.protocol.bundles import unpack
+from broker.protocol.errors import ProtocolError
+from broker.protocol.framing import command_digest, encode
 from tests.edge_agent.waiting import PATIENCE
 
 __all__ = ["RouterPeer"]
@@ -30,6 +32,9 @@ class RouterPeer:
         self.refuse: m.Refused | None = None
         self.heartbeat_ms = 60_000
         self.blobs = ""
+        self.version = m.PROTOCOL_VERSION
+        self.came: list[list[type]] = []
+        """Which messages came as one, each time."""
         self._got: list[tuple[m.Message, list[bytes]]] = []
 
     def _bound(self, endpoint: str) -> zmq.Socket[bytes]:
@@ -92,8 +97,14 @@ class RouterPeer:
                 return announce.event, frames
 
     def _receive(self) -> None:
-        peer, header, *frames = self._socket.recv_multipart()
-        message = decode(header)
+        peer, *parts = self._socket.recv_multipart()
+        self.came.append([])
+        for message, frames, _ in unpack(parts):
+            assert not isinstance(message, ProtocolError), message
+            self.came[-1].append(type(message))
+            self._take(peer, message, [bytes(frame) for frame in frames])
+
+    def _take(self, peer: bytes, message: m.Message, frames: list[bytes]) -> None:
         if isinstance(message, m.Register):
             self.peer = peer
             self.delivered = 0
@@ -114,7 +125,7 @@ class RouterPeer:
             return
         self.send(
             m.Registered(
-                version=m.PROTOCOL_VERSION,
+                version=self.version,
                 ledger=b"ledger-1",
                 epoch=self.epoch,
                 token=b"token-01",

@@ -15,6 +15,7 @@ import zmq
 
 from broker.protocol import messages as m
 from broker.protocol.errors import ConnectionRefused, VersionRefused
+from broker.protocol.framing import command_digest, encode
 from broker.protocol.tensors import decode_array, encode_array
 from edge_agent import Store
 from edge_agent.agent import Agent, AgentConfig
@@ -97,6 +98,29 @@ def test_the_main_job(agent: Agent, broker: RouterPeer) -> None:
     while taken.n < 10:
         taken, _ = broker.wait_for(m.Taken)
     assert agent.registered
+
+
+@pytest.mark.parametrize("version", [(1, 0), (1, 1)])
+def test_what_is_said_at_one_moment_is_said_in_one(broker: RouterPeer, version: tuple[int, int]) -> None:
+    """To a broker that reads bundles; what it sends so is taken one by one, and what is none of it is left out."""
+    broker.version = version
+    value = encode_array(np.array([1.5], dtype=np.float32))
+    puts = [m.Put(id=result_id(counter)) for counter in range(1, 6)]
+    with Store.temporary() as store:
+        for _ in running(Agent(broker.endpoint, "device_1", store, config=CONFIG), broker):
+            together = [
+                [encode(m.Deliver(n=n, digest=command_digest(put, [value]), command=put)), value]
+                for n, put in enumerate(puts, 1)
+            ]
+            broker.send(m.Bundle(messages=[*together[:2], [b"\xff"], *together[2:]]))
+            for put in puts:
+                event, _ = broker.result(put.id)
+                assert isinstance(event, m.ResultReady)
+    results = [[kind for kind in came if kind is m.Announce] for came in broker.came]
+    assert max(map(len, broker.came)) == (1 if version == (1, 0) else max(map(len, results)))
+    assert sum(map(len, results)) >= 5
+    if version == (1, 1):
+        assert max(map(len, results)) == 5
 
 
 def test_small_values_are_put_and_fetched(agent: Agent, broker: RouterPeer, store: Store) -> None:

@@ -99,6 +99,9 @@ def messages() -> Iterator[tuple[str, m.Message]]:
     for name, event in events.items():
         yield f"Announce: {name}", m.Announce(n=1, event=event)
         yield f"Notify: {name}", m.Notify(n=1, device="pi-kitchen", event=event)
+    taken, ready = m.Taken(n=2), m.Announce(n=1, event=events["ResultReady, inline"])
+    value = encode_array(np.array([2.0, 4.0], dtype=np.float32))
+    yield "Bundle: Taken, and a result with its value", m.Bundle(messages=[[encode(taken)], [encode(ready), value]])
 
 
 def tensors() -> Iterator[dict[str, Any]]:
