@@ -111,6 +111,7 @@ class SessionDriver:
         self._wakeup = Wakeup()
         self._io = threading.Lock()  # held while the sockets are used
         self._notified = False  # whether somebody who waited was woken since the thread slept last
+        self._soon = False  # whether the thread will be awake within `CHORES_MS`, and sends what was left until then
         self._chores_at = 0.0  # when the thread's chores can't be put off any more
         self._reopen = False
         self._bundles = False  # whether the broker reads them, on this connection
@@ -208,10 +209,10 @@ class SessionDriver:
         While the broker has yet to accept what was sent before, the thread does, or `when_ended`, whichever comes
         first: whoever calls again and again meanwhile has all of it sent in one.
         """
-        if self.core.unaccepted > 1 and len(self._outgoing) < BUNDLE_MESSAGES:
-            self.wake()
-        else:
+        if self.core.unaccepted <= 1 or len(self._outgoing) >= BUNDLE_MESSAGES:
             self._send_or_wake()
+        elif not self._soon:
+            self.wake()
 
     def _send_or_wake(self) -> None:
         """Send what is waiting, or, while the thread is at it, see that it does. With `lock` held."""
@@ -355,9 +356,11 @@ class SessionDriver:
                 self._open()
             while not self._closed:
                 wait = self._round()
+                self._soon = wait <= CHORES_MS
                 for descriptor, _ in self._poll.poll(wait):
                     if descriptor == self._wakeup.fileno():
                         self._wakeup.take()
+                self._soon = False
             with self._io:
                 self._send_all()
         except zmq.ContextTerminated:
