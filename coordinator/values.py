@@ -6,8 +6,9 @@ that are mapped.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -68,15 +69,21 @@ def value_at_hand(fleet: Fleet, output: Output) -> Value | None:
 def _value(fleet: Fleet, output: Output, raw: _Raw) -> Value:
     if isinstance(raw, Failure):
         return fleet.error(raw, *output)
-    from edge_agent.runtimes.torch_tensors import decode_tensor
-
     try:
-        return read_tensor(raw) if isinstance(raw, Path) else decode_tensor(raw)
+        return read_tensor(raw) if isinstance(raw, Path) else _decoder()(raw)
     except (TensorRefused, OSError) as error:
         return fleet.error(Failure(code="TensorRefused", message=str(error)), *output)
     finally:
         if isinstance(raw, Path):
             raw.unlink(missing_ok=True)
+
+
+@functools.cache
+def _decoder() -> Callable[[Frame], torch.Tensor]:
+    """`decode_tensor`, imported when the first value comes, and not looked up for each."""
+    from edge_agent.runtimes.torch_tensors import decode_tensor
+
+    return decode_tensor
 
 
 def read_tensor(path: Path) -> torch.Tensor:
