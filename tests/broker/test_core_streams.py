@@ -597,7 +597,7 @@ def test_another_major_version(bench: Bench, version: tuple[int, int]) -> None:
     for _ in range(2):
         refused = peer.take(Refused)
         assert (refused.version, refused.code) == ((1, 0), "version")
-        assert refused.reason == f"expected protocol 1.x, got {theirs}; this broker speaks 1.0"
+        assert refused.reason == f"expected protocol 1.x, got {theirs}; this broker speaks 1.1"
     peer.tell(OpenSession(version=(1, 7), incarnation=b"i" * 8))
     assert peer.take(SessionOpened).version == (1, 0)
 

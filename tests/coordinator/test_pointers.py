@@ -89,7 +89,7 @@ def test_devices_say_what_the_broker_knows(fleet: Fleet, device_1: VirtualWorker
     assert first == device_1
     assert first.online
     assert abs(first.last_seen.timestamp() - time.time()) < 60
-    assert (first.runtimes, first.labels, first.version) == (["torch"], {}, (1, 0))
+    assert (first.runtimes, first.labels, first.version) == (["torch"], {}, (1, 1))
     with pytest.raises(UnknownDevice, match="nobody"):
         _ = fleet.device("nobody").online
     with pytest.raises(ValueError, match="expected a device id"):

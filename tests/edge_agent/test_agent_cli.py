@@ -258,4 +258,4 @@ def test_help_shows_an_example(arguments: list[str]) -> None:
 
 def test_version() -> None:
     """The package's and the protocol's."""
-    assert "(protocol 1.0)" in cli("--version").stdout
+    assert "(protocol 1.1)" in cli("--version").stdout
