@@ -12,7 +12,7 @@ from broker.protocol.tensors import DTYPES, TensorHeader
 from edge_agent.frames import frame_of
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
-from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, TORCH_DTYPES
+from edge_agent.runtimes.torch_tensors import DTYPE_NAMES, TORCH_DTYPES, tensor_over
 
 __all__ = ["TorchTensors"]
 
@@ -34,11 +34,8 @@ class TorchTensors:
         """A tensor over the header's elements, or over a copy where they cannot be written to: torch has no read-only
         tensors.
         """
-        dtype = TORCH_DTYPES[header.dtype]
-        if not header.nbytes:
-            return torch.empty(header.shape, dtype=dtype)
-        data = header.data if not header.data.readonly else bytearray(header.data)
-        return torch.frombuffer(data, dtype=dtype).reshape(header.shape)
+        data = header.data
+        return tensor_over(header, bytearray(data) if data.readonly else data)
 
     def number(self, value: float, dtype: str) -> torch.Tensor:
         """A 0-d tensor."""
