@@ -23,6 +23,7 @@ from edge_agent.plan.nesting import all_ops, uses_of
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.registry import REGISTRY, OpSpec, Parameter
 from edge_agent.runtimes.random import drawn
+from edge_agent.runtimes.torch_bindings import binding
 from edge_agent.runtimes.torch_control import CONTROL
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
@@ -63,6 +64,14 @@ def overload(name: str) -> torch._ops.OpOverload[..., Any]:
         raise KeyError(name)
     _, packet, variant = REGISTRY[name].name.split(".")
     found: torch._ops.OpOverload[..., Any] = getattr(getattr(torch.ops.aten, packet), variant)
+    return found
+
+
+def _callable(name: str, arguments: Sequence[Argument]) -> Callable[..., Any]:
+    """What is called for an op, without a frame of Python in between."""
+    found: Callable[..., Any] = overload(name)._op  # noqa: SLF001
+    if all(isinstance(one, Special) and one.v is not None for one in arguments):
+        return binding(name, len(arguments)) or found
     return found
 
 
@@ -268,10 +277,9 @@ class _Layout:
     def _op(
         self, index: int, op: Op, spec: OpSpec, target: int, inner: Mapping[str, CheckedGraph]
     ) -> Iterator[tuple[_Step, tuple[int, ...]]]:
-        call: Callable[..., Any]
-        call = CONTROL[spec.name] if inner else overload(spec.name)._op  # noqa: SLF001 -- without a frame of Python
         uses: list[int] = []
         args, kwargs = _by_position(spec, op)
+        call = CONTROL[spec.name] if inner else _callable(spec.name, [*args, *kwargs.values()])
         slots = []
         graphs = iter(inner.values())
         for argument in (*args, *kwargs.values()):
