@@ -119,32 +119,34 @@ class Board:
     """A few bytes that agent and worker both see, also after the worker has died: which order it was at, and which to
     leave.
 
-    ``page`` is a writable buffer of at least `Board.SIZE` bytes, shared by both.
+    ``page`` is a writable buffer of at least `Board.SIZE` bytes, shared by both. ``cells`` holds the numbers, for who
+    looks at them between any two ops: `doing` is at `Board.DOING`, `leave` at `Board.LEAVE`.
     """
 
     SIZE = 16
+    DOING, LEAVE = 0, 1
     ALL = (1 << 64) - 1
     """As the job to leave: whichever it is, since the worker shall end."""
 
-    __slots__ = ("_cells",)
+    __slots__ = ("cells",)
 
     def __init__(self, page: memoryview) -> None:
-        self._cells = page[: self.SIZE].cast("Q")
+        self.cells = page[: self.SIZE].cast("Q")
 
     @property
     def doing(self) -> int:
         """The number of the order that the worker is at; 0: none."""
-        return self._cells[0]
+        return self.cells[self.DOING]
 
     @doing.setter
     def doing(self, n: int) -> None:
-        self._cells[0] = n
+        self.cells[self.DOING] = n
 
     @property
     def leave(self) -> int:
         """The number of the job that the worker should leave between two ops; `ALL`: each, and end."""
-        return self._cells[1]
+        return self.cells[self.LEAVE]
 
     @leave.setter
     def leave(self, n: int) -> None:
-        self._cells[1] = n
+        self.cells[self.LEAVE] = n

@@ -11,16 +11,16 @@ import contextlib
 import errno
 import math
 import os
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import nth
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold, LogValue
-from broker.protocol.tensors import inspect, nbytes_of
+from broker.protocol.tensors import inspect
 from edge_agent.admission import Admission, as_over_quota, ceiling
 from edge_agent.checkpoints import Checkpoint
 from edge_agent.folding import Opened, fold_plan
@@ -68,6 +68,8 @@ _OPEN_FRAMES = 256
 _OPEN_FRAME_BYTES = 4096
 """How many frames stay open as tensors, and how large they may be."""
 
+_DOING, _LEAVE = Board.DOING, Board.LEAVE
+
 _SEED_BITS = (1 << 64) - 1
 
 _MAPPED_FILES = 8
@@ -95,11 +97,11 @@ class _Ending(BaseException):
 
 
 class _Loaded:
-    """A plan on the bench, ``id`` its own. ``inputs``: kind and dtype of each user input. ``draws``: whether it draws
-    random numbers. ``admission`` None: there is no limit.
+    """A plan on the bench, ``id`` its own. ``inputs``: kind and dtype of each user input. ``ops``: how many it has, 1
+    at least. ``draws``: whether it draws random numbers. ``admission`` None: there is no limit.
     """
 
-    __slots__ = ("_sizes", "admission", "checked", "draws", "id", "inputs", "runnable", "seconds")
+    __slots__ = ("_sizes", "admission", "checked", "draws", "id", "inputs", "ops", "runnable", "seconds")
 
     def __init__(self, id: bytes, checked: CheckedPlan, runnable: Runnable, admission: Admission | None) -> None:
         self.id = id
@@ -109,6 +111,7 @@ class _Loaded:
         self.checked = checked
         self.runnable = runnable
         self.inputs = [(one.name, one.kind, one.dtype) for one in checked.graph.given]
+        self.ops = max(1, len(checked.graph.ops))
         self.draws = len(checked.graph.inputs) > 0 and checked.graph.inputs[-1].kind == "random"
 
     def sizes_of(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, int]:
@@ -145,6 +148,7 @@ class Workbench:
         self._over_at = math.inf  # when what is being run will have taken too long
         self._folder = folder
         self._board = board
+        self._cells = board.cells
         self._plans: dict[bytes, _Loaded] = {}
         self._frames: OrderedDict[bytes, Opened] = OrderedDict()
         self._files: OrderedDict[str, Opened] = OrderedDict()
@@ -160,19 +164,24 @@ class Workbench:
         """Don't start job ``n``."""
         self._cancelled.add(n)
 
+    @property
+    def leave(self) -> int:
+        """Which job the board says to leave."""
+        return self._cells[_LEAVE]
+
     def do(self, order: Order) -> Answer | None:
         """Carry out an order; its answer, if it has one."""
         if isinstance(order, RunJob):
-            self._board.doing = self._now_doing = order.n
+            self._cells[_DOING] = self._now_doing = order.n
             answer: Answer | None = self._run(order)
         elif isinstance(order, LoadPlan):
-            self._board.doing = order.n
+            self._cells[_DOING] = order.n
             answer = self._load(order)
         else:
             if isinstance(order, UnloadPlan):
                 self._plans.pop(order.plan, None)
             return None
-        self._board.doing = 0
+        self._cells[_DOING] = 0
         return answer
 
     def is_quick(self, order: Order) -> bool:
@@ -185,13 +194,13 @@ class Workbench:
     # ------------------------------------------------------------------------------------------- plans
 
     def _load(self, order: LoadPlan) -> Answer:
-        started = time.perf_counter()
+        started = perf_counter()
         try:
             self._plans[order.plan] = self._read(order)
         except Exception as error:  # noqa: BLE001 - a plan from anywhere must not end the worker; the agent is told
             # by its own id, whatever the worker calls it
             return PlanRefused(n=order.n, plan=order.plan, failure=_failure_of(error, digest_of(order.manifest)))
-        return PlanLoaded(n=order.n, plan=order.plan, seconds=time.perf_counter() - started)
+        return PlanLoaded(n=order.n, plan=order.plan, seconds=perf_counter() - started)
 
     def _read(self, order: LoadPlan) -> _Loaded:
         manifest = decode_manifest(order.manifest)
@@ -221,20 +230,24 @@ class Workbench:
 
     def _look(self) -> float:
         """The time. Raises what ends the job, if it shall end. Any thread may call."""
-        leave = self._board.leave
+        leave = self._cells[_LEAVE]
         if leave == self._now_doing:
             raise _Left
         if leave == Board.ALL:
             raise _Ending
-        now = time.perf_counter()
+        now = perf_counter()
         if now >= (over_at := self._over_at):
             seconds = self._limits.seconds
             raise PlanOverQuota("time", now - over_at + seconds, seconds, at_least=True)
         return now
 
     def _between_ops(self, index: int) -> None:
-        now = self._look()
-        if now >= self._told_at:
+        """Heed the board and the clock. Mostly neither says anything, which is seen here at once."""
+        if self._cells[_LEAVE] or (now := perf_counter()) >= self._told_at or now >= self._over_at:
+            self._heed(index)
+
+    def _heed(self, index: int) -> None:
+        if self._look() >= self._told_at:
             done, steps = self._steps
             self.progress((done + index / self._ops) / steps)
 
@@ -248,7 +261,7 @@ class Workbench:
 
     def progress(self, done: float) -> None:
         """So much of the job is done, 0 to 1: told every half second at most, for the broker to know."""
-        now = time.perf_counter()
+        now = perf_counter()
         if now >= self._told_at and self.tell is not None:
             self._told_at = now + _PROGRESS_SECONDS
             self.tell(JobProgress(n=self._now_doing, progress=done))
@@ -256,7 +269,7 @@ class Workbench:
     # ------------------------------------------------------------------------------------------- jobs
 
     def _run(self, job: RunJob) -> Answer:
-        started = time.perf_counter()
+        started = perf_counter()
         if self._cancelled:
             cancelled = job.n in self._cancelled
             self._cancelled = {n for n in self._cancelled if n > job.n}
@@ -266,7 +279,7 @@ class Workbench:
         if loaded is None:
             said = f"plan {job.plan.hex()} is not loaded"
             return JobFailed(n=job.n, failure=Failure(code="PlanNotFound", message=said))
-        self._ops = max(1, len(loaded.checked.graph.ops))
+        self._ops = loaded.ops
         self._told_at = started + _PROGRESS_SECONDS
         self._steps = (0, 1)
         try:
@@ -277,7 +290,7 @@ class Workbench:
             return _left(job)
         except Exception as error:  # noqa: BLE001 - whatever a plan runs into is the invoker's to know
             return JobFailed(n=job.n, failure=_failure_of(error, loaded.id))
-        loaded.seconds = time.perf_counter() - started
+        loaded.seconds = perf_counter() - started
         return JobFinished(n=job.n, outputs=outputs, seconds=loaded.seconds)
 
     def _call_limited(self, loaded: _Loaded, opened: Sequence[Opened], job: RunJob, step: int = 0) -> list[Any]:
@@ -285,7 +298,7 @@ class Workbench:
         if loaded.admission is not None:
             loaded.admission.admit(loaded.sizes_of(tuple([(dtype, shape) for dtype, shape, _ in opened])))
         seconds = self._limits.seconds
-        started = time.perf_counter()
+        started = perf_counter()
         self._over_at = started + seconds if seconds else math.inf
         try:
             with ceiling(self._ceiling):
@@ -297,7 +310,7 @@ class Workbench:
             raise over from error
         finally:
             self._over_at = math.inf
-        if seconds and (took := time.perf_counter() - started) >= seconds:
+        if seconds and (took := perf_counter() - started) >= seconds:
             raise PlanOverQuota("time", took, seconds)
         return values
 
@@ -363,15 +376,14 @@ class Workbench:
             raise ArgumentMismatch("the plan", f"{job.outputs} results", str(len(tensors)))
         outputs = []
         for k, tensor in enumerate(tensors):
-            dtype, shape = self._runtime.describe(tensor)
-            nbytes = nbytes_of(dtype, shape)
+            form = self._runtime.form(tensor)
             source: Source
-            if nbytes <= INLINE_TENSORS_BYTES:
-                source = self._runtime.frame(tensor)
+            if form.nbytes <= INLINE_TENSORS_BYTES:
+                source = form.frame(self._runtime.content(tensor))
             else:
                 path = tensor_path(self._folder, nth(job.id, k))
-                source = File(str(path), write(path, dtype, shape, self._runtime.elements(tensor)))
-            outputs.append(Output(dtype=dtype, shape=list(shape), nbytes=nbytes, source=source))
+                source = File(str(path), write(path, form.dtype, form.shape, self._runtime.elements(tensor)))
+            outputs.append(Output(dtype=form.dtype, shape=list(form.shape), nbytes=form.nbytes, source=source))
         return outputs
 
     def _mapped(self, file: File) -> Opened:
@@ -400,28 +412,38 @@ def serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> No
 def _serve(pipe: Pipe[Answer, Order], bench: Workbench, ready: WorkerReady) -> None:
     pipe.say([ready])
     orders: deque[Order] = deque()
-    answers: list[Answer] = []
-    since = 0.0
     while True:
+        leave = bench.leave
         heard = pipe.hear(wait=not orders)
         if heard is None:
             return
         for order in heard:
             if isinstance(order, CancelJob):
                 bench.cancel(order.n)
-            orders.append(order)
-        if not orders:
-            continue
-        answer = bench.do(orders.popleft())
-        if answer is not None:
-            now = time.perf_counter()
-            since = since if answers else now
-            answers.append(answer)
-            if orders and now - since < _COALESCE_SECONDS and bench.is_quick(orders[0]):
-                continue
-        if answers:
+        orders += heard
+        if orders and (answers := _do_some(bench, orders, leave)):
             pipe.say(answers)
-            answers.clear()
+
+
+def _do_some(bench: Workbench, orders: deque[Order], leave: int) -> list[Answer]:
+    """Do the first of the orders, and those after it that will be done in no time: their answers, to be said at once.
+
+    The pipe is not heard meanwhile. So it ends when a job has failed, and when the board does not name ``leave`` any
+    more as the job to leave: a cancellation may wait in the pipe.
+    """
+    answer = bench.do(orders.popleft())
+    answers = [answer]
+    until = perf_counter() + _COALESCE_SECONDS
+    while (
+        orders
+        and bench.is_quick(orders[0])
+        and bench.leave == leave
+        and not isinstance(answer, JobFailed)
+        and perf_counter() < until
+    ):
+        answer = bench.do(orders.popleft())
+        answers.append(answer)
+    return [one for one in answers if one is not None]
 
 
 def _part(name: bytes, source: Source) -> bytes:

@@ -90,6 +90,7 @@ def _ready(name: str, threads: int, pipe: Pipe[Answer, Order]) -> Runtime | None
         import torch
 
         torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)  # once: no plan records gradients, and to say so at each run takes time
     gc.freeze()  # torch's hundred thousand objects are here to stay: don't look through them again and again
     return runtime
 

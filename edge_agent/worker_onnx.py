@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from broker.protocol.errors import TensorRefused
 from broker.protocol.tensors import DTYPES, TensorHeader
-from edge_agent.frames import frame_of
+from edge_agent.frames import Form, form_of
 from edge_agent.plan.checker import CheckedPlan
 from edge_agent.plan.errors import VariantRefused
 from edge_agent.runtimes.onnx import Array, Bfloat16, OnnxPlan, OnnxRuntime
@@ -48,17 +48,25 @@ class OnnxTensors:
 
     def describe(self, tensor: Array) -> tuple[str, tuple[int, ...]]:
         """A tensor's dtype name and shape. Raises `TensorRefused` for a dtype that cannot travel."""
+        form = self.form(tensor)
+        return form.dtype, form.shape
+
+    def form(self, tensor: Array) -> Form:
+        """A tensor's dtype and shape, and what follows from them. Raises `TensorRefused`, as `describe` does."""
         if isinstance(tensor, Bfloat16):
-            return "bfloat16", tensor.shape
+            return form_of("bfloat16", tensor.shape)
         name = _NAMES.get(tensor.dtype)
         if name is None:
             raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {tensor.dtype}")
-        return name, tensor.shape
+        return form_of(name, tensor.shape)
+
+    def content(self, tensor: Array) -> bytes:
+        """A copy of a tensor's elements."""
+        return _plain(tensor).tobytes()
 
     def frame(self, tensor: Array) -> bytes:
         """A tensor as a frame."""
-        dtype, shape = self.describe(tensor)
-        return frame_of(dtype, shape, _plain(tensor).tobytes())
+        return self.form(tensor).frame(self.content(tensor))
 
     def elements(self, tensor: Array) -> memoryview:
         """A tensor's elements."""

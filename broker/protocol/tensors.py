@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import math
 import reprlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -63,9 +62,11 @@ _data = msgspec.msgpack.Decoder(memoryview)
 _TRUE = b"\xc3"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
-    """What a tensor frame says of itself. ``data`` is a view into the frame: C order, little-endian."""
+class TensorHeader(msgspec.Struct, frozen=True):
+    """What a tensor frame says of itself. ``data`` is a view into the frame: C order, little-endian.
+
+    A struct, since one is made for every small value: a frozen dataclass takes ten times as long.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -88,40 +89,17 @@ def nbytes_of(dtype: str, shape: tuple[int, ...] | list[int]) -> int:
         raise TensorRefused(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}") from None
 
 
-class _Known:
-    """Beginnings of frames that were judged before, by the length of the frame.
+_SMALL = 2048
+"""Frames above this length, in bytes, are judged each time: there it does not show."""
+_LENGTHS = 256
+_EACH = 4
 
-    In our own layout the data comes last, so a frame is its beginning (all fields, and the data's length) and the data.
-    One of the same length with the same beginning differs in nothing but its data, and need not be judged again.
-    """
+_known: dict[int, list[tuple[bytes, str, tuple[int, ...]]]] = {}
+"""Beginnings of frames that were judged before, by the length of the frame.
 
-    SMALL = 2048
-    """Frames above this length, in bytes, are judged each time: there it does not show."""
-    LENGTHS = 256
-    EACH = 4
-
-    def __init__(self) -> None:
-        self._by_length: dict[int, list[tuple[bytes, str, tuple[int, ...]]]] = {}
-
-    def find(self, frame: bytes | memoryview) -> TensorHeader | None:
-        for start, dtype, shape in self._by_length.get(len(frame), ()):
-            if frame[: len(start)] == start:
-                return TensorHeader(dtype, shape, memoryview(frame)[len(start) :])
-        return None
-
-    def add(self, frame: bytes | memoryview, header: TensorHeader) -> None:
-        length = len(frame)
-        start = bytes(frame[: length - header.nbytes])
-        if length > self.SMALL or start + bytes(header.data) != frame:
-            return  # large, or of another layout
-        if len(self._by_length) >= self.LENGTHS and length not in self._by_length:
-            self._by_length.clear()
-        known = self._by_length.setdefault(length, [])
-        if len(known) < self.EACH and all(start != other for other, _, _ in known):
-            known.append((start, header.dtype, header.shape))
-
-
-_known = _Known()
+In our own layout the data comes last, so a frame is its beginning (all fields, and the data's length) and the data. One
+of the same length with the same beginning differs in nothing but its data, and need not be judged again.
+"""
 
 
 def inspect(frame: bytes | memoryview) -> TensorHeader:
@@ -129,11 +107,25 @@ def inspect(frame: bytes | memoryview) -> TensorHeader:
 
     Raises `TensorRefused` for anything but a well-formed tensor of an allowed dtype.
     """
-    header = _known.find(frame)
-    if header is None:
-        header = _judge(frame)
-        _known.add(frame, header)
+    for start, dtype, shape in _known.get(len(frame), ()):
+        if frame[: len(start)] == start:
+            return TensorHeader(dtype, shape, memoryview(frame)[len(start) :])
+    header = _judge(frame)
+    _remember(frame, header)
     return header
+
+
+def _remember(frame: bytes | memoryview, header: TensorHeader) -> None:
+    """Keep the beginning of a well-formed frame."""
+    length = len(frame)
+    start = bytes(frame[: length - header.nbytes])
+    if length > _SMALL or start + bytes(header.data) != frame:
+        return  # large, or of another layout
+    if len(_known) >= _LENGTHS and length not in _known:
+        _known.clear()
+    known = _known.setdefault(length, [])
+    if len(known) < _EACH and all(start != other for other, _, _ in known):
+        known.append((start, header.dtype, header.shape))
 
 
 def _judge(frame: bytes | memoryview) -> TensorHeader:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from broker.protocol.tensors import TensorHeader
+from edge_agent.frames import Form
 from edge_agent.plan.checker import CheckedPlan
 
 __all__ = ["Provable", "Runnable", "Runtime", "Watchable"]
@@ -57,8 +58,14 @@ class Runtime(Protocol):
     def describe(self, tensor: Any) -> tuple[str, tuple[int, ...]]:
         """A tensor's dtype name and shape."""
 
+    def form(self, tensor: Any) -> Form:
+        """A tensor's dtype and shape, and what follows from them. Raises `TensorRefused`."""
+
+    def content(self, tensor: Any) -> bytes:
+        """A copy of a tensor's elements, C order, little-endian. Raises `TensorRefused`."""
+
     def frame(self, tensor: Any) -> bytes:
-        """A tensor as a frame. Raises `TensorRefused`."""
+        """A tensor as a frame: of its form, with its content. Raises `TensorRefused`."""
 
     def elements(self, tensor: Any) -> memoryview:
         """A tensor's elements, C order, little-endian."""

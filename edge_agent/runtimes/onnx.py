@@ -77,6 +77,11 @@ def complex_of(array: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(array).view(dtype).reshape(array.shape[:-1])
 
 
+def _is_widened(dtype: str) -> bool:
+    """Whether tensors of a dtype are others in the model: see `widened`."""
+    return dtype == "bfloat16" or dtype.startswith("complex")
+
+
 class OnnxPlan:
     """A variant with a state, ready to run, as often as wanted. ``state``: what is fed to the model, by its inputs'
     names; ``constants``: what the session was opened over, and has not copied.
@@ -101,6 +106,8 @@ class OnnxPlan:
             raise PlanMalformed("expected a model whose inputs are those of the graph, got others")
         self._taken = taken
         self._user = [(k, name) for k, name in enumerate(names[:user]) if name in taken]
+        self._wide = [name for k, name in self._user if _is_widened(graph.given[k].dtype)]
+        self._narrow = [(k, dtype) for k, dtype in enumerate(model.dtypes) if _is_widened(dtype)]
         self._state = {name: widened(one) for name, one in state.items() if name in taken}
         drawn_names = zip(names[draws:], graph.drawn, strict=True)
         self._draws = [(name, one) for name, one in drawn_names if name in taken]
@@ -117,12 +124,17 @@ class OnnxPlan:
         """
         if self.between_ops is not None:
             self.between_ops(0)
-        feed = {name: widened(user_inputs[k]) for k, name in self._user}
+        feed: dict[str, Any] = {name: user_inputs[k] for k, name in self._user}
+        for name in self._wide:
+            feed[name] = widened(feed[name])
         for name, one in self._draws:
             feed[name] = drawn(one, sizes, seed, step)
         feed.update(self._state)
-        results = self._run(feed) if self.while_running is None else self._run_watched(feed, self.while_running)
-        return [narrowed(array, dtype) for array, dtype in zip(results, self._model.dtypes, strict=True)]
+        look = self.while_running
+        results: list[Any] = self._run(feed) if look is None else self._run_watched(feed, look)
+        for k, dtype in self._narrow:
+            results[k] = narrowed(results[k], dtype)
+        return results
 
     def run_on(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The model's outputs for inputs that are made up, by name; what it does not take is left out. Raises

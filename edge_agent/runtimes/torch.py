@@ -23,6 +23,7 @@ from edge_agent.plan.nesting import all_ops, uses_of
 from edge_agent.plan.readable import step_text
 from edge_agent.plan.registry import REGISTRY, OpSpec, Parameter
 from edge_agent.runtimes.random import drawn
+from edge_agent.runtimes.torch_bindings import binding
 from edge_agent.runtimes.torch_control import CONTROL
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
@@ -35,6 +36,10 @@ _MEMORY_FORMATS = {
     "channels_last_3d": torch.channels_last_3d,
 }
 _CPU = torch.device("cpu")
+
+# bound once: what is asked at each run of a plan adds up to as much as a small op
+_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled  # noqa: SLF001
+_default_dtype, _autocast_enabled = torch.get_default_dtype, torch.is_autocast_enabled
 
 
 class _Step(NamedTuple):
@@ -62,6 +67,14 @@ def overload(name: str) -> torch._ops.OpOverload[..., Any]:
     return found
 
 
+def _callable(name: str, arguments: Sequence[Argument]) -> Callable[..., Any]:
+    """What is called for an op, without a frame of Python in between."""
+    found: Callable[..., Any] = overload(name)._op  # noqa: SLF001
+    if all(isinstance(one, Special) and one.v is not None for one in arguments):
+        return binding(name, len(arguments)) or found
+    return found
+
+
 class _Ended(BaseException):
     """What `LoadedPlan.between_ops` raised inside a sub-graph, on its way out: no error of an op."""
 
@@ -71,21 +84,27 @@ class _Ended(BaseException):
 
 
 class _Run:
-    """One run of a plan: its sizes, and which op of the plan itself is running, for ``between_ops``."""
+    """One run of a plan with sub-graphs: its sizes, and which op of the plan itself is running, for ``between_ops``."""
 
-    __slots__ = ("_between", "op", "sizes", "watched")
+    __slots__ = ("_between", "_op", "sizes", "watched")
 
     def __init__(self, sizes: Mapping[str, int], between: Callable[[int], None] | None) -> None:
         self.sizes = sizes
-        self.op = 0
         self.watched = between is not None
+        self._op = 0
         self._between = between
 
-    def pause(self) -> None:
-        """Before each op of a sub-graph."""
+    def before(self, op: int) -> None:
+        """Before each op of the plan itself."""
         assert self._between is not None  # else nobody watches
+        self._op = op
+        self._between(op)
+
+    def inside(self, _op: int = 0) -> None:
+        """Before each op of a sub-graph."""
+        assert self._between is not None
         try:
-            self._between(self.op)
+            self._between(self._op)
         except BaseException as error:  # noqa: BLE001 -- it is raised again, as it was, at the end of the run
             raise _Ended(error) from None
 
@@ -102,10 +121,10 @@ class LoadedPlan:
         self._graph = graph
         self._layout = layout
         self._inner = layout.inner
-        self._steps = layout.steps
         self._slots = layout.slots
         self._symbolic = layout.symbolic
-        self._outputs = layout.outputs
+        self._results = _gatherer([value for value, _ in layout.outputs])
+        self._shared = [place for place, (_, shared) in enumerate(layout.outputs) if shared]
         self._deterministic = any(_needs_order(own.ops[place]) for own, place in all_ops(graph))
         self._inputs = len(graph.given)
         self._draws = [(slot, one) for slot, one in enumerate(graph.inputs) if one.kind == "random"]
@@ -123,64 +142,63 @@ class LoadedPlan:
         slots[: self._inputs] = user_inputs
         for slot, expression in self._symbolic:
             slots[slot] = evaluate(expression, sizes)
-        run = None
+        between = self.between_ops
         if self._inner:
-            run = _Run(sizes, self.between_ops)
+            run = _Run(sizes, between)
+            between = run.before if run.watched else None
             for slot, inner in self._inner:
                 slots[slot] = _Body(self._graph, inner, run)
         for slot, one in self._draws:
             slots[slot] = torch.from_numpy(drawn(one, sizes, seed, step))
-        with_grad = torch.is_grad_enabled()
-        # what torch.no_grad() does; that itself costs as much as a small op
-        torch._C._set_grad_enabled(False)  # noqa: SLF001
+        with_grad = _grad_enabled()
+        if with_grad:
+            _set_grad_enabled(False)  # what torch.no_grad() does; that itself costs as much as a small op
         try:
-            if (
-                self._deterministic
-                or torch.get_default_dtype() is not torch.float32
-                or torch.is_autocast_enabled("cpu")
-            ):
+            if self._deterministic or _default_dtype() is not torch.float32 or _autocast_enabled("cpu"):
                 with _settings(deterministic=self._deterministic):
-                    self._run_steps(slots, run)
+                    _execute(self._graph, self._layout, slots, between)
             else:
-                self._run_steps(slots, run)
-            return [slots[value].clone() if shared else slots[value] for value, shared in self._outputs]
+                _execute(self._graph, self._layout, slots, between)
+            results = list(self._results(slots))
+            for place in self._shared:
+                results[place] = results[place].clone()
         except _Ended as ended:
             raise ended.error from None
         finally:
-            torch._C._set_grad_enabled(with_grad)  # noqa: SLF001
-
-    def _run_steps(self, slots: list[Any], run: _Run | None) -> None:
-        if self.between_ops is None:
-            _execute(self._graph, self._layout, self._steps, slots)
-            return
-        last = -1
-        for step in self._steps:
-            if step.op != last:
-                last = step.op
-                if run is not None:
-                    run.op = last
-                self.between_ops(last)
-            _execute(self._graph, self._layout, (step,), slots)
+            if with_grad:
+                _set_grad_enabled(True)
+        return results
 
 
-def _execute(plan: Graph, layout: _Layout, steps: Sequence[_Step], slots: list[Any]) -> None:
-    """Run steps of the plan, or of a sub-graph of it. Raises `OpFailed`, with the op's number in the plan."""
-    index = 0
-    try:
-        for call, gather, target, many, free, index in steps:  # noqa: B007 -- the error needs it
+def _execute(plan: Graph, layout: _Layout, slots: list[Any], between: Callable[[int], None] | None) -> None:
+    """Run the plan, or a sub-graph of it, in its slots. ``between`` is called with each op's index before it runs, and
+    what it raises passes. Raises `OpFailed`, with the op's number in the plan.
+    """
+    op = -1
+    for call, gather, target, many, free, index in layout.steps:
+        if index != op:
+            op = index
+            if between is not None:
+                between(op)
+        try:
             if many is None:
                 slots[target] = call(*gather(slots))
             else:
                 slots[target : target + many] = _as_many(call(*gather(slots)), many)
+        except OpFailed:  # of an op inside
+            raise
+        except Exception as error:
+            raise _failed(plan, layout, op, error) from error
+        if free:
             for slot in free:
                 slots[slot] = None
-    except OpFailed:  # of an op inside
-        raise
-    except Exception as error:
-        number = layout.first + index
-        failed = OpFailed(layout.graph.ops[index].name, number, type(error).__name__, str(error))
-        failed.add_note(f"while running {step_text(plan, number)}")
-        raise failed from error
+
+
+def _failed(plan: Graph, layout: _Layout, op: int, error: Exception) -> OpFailed:
+    number = layout.first + op
+    failed = OpFailed(layout.graph.ops[op].name, number, type(error).__name__, str(error))
+    failed.add_note(f"while running {step_text(plan, number)}")
+    return failed
 
 
 class _Body:
@@ -203,14 +221,10 @@ class _Body:
         layout = self._layout
         slots = self._slots.copy()
         slots[: len(inputs)] = inputs
-        if not self._run.watched:
-            _execute(self._plan, layout, layout.steps, slots)
-        else:
-            for step in layout.steps:
-                self._run.pause()
-                _execute(self._plan, layout, (step,), slots)
-            if not layout.steps:
-                self._run.pause()
+        inside = self._run.inside if self._run.watched else None
+        if inside is not None and not layout.steps:
+            inside()
+        _execute(self._plan, layout, slots, inside)
         return [slots[value] for value, _ in layout.outputs]
 
     def empty(self, place: int, count: int) -> torch.Tensor:
@@ -263,10 +277,9 @@ class _Layout:
     def _op(
         self, index: int, op: Op, spec: OpSpec, target: int, inner: Mapping[str, CheckedGraph]
     ) -> Iterator[tuple[_Step, tuple[int, ...]]]:
-        call: Callable[..., Any]
-        call = CONTROL[spec.name] if inner else overload(spec.name)._op  # noqa: SLF001 -- without a frame of Python
         uses: list[int] = []
         args, kwargs = _by_position(spec, op)
+        call = CONTROL[spec.name] if inner else _callable(spec.name, [*args, *kwargs.values()])
         slots = []
         graphs = iter(inner.values())
         for argument in (*args, *kwargs.values()):

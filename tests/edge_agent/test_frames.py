@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from broker.protocol.errors import TensorRefused
 from broker.protocol.tensors import DTYPES, encode_array
 from edge_agent.frames import frame_of
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES, encode_tensor
@@ -34,3 +35,17 @@ def test_the_frame_of_a_result(dtype: str, shape: tuple[int, ...]) -> None:
         tensors.append(tensor.clone().requires_grad_())
     for one in tensors:
         assert TorchTensors().frame(one) == encode_tensor(one)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "sentence"),
+    [
+        (torch.eye(2).to_sparse(), "expected a dense tensor, got torch.sparse_coo of torch.float32"),
+        (torch.zeros(2).to(torch.float8_e5m2), "got torch.float8_e5m2"),
+    ],
+    ids=["sparse", "dtype"],
+)
+def test_a_result_that_cannot_travel(tensor: torch.Tensor, sentence: str) -> None:
+    """It is refused, as the codec refuses it."""
+    with pytest.raises(TensorRefused, match=sentence):
+        TorchTensors().frame(tensor)

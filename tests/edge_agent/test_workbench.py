@@ -312,3 +312,36 @@ def test_serving_a_pipe(bench: Workbench) -> None:
         thread.join(PATIENCE)
         theirs.close()
     assert not thread.is_alive()
+
+
+def test_cancellations_are_heard_between_quick_jobs(
+    bench: Workbench, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs done in no time are answered together, and the pipe is not heard meanwhile; but when the board names a job
+    to leave, it is: there it says which others not to start.
+    """
+    monkeypatch.setattr("edge_agent.workbench._COALESCE_SECONDS", math.inf)
+    ours, theirs = socket.socketpair()
+    agent = agent_end(ours)
+    plan = small_plans.double_abs()
+    agent.say([plan.load(1)])
+    agent.say([RunJob(n=n, plan=plan.id, id=result_id(n), args=[vector(n)]) for n in range(2, 10)])
+    do = bench.do
+
+    def do_and_cancel(order: Order) -> Answer | None:
+        if isinstance(order, RunJob) and order.n == 4:
+            agent.say([CancelJob(n=6), CancelJob(n=8)])
+            board.leave = 6  # as the agent does; the second is read there, and the first only in the pipe
+            board.leave = 8
+        if isinstance(order, RunJob) and order.n == 9:
+            ours.shutdown(socket.SHUT_WR)
+        return do(order)
+
+    monkeypatch.setattr(bench, "do", do_and_cancel)
+    serve(worker_end(theirs), bench, WorkerReady(pid=1, runtime="torch"))
+    answers = agent.hear()
+    assert answers is not None
+    assert [answer.n for answer in answers[2:] if isinstance(answer, JobFinished)] == [2, 3, 4, 5, 7, 9]
+    assert [answer.n for answer in answers[2:] if isinstance(answer, JobFailed)] == [6, 8]
+    agent.close()
+    theirs.close()

@@ -166,7 +166,7 @@ def test_values_are_freed_after_their_last_use() -> None:
     plan = load(graph_of([X], [op("add.Tensor", value(place), value(place)) for place in range(4)], [4]))
     alive: list[weakref.ref[torch.Tensor]] = []
     counts: list[int] = []
-    original = plan._steps[0].call
+    original = plan._layout.steps[0].call
 
     def counted(*args: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = original(*args)
@@ -174,7 +174,7 @@ def test_values_are_freed_after_their_last_use() -> None:
         counts.append(sum(one() is not None for one in alive))
         return result
 
-    plan._steps = [step._replace(call=counted) for step in plan._steps]
+    plan._layout.steps = [step._replace(call=counted) for step in plan._layout.steps]
     (result,) = plan.run([torch.ones(2)], {})
     assert counts == [1, 2, 2, 2]
     assert result.tolist() == [16.0, 16.0]
