@@ -379,12 +379,15 @@ class Sessions:
                 self._context.due[session] = None
 
     def _settle(self, records: list[Record]) -> None:
-        new = [record for record in records if not record.seen]  # a notification may be asked for again
-        for record in new:
-            record.seen = True
-            self.settled(record)
-        if new:
-            self._context.writes.append(MarkSeen(ids=[record.id for record in new]))
+        settled = self.settled
+        ids = []
+        for record in records:
+            if not record.seen:  # a notification may be asked for again, and one record may be here twice
+                record.seen = True
+                settled(record)
+                ids.append(record.id)
+        if ids:
+            self._context.writes.append(MarkSeen(ids=ids))
 
     def notify_again(self, record: Record) -> None:
         """The session of a record that has ended has come for it, perhaps after nobody was to come: that it is due must
