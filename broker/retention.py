@@ -12,6 +12,8 @@ from broker.records import Record
 
 __all__ = ["Retention"]
 
+_RELEASED = ResultStatus.RELEASED
+
 
 class Retention:
     """Drops records from ``by_id`` in the order in which their sessions have seen them.
@@ -22,8 +24,8 @@ class Retention:
     def __init__(self, context: Context, by_id: dict[bytes, Record]) -> None:
         self._context = context
         self._by_id = by_id
-        self._settled: deque[tuple[Record, int]] = deque()  # with `Record.settlings` as it was then
-        self._stale = 0  # how many of them are not settled any more, or were again
+        self._settled: deque[Record] = deque()
+        self._stale = 0  # how many of its places are void: the record was not settled any more; see `Record.resumed`
         self._timer_set = False
         self.value_bytes = 0
         """The inline values of all ended results."""
@@ -34,24 +36,24 @@ class Retention:
 
     def drop_value(self, record: Record) -> None:
         """The inline value of a record is needed no more."""
-        self.value_bytes -= sum(map(len, record.value))
-        record.value = ()
+        if record.value:
+            self.value_bytes -= sum(map(len, record.value))
+            record.value = ()
 
     def settled(self, record: Record) -> None:
         """No notification of this record is due any more: it may be forgotten when its time has come."""
-        if record.status is ResultStatus.RELEASED:
+        if record.status is _RELEASED:
             self.drop_value(record)
-        self._settled.append((record, record.settlings))
-        config = self._context.config
-        while len(self._settled) - self._stale > config.ended_results or (
-            self._settled and self.value_bytes > config.value_bytes
-        ):
+        settled, config = self._settled, self._context.config
+        settled.append(record)
+        while len(settled) - self._stale > config.ended_results or (settled and self.value_bytes > config.value_bytes):
             self._forget_oldest()
-        self._arm()
+        if not self._timer_set:
+            self._arm()
 
     def unsettled(self, record: Record) -> None:
         """A notification of this record is due again."""
-        record.settlings += 1
+        record.resumed += 1
         self._stale += 1
 
     def over_at(self, record: Record) -> float:
@@ -61,17 +63,18 @@ class Retention:
     def _arm(self) -> None:
         if self._settled and not self._timer_set:
             self._timer_set = True
-            self._context.at(self.over_at(self._settled[0][0]), self._wake)
+            self._context.at(self.over_at(self._settled[0]), self._wake)
 
     def _wake(self, now: float) -> None:
         self._timer_set = False
-        while self._settled and self.over_at(self._settled[0][0]) <= now:
+        while self._settled and self.over_at(self._settled[0]) <= now:
             self._forget_oldest()
         self._arm()
 
     def _forget_oldest(self) -> None:
-        record, settlings = self._settled.popleft()
-        if settlings != record.settlings:
+        record = self._settled.popleft()
+        if record.resumed:  # its oldest places are the void ones
+            record.resumed -= 1
             self._stale -= 1
             return
         for each in record.ids():

@@ -326,6 +326,21 @@ def test_retention_of_a_result_that_was_asked_for_again(seen: str) -> None:
     assert bench.core.gauges()["results"] == 0
 
 
+def test_what_is_to_be_notified_again_is_not_forgotten() -> None:
+    """A result that was seen, and asked for again, is kept until it is seen once more, although its time is over."""
+    bench = with_config(default_deadline_ms=10_000, retention_ms=20_000, silent_heartbeats=1000)
+    session, device = bench.session(), bench.device()
+    result = session.invoke()
+    device.ready(device.take_one())
+    session.notified()
+    session.submit(Invoke(id=result, plan=session.plan, args=[]))
+    bench.pass_time(31.0)
+    assert session.status(result) is ResultStatus.DONE
+    assert [notify.event.id for notify in session.notified()] == [result]  # type: ignore[union-attr]
+    bench.pass_time(1.0)
+    assert session.status(result) is ResultStatus.FORGOTTEN
+
+
 def test_a_forgotten_result_stays_forgotten_over_a_restart() -> None:
     """Also when its session has sent nothing since it was forgotten."""
     bench = with_config(default_deadline_ms=10_000, retention_ms=20_000, silent_heartbeats=1000)
