@@ -67,16 +67,17 @@ class Outbox(Generic[T]):
     def __init__(self, *, window: int = WINDOW, patience: float = 5.0, first: int = 1) -> None:
         self.window = window
         self.patience = patience
-        self._items: deque[T] = deque()
-        self._base = first  # the number of _items[0]
-        self._sent = 0  # how many of _items are under way
+        self.items: deque[T] = deque()
+        """What is not acknowledged yet, in order: for looking at, where `len` of this costs a call too many."""
+        self._base = first  # the number of items[0]
+        self._sent = 0  # how many of items are under way
         self._deadline: float | None = None
         self._fruitless = 0
         self._held_until = _NEVER_HELD
 
     def __len__(self) -> int:
         """How many items are not acknowledged yet."""
-        return len(self._items)
+        return len(self.items)
 
     @property
     def acknowledged(self) -> int:
@@ -86,21 +87,21 @@ class Outbox(Generic[T]):
     @property
     def last(self) -> int:
         """The last number given out."""
-        return self._base + len(self._items) - 1
+        return self._base + len(self.items) - 1
 
     def push(self, item: T) -> int:
         """Append an item; its number. Call `due` to learn what to send."""
-        items = self._items
+        items = self.items
         items.append(item)
         return self._base + len(items) - 1
 
     def unacknowledged(self) -> list[tuple[int, T]]:
         """All items still kept, with their numbers."""
-        return list(enumerate(self._items, self._base))
+        return list(enumerate(self.items, self._base))
 
     def item(self, n: int) -> T | None:
         """The item of number ``n``, if it is still kept."""
-        return self._items[n - self._base] if self._base <= n <= self.last else None
+        return self.items[n - self._base] if self._base <= n <= self.last else None
 
     def due(self, now: float) -> list[tuple[int, T]]:
         """What to send now: new items within the window, and, when patience has run out, all again from the first."""
@@ -110,7 +111,7 @@ class Outbox(Generic[T]):
         if deadline is not None and now >= deadline:
             self._sent = 0
             self._fruitless = min(self._fruitless + 1, 5)
-        items, start = self._items, self._sent
+        items, start = self.items, self._sent
         end = len(items)
         if end > self.window:
             end = self.window
@@ -127,7 +128,7 @@ class Outbox(Generic[T]):
         """The receiver has taken all up to ``n``; returns the items this frees. Numbers never given out are ignored."""
         if not self._base <= n <= self.last:
             return []
-        freed = [self._items.popleft() for _ in range(n - self._base + 1)]
+        freed = [self.items.popleft() for _ in range(n - self._base + 1)]
         self._base = n + 1
         self._sent = max(0, self._sent - len(freed))
         self._fruitless = 0
@@ -149,7 +150,7 @@ class Outbox(Generic[T]):
 
     def next_due(self) -> float | None:
         """When `due` may next return something by the passing of time alone; None: never."""
-        if not self._items:
+        if not self.items:
             return None
         if self._sent:
             return self._deadline
