@@ -399,7 +399,7 @@ class Results:
         self.dead_letters.ended(record)
         if stored.seen:
             record.seen = True
-            self.retention.settled(record)
+            self.retention.settled([record])
         return record
 
 

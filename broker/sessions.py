@@ -225,7 +225,9 @@ class Session:
 
 
 class Sessions:
-    """All sessions. The core sets `settled`: a record's notification is no longer due; and `unsettled`: it is again."""
+    """All sessions. The core sets `settled`: the notifications of records are no longer due; and `unsettled`: one is
+    again.
+    """
 
     def __init__(self, context: Context, *, ledger: bytes) -> None:
         self._context = context
@@ -239,7 +241,7 @@ class Sessions:
         """Those of them that a newer one has taken over, and the name of their session."""
         self.blobs_endpoint = ""
         self.logs_endpoint = ""
-        self.settled: Callable[[Record], None]
+        self.settled: Callable[[list[Record]], None]
         self.unsettled: Callable[[Record], None]
 
     def __iter__(self) -> Iterator[Session]:
@@ -378,15 +380,14 @@ class Sessions:
                 self._context.due[session] = None
 
     def _settle(self, records: list[Record]) -> None:
-        settled = self.settled
-        ids = []
+        new: list[Record] = []
         for record in records:
             if not record.seen:  # a notification may be asked for again, and one record may be here twice
                 record.seen = True
-                settled(record)
-                ids.append(record.id)
-        if ids:
-            self._context.writes.append(MarkSeen(ids=ids))
+                new.append(record)
+        if new:
+            self.settled(new)
+            self._context.writes.append(MarkSeen(ids=[record.id for record in new]))
 
     def notify_again(self, record: Record) -> None:
         """The session of a record that has ended has come for it, perhaps after nobody was to come: that it is due must
