@@ -29,20 +29,23 @@ class Announcements:
 
     def ended(self, device: Device, event: Ending, frames: tuple[Frame, ...]) -> None:
         """A device says how a command has ended. The first end wins: a later one is dropped, and logged."""
-        record = self._results.by_id.get(event.id)
+        results = self._results
+        record = results.by_id.get(event.id)
         if record is None:
             self._adopt(device, event, frames)
             return
         if record.device is not device or record.id != event.id or record.digest != event.digest:
             self._refuse(device, event, record)
             return
-        if not isinstance(event, ResultReady):
+        if type(event) is ResultReady:
+            announced = len(frames) if event.inline else len(event.infos)
+            if announced != record.outputs:
+                event, frames = _wrong_count(record, event, announced), ()
+            elif not event.inline:
+                frames = ()
+        else:
             frames = ()
-        elif (wrong := _wrong_count(record, event, frames)) is not None:
-            event, frames = wrong, ()
-        elif not event.inline:
-            frames = ()
-        if self._results.end(record, event, frames, by_device=True):
+        if results.end(record, event, frames, by_device=True):
             return
         if record.event != event:
             self._drop(device, event, record.status)
@@ -143,11 +146,8 @@ class Announcements:
         self._values.reconsider(device)
 
 
-def _wrong_count(record: Record, event: ResultReady, frames: tuple[Frame, ...]) -> ResultFailed | None:
-    """How a command ends whose device announces another number of values than it was to make; None: it doesn't."""
-    announced = len(frames) if event.inline else len(event.infos)
-    if announced == record.outputs:
-        return None
+def _wrong_count(record: Record, event: ResultReady, announced: int) -> ResultFailed:
+    """How a command ends whose device announces another number of values than it was to make."""
     what = "values" if event.inline else "descriptions"
     failure = Failure(
         code="ExecutionFailed",

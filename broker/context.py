@@ -149,7 +149,10 @@ class Context:
 
     def wall_ms(self, when: float | None = None) -> int:
         """``when`` (None: now) in milliseconds since the Unix epoch."""
-        return max(0, round(((self.now if when is None else when) + self.wall_offset) * 1000))
+        wall = round(((self.now if when is None else when) + self.wall_offset) * 1000)
+        if wall < 0:
+            wall = 0
+        return wall
 
     def from_wall_ms(self, wall_ms: int) -> float:
         """The moment on the core's clock that is ``wall_ms`` since the Unix epoch."""

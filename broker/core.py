@@ -98,6 +98,8 @@ may send."""
 _DEAD_LETTERS = 1000
 """The most of them in one answer."""
 
+_NEXT = Verdict.NEXT
+
 TOO_LARGE = "too_large"
 """The code of `Refused` for one message that was dropped because of its size."""
 
@@ -176,7 +178,7 @@ class BrokerCore:
             Goodbye: lambda device, _message, _: self.devices.leave(device, "goodbye"),
         }
         self._from_session: dict[type, Callable[[Session, Any, Received], None]] = {
-            Submit: lambda session, message, event: self.submissions.submit(session, message, event.frames, event.size),
+            Submit: self.submissions.submit,
             Seen: self._on_seen,
             Heartbeat: lambda session, _message, _: self.sessions.heartbeat(session),
             Fetch: lambda session, message, _: self.values.fetch(session, message.r, message.ids),
@@ -247,25 +249,23 @@ class BrokerCore:
     # ------------------------------------------------------------------------------------------ messages
 
     def _on_received(self, event: Received) -> None:
-        message, peer = event.message, event.peer
-        kind = type(message)
-        size = event.size
-        self._context.total.bytes_in += size
+        message, peer, size = event.message, event.peer, event.size
+        context = self._context
+        context.total.bytes_in += size
         device = self.devices.by_peer.get(peer)
         if device is not None:
             device.tally.bytes_in += size
-            if kind is not Register:
-                act = self._from_device.get(kind)
-                if act is not None and size <= self.config.max_message:
-                    self.devices.heard(device, self._context.now)
-                    act(device, message, event)
-                    return
+            act = self._from_device.get(type(message))
+            if act is not None and size <= self.config.max_message:
+                self.devices.heard(device, context.now)
+                act(device, message, event)
+                return
         else:
             session = self.sessions.by_peer.get(peer)
-            if session is not None and kind is not OpenSession:
-                take = self._from_session.get(kind)
-                if take is not None and (kind is Submit or size <= self.config.max_message):
-                    session.heard = self._context.now
+            if session is not None:
+                take = self._from_session.get(type(message))
+                if take is not None and (size <= self.config.max_message or type(message) is Submit):
+                    session.heard = context.now
                     take(session, message, event)
                     return
         self._introduce(event)
@@ -319,7 +319,7 @@ class BrokerCore:
     def _on_announce(self, device: Device, message: Announce, event: Received) -> None:
         verdict = device.inbox.offer(message.n)
         self._acknowledgements.owe_device(device)
-        if verdict is not Verdict.NEXT:
+        if verdict is not _NEXT:
             return
         announced = message.event
         if isinstance(announced, TagsChanged):

@@ -16,10 +16,11 @@ from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Cancel, Deliver, Release, ResultStatus
 from broker.protocol.streams import Outbox
 from broker.records import Record, cancel_of
-from broker.transitions import TRANSITIONS, Input
+from broker.transitions import TRANSITIONS, UNENDED, Input
 
 __all__ = ["Errand", "Mailbox"]
 
+_TAKE = Input.TAKE
 _GHOSTS = 1000
 _MOST_TAKEN = 1 << 62  # no device has taken so many; from there on numbers still fit into a message
 
@@ -156,18 +157,19 @@ class Mailbox:
             return
         config = self._context.config
         outbox, waiting = self._outbox, self._waiting
+        held, hastened = self._held, self._hastened
         while (
             waiting
-            and (len(self._held) < config.device_commands or self._hastened)
+            and (len(held) < config.device_commands or hastened)
             and (self._flying < config.window_bytes or not self._flying)
         ):
             record = waiting.popleft()
-            if self._hastened:
-                self._hastened.discard(record)
-            if not record.unended:
+            if hastened:
+                hastened.discard(record)
+            if record.status not in UNENDED:
                 self._ghosts -= 1
                 continue
-            self._held[record.id] = record
+            held[record.id] = record
             self._flying += record.size
             outbox.push(record)
         for n, item in outbox.due(now):
@@ -191,7 +193,7 @@ class Mailbox:
             context.out.append(Send(message=message, peer=self.peer))
             return
         assert type(item) is Record
-        if not item.unended:
+        if item.status not in UNENDED:
             # Its number must be filled; what would run for nothing is not sent again.
             ended = cancel_of(item.id, item.event)
             context.out.append(Send(message=Deliver(n=n, digest=item.digest, command=ended), peer=self.peer))
@@ -218,7 +220,7 @@ class Mailbox:
                 continue
             assert type(item) is Record
             self._flying -= item.size
-            after = TRANSITIONS[item.status].get(Input.TAKE)
+            after = TRANSITIONS[item.status].get(_TAKE)
             if after is None:
                 continue  # it has ended meanwhile
             item.status = after
@@ -283,8 +285,8 @@ class Mailbox:
 
     def _arm(self, now: float) -> None:
         """One timer at a time: it looks when it comes whether the stream has moved on."""
-        due = self._outbox.next_due()
-        if due is None or (self._timer_at is not None and self._timer_at <= due):
+        due, armed = self._outbox.next_due(), self._timer_at
+        if due is None or (armed is not None and armed <= due):
             return
         self._timer_at = due
         self._context.at(max(due, now), self._wake)

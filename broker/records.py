@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from broker.ledger.interface import Ending
 from broker.protocol.errors import TensorRefused
@@ -33,95 +34,45 @@ if TYPE_CHECKING:
 __all__ = ["Record", "cancel_of", "failure_of_ending"]
 
 
-class Record:
+class Record(Struct, kw_only=True, eq=False):
     """What the broker knows of ``width`` consecutive ids, made by one command on one device.
 
     Times in seconds on the core's clock. ``released`` and ``wanted`` are bit masks over the outputs: those that are
-    released, and those whose release was asked for.
+    released, and those whose release was asked for. Each is itself alone, and equal to no other.
+
+    One is made for each command: that it is a `Struct`, which is made in C, saves more than half of that.
     """
 
-    __slots__ = (
-        "command",
-        "deadline",
-        "delivered_to",
-        "deliveries",
-        "dependents",
-        "device",
-        "device_name",
-        "digest",
-        "event",
-        "frames",
-        "gate",
-        "id",
-        "n",
-        "needs",
-        "outputs",
-        "passed",
-        "pins",
-        "relayed",
-        "released",
-        "seen",
-        "seq",
-        "session",
-        "settlings",
-        "size",
-        "status",
-        "submitted",
-        "untold",
-        "uses",
-        "value",
-        "waiters",
-        "wanted",
-    )
-
-    def __init__(
-        self,
-        *,
-        seq: int,
-        id: bytes,
-        outputs: int,
-        device: Device | None,
-        device_name: str,
-        session: Session | None,
-        n: int,
-        digest: bytes,
-        command: Invoke | Put | None,
-        frames: tuple[Frame, ...],
-        size: int,
-        submitted: float,
-        deadline: float,
-    ) -> None:
-        self.seq = seq
-        self.id = id
-        self.outputs = outputs
-        self.device = device
-        self.device_name = device_name
-        self.session = session
-        self.n = n
-        self.digest = digest
-        self.command = command
-        self.frames = frames
-        self.size = size
-        self.submitted = submitted
-        self.deadline = deadline
-        self.status = ResultStatus.QUEUED
-        self.event: Ending | None = None
-        self.value: tuple[Frame, ...] = ()
-        self.seen = False
-        self.settlings = 0  # how often that has changed
-        self.untold = False  # it has ended, and that is not in the ledger: nobody may know
-        self.released = 0
-        self.wanted = 0
-        self.passed = 0
-        self.gate: Gate | None = None
-        self.needs: tuple[Record, ...] = ()
-        self.uses = 0
-        self.dependents: list[Record] | None = None
-        self.waiters: dict[tuple[str, bytes], Device] | None = None
-        self.deliveries = 0
-        self.delivered_to = b""
-        self.relayed = False
-        self.pins: list[bytes] | None = None
+    seq: int
+    id: bytes
+    outputs: int
+    device: Device | None
+    device_name: str
+    session: Session | None
+    n: int
+    digest: bytes
+    command: Invoke | Put | None
+    frames: tuple[Frame, ...]
+    size: int
+    submitted: float
+    deadline: float
+    status: ResultStatus = ResultStatus.QUEUED
+    event: Ending | None = None
+    value: tuple[Frame, ...] = ()
+    seen: bool = False
+    resumed: int = 0  # how often it stands in the queue of `broker.retention` without being settled
+    untold: bool = False  # it has ended, and that is not in the ledger: nobody may know
+    wanted: int = 0
+    passed: int = 0
+    released: int = 0
+    gate: Gate | None = None
+    needs: tuple[Record, ...] = ()
+    uses: int = 0
+    dependents: list[Record] | None = None
+    waiters: dict[tuple[str, bytes], Device] | None = None
+    deliveries: int = 0
+    delivered_to: bytes = b""
+    relayed: bool = False
 
     def __repr__(self) -> str:
         return f"<Record {self.id.hex()} {self.status.value} on {self.device_name}>"

@@ -71,29 +71,33 @@ class Releases:
 
     def _tie(self, record: Record, command: Invoke) -> None:
         """Let the records that the command names know that it needs them."""
+        by_id = self._by_id
         needs: list[Record] = []
         for argument in command.args:
             if type(argument) is bytes:
-                needed = self._by_id.get(argument)
+                needed = by_id.get(argument)
                 if needed is None or needed is record:
-                    continue
+                    continue  # what is tagged on the device, mostly
                 needs.append(needed)
                 needed.uses += 1
                 if needed.unended:
                     if needed.dependents is None:
                         needed.dependents = []
                     needed.dependents.append(record)
-        record.needs = tuple(needs)
+        if needs:
+            record.needs = tuple(needs)
 
     def ended(self, record: Record) -> None:
         """A command has ended, and everybody has been told: release what waited for it."""
-        needs, record.needs = record.needs, ()
-        for needed in needs:
-            needed.uses -= 1
-            if not needed.uses and needed.passed:
-                self._act([needed])
-        gate, record.gate = record.gate, None
+        if record.needs:
+            needs, record.needs = record.needs, ()
+            for needed in needs:
+                needed.uses -= 1
+                if not needed.uses and needed.passed:
+                    self._act([needed])
+        gate = record.gate
         if gate is not None:
+            record.gate = None
             gate.unended -= 1
             if not gate.unended and record.session is not None:
                 self._open_gates(record.session, record.device_name, gate.lane)

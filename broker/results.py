@@ -37,6 +37,7 @@ from broker.values import Values
 
 __all__ = ["Results"]
 
+_DONE = ResultStatus.DONE
 _LISTED = 1000
 """How many invocations of a session are told of in one message."""
 
@@ -85,8 +86,12 @@ class Results:
         context = self._context
         config = context.config
         now = context.now
+        time_left = command.deadline_ms or config.default_deadline_ms
+        if time_left > config.max_deadline_ms:
+            time_left = config.max_deadline_ms
+        context.seq += 1
         record = Record(
-            seq=context.next_seq(),
+            seq=context.seq,
             id=command.id,
             outputs=command.outputs if isinstance(command, Invoke) else 1,
             device=device,
@@ -98,13 +103,14 @@ class Results:
             frames=frames,
             size=size,
             submitted=now,
-            deadline=now + min(command.deadline_ms or config.default_deadline_ms, config.max_deadline_ms) / 1000,
+            deadline=now + time_left / 1000,
         )
         self.write(record, session.incarnation)
         self._enter(record)
         if device is not None:
             device.mailbox.put(record)
-        failure = failure or self._hopeless(record)
+        if failure is None and record.needs:
+            failure = self._hopeless(record)
         if failure is not None:
             self.end(record, ResultFailed(id=record.id, digest=digest, failure=failure))
         elif device is None:
@@ -162,7 +168,6 @@ class Results:
         session = record.session
         if session is not None:
             session.unended += 1
-            session.bytes += record.size
             self.releases.entered(record, session)
         command = record.command
         if isinstance(command, Invoke):
@@ -171,17 +176,16 @@ class Results:
             self._plans.pin(record.id, command.blob)
 
     def _hopeless(self, record: Record) -> Failure | None:
-        """Why a new command can only fail."""
-        if record.needs:
-            assert isinstance(record.command, Invoke)
-            for argument in record.command.args:
-                needed = self.by_id.get(argument) if type(argument) is bytes else None
-                if needed is None or needed is record:
-                    continue
-                assert type(argument) is bytes
-                failure = needed.failure_of(argument)
-                if failure is not None:
-                    return argument_failed(argument, failure)
+        """Why a new command that needs results can only fail."""
+        assert isinstance(record.command, Invoke)
+        for argument in record.command.args:
+            needed = self.by_id.get(argument) if type(argument) is bytes else None
+            if needed is None or needed is record:
+                continue
+            assert type(argument) is bytes
+            failure = needed.failure_of(argument)
+            if failure is not None:
+                return argument_failed(argument, failure)
         return None
 
     # ------------------------------------------------------------------------------------------ ending
@@ -223,10 +227,9 @@ class Results:
         session = record.session
         if session is not None:
             session.unended -= 1
-            session.bytes -= record.size
         self.conclude(record, event, value, by_device=by_device)
         self.releases.ended(record)
-        if session is not None:
+        if session is not None and session.closed:
             self._sessions.ended(session)
 
     def conclude(self, record: Record, event: Ending, value: tuple[Frame, ...], *, by_device: bool) -> None:
@@ -235,33 +238,42 @@ class Results:
         """
         context = self._context
         after = record.status
+        done = after is _DONE
         record.event = event
-        record.value = value
         if value:
+            record.value = value
             self.retention.keep_value(record)
         context.writes.append(RecordTerminal(id=record.id, status=after, event=event, frames=value))
         if context.level <= DEBUG:
             fields = {"result": record.id.hex(), "device": record.device_name, "status": after.value}
             context.out.append(Log(level=DEBUG, event="result_recorded", fields=fields))
         device = record.device
-        if after is ResultStatus.DONE and device is not None and not record.inline:
+        if done and device is not None and not record.inline:
             device.kept[record.id] = record
-        if by_device and after is ResultStatus.DONE:
+        if by_device and done:
             self._tell(record)
         else:
             record.untold = True
-            context.after_commit(self._tell, record)
+            context.after_commit(self._tell_recorded, record)
             self.dead_letters.ended(record)
-        dependents, record.dependents = record.dependents, None
-        if dependents is not None and after is not ResultStatus.DONE:
-            failure = failure_of_ending(event)
-            assert failure is not None
-            for dependent in dependents:
-                named = argument_failed(self._argument(dependent, record), failure)
-                self._failing.append((dependent, ResultFailed(id=dependent.id, digest=dependent.digest, failure=named)))
+        if record.dependents is not None:
+            dependents, record.dependents = record.dependents, None
+            if not done:
+                self._fail(dependents, record, event)
+
+    def _fail(self, dependents: list[Record], record: Record, event: Ending) -> None:
+        """These need a value of ``record``, which has ended without one: see `end`."""
+        failure = failure_of_ending(event)
+        assert failure is not None
+        for dependent in dependents:
+            named = argument_failed(self._argument(dependent, record), failure)
+            self._failing.append((dependent, ResultFailed(id=dependent.id, digest=dependent.digest, failure=named)))
+
+    def _tell_recorded(self, record: Record) -> None:
+        record.untold = False
+        self._tell(record)
 
     def _tell(self, record: Record) -> None:
-        record.untold = False
         self._sessions.notify(record)
         if record.waiters is not None:
             waiters, record.waiters = record.waiters, None
@@ -387,7 +399,7 @@ class Results:
         self.dead_letters.ended(record)
         if stored.seen:
             record.seen = True
-            self.retention.settled(record)
+            self.retention.settled([record])
         return record
 
 

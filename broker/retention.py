@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from broker.context import Context
 from broker.ledger.interface import DropResults
-from broker.protocol.ids import counter_of, incarnation_of
+from broker.protocol.ids import parts_of
 from broker.protocol.messages import ResultStatus
 from broker.records import Record
 
 __all__ = ["Retention"]
+
+_RELEASED = ResultStatus.RELEASED
 
 
 class Retention:
@@ -22,8 +25,8 @@ class Retention:
     def __init__(self, context: Context, by_id: dict[bytes, Record]) -> None:
         self._context = context
         self._by_id = by_id
-        self._settled: deque[tuple[Record, int]] = deque()  # with `Record.settlings` as it was then
-        self._stale = 0  # how many of them are not settled any more, or were again
+        self._settled: deque[Record] = deque()
+        self._stale = 0  # how many of its places are void: the record was not settled any more; see `Record.resumed`
         self._timer_set = False
         self.value_bytes = 0
         """The inline values of all ended results."""
@@ -34,24 +37,27 @@ class Retention:
 
     def drop_value(self, record: Record) -> None:
         """The inline value of a record is needed no more."""
-        self.value_bytes -= sum(map(len, record.value))
-        record.value = ()
+        if record.value:
+            self.value_bytes -= sum(map(len, record.value))
+            record.value = ()
 
-    def settled(self, record: Record) -> None:
-        """No notification of this record is due any more: it may be forgotten when its time has come."""
-        if record.status is ResultStatus.RELEASED:
-            self.drop_value(record)
-        self._settled.append((record, record.settlings))
-        config = self._context.config
-        while len(self._settled) - self._stale > config.ended_results or (
-            self._settled and self.value_bytes > config.value_bytes
-        ):
-            self._forget_oldest()
+    def settled(self, records: Iterable[Record]) -> None:
+        """No notification of these is due any more: they may be forgotten when their time has come."""
+        settled = self._settled
+        most, most_bytes = self._context.config.ended_results, self._context.config.value_bytes
+        gone: list[bytes] = []
+        for record in records:
+            if record.status is _RELEASED:
+                self.drop_value(record)
+            settled.append(record)
+            while len(settled) - self._stale > most or (settled and self.value_bytes > most_bytes):
+                self._forget_oldest(gone)
+        self._write(gone)
         self._arm()
 
     def unsettled(self, record: Record) -> None:
         """A notification of this record is due again."""
-        record.settlings += 1
+        record.resumed += 1
         self._stale += 1
 
     def over_at(self, record: Record) -> float:
@@ -61,17 +67,25 @@ class Retention:
     def _arm(self) -> None:
         if self._settled and not self._timer_set:
             self._timer_set = True
-            self._context.at(self.over_at(self._settled[0][0]), self._wake)
+            self._context.at(self.over_at(self._settled[0]), self._wake)
 
     def _wake(self, now: float) -> None:
         self._timer_set = False
-        while self._settled and self.over_at(self._settled[0][0]) <= now:
-            self._forget_oldest()
+        gone: list[bytes] = []
+        while self._settled and self.over_at(self._settled[0]) <= now:
+            self._forget_oldest(gone)
+        self._write(gone)
         self._arm()
 
-    def _forget_oldest(self) -> None:
-        record, settlings = self._settled.popleft()
-        if settlings != record.settlings:
+    def _write(self, gone: list[bytes]) -> None:
+        if gone:
+            self._context.writes.append(DropResults(ids=gone))
+
+    def _forget_oldest(self, gone: list[bytes]) -> None:
+        """Add to ``gone`` what is to be written, in one piece: a broker that is full forgets one for each that ends."""
+        record = self._settled.popleft()
+        if record.resumed:  # its oldest places are the void ones
+            record.resumed -= 1
             self._stale -= 1
             return
         for each in record.ids():
@@ -80,8 +94,9 @@ class Retention:
         if record.device is not None:
             record.device.kept.pop(record.id, None)
         session = record.session
-        if session is not None and session.incarnation == incarnation_of(record.id):
-            first = counter_of(record.id)
-            session.forgotten.add(first, first + record.width - 1)
-            self._context.forgetful[session] = None
-        self._context.writes.append(DropResults(ids=[record.id]))
+        if session is not None:
+            incarnation, first = parts_of(record.id)
+            if session.incarnation == incarnation:
+                session.forgotten.add(first, first + record.width - 1)
+                self._context.forgetful[session] = None
+        gone.append(record.id)

@@ -49,7 +49,6 @@ class Session:
         "_high",
         "_timer_at",
         "accepted",
-        "bytes",
         "closed",
         "fetches",
         "fetching",
@@ -89,7 +88,6 @@ class Session:
         self.highest = 0  # the largest counter of its ids
         self.forgotten = Intervals()  # counters of ids whose records are gone
         self.unended = 0
-        self.bytes = 0
         self.rejected: OrderedDict[int, Failure] = OrderedDict()
         self.lanes: dict[str, deque[Gate]] = {}  # by device: see `broker.releases`
         self.fetches: dict[int, Gathering] = {}  # by the session's number: see `broker.values`
@@ -106,7 +104,7 @@ class Session:
     @property
     def outstanding(self) -> int:
         """Results that have not ended, or that it has not seen."""
-        return self.unended + len(self.outbox)
+        return self.unended + len(self.outbox.items)
 
     def notify(self, record: Record) -> None:
         """Tell it that a result has ended."""
@@ -116,12 +114,13 @@ class Session:
 
     def pump(self, now: float) -> None:
         """Send what may be sent now."""
-        if self.peer is None:
+        peer = self.peer
+        if peer is None:
             return
         context = self._context
         for n, record in self.outbox.due(now):
-            assert record.event is not None
-            tally = None if record.device is None else record.device.tally
+            device = record.device
+            tally = None if device is None else device.tally
             if n > self._high:
                 self._high = n
                 context.total.notifications += 1
@@ -138,8 +137,9 @@ class Session:
                 context.total.resent += 1
                 if tally is not None:
                     tally.resent += 1
+            assert record.event is not None
             message = Notify(n=n, device=record.device_name, event=record.event)
-            context.out.append(Send(message=message, frames=record.value, peer=self.peer))
+            context.out.append(Send(message=message, frames=record.value, peer=peer))
         self._arm(now)
 
     def pause(self, now: float) -> None:
@@ -148,8 +148,8 @@ class Session:
         self._arm(now)
 
     def _arm(self, now: float) -> None:
-        due = self.outbox.next_due()
-        if due is None or (self._timer_at is not None and self._timer_at <= due):
+        due, armed = self.outbox.next_due(), self._timer_at
+        if due is None or (armed is not None and armed <= due):
             return
         self._timer_at = due
         self._context.at(max(due, now), self._wake)
@@ -227,7 +227,9 @@ class Session:
 
 
 class Sessions:
-    """All sessions. The core sets `settled`: a record's notification is no longer due; and `unsettled`: it is again."""
+    """All sessions. The core sets `settled`: the notifications of records are no longer due; and `unsettled`: one is
+    again.
+    """
 
     def __init__(self, context: Context, *, ledger: bytes) -> None:
         self._context = context
@@ -241,7 +243,7 @@ class Sessions:
         """Those of them that a newer one has taken over, and the name of their session."""
         self.blobs_endpoint = ""
         self.logs_endpoint = ""
-        self.settled: Callable[[Record], None]
+        self.settled: Callable[[list[Record]], None]
         self.unsettled: Callable[[Record], None]
 
     def __iter__(self) -> Iterator[Session]:
@@ -362,31 +364,32 @@ class Sessions:
 
     def notify(self, record: Record) -> None:
         """A record has ended: tell its session, and whoever follows."""
-        context = self._context
-        assert record.event is not None
         session = record.session
         if session is None or session.closed:
             self._settle([record])
         else:
             session.notify(record)
-        if context.notifications_followed:
+        if self._context.notifications_followed:
+            assert record.event is not None
             notify = Notify(n=0, device=record.device_name, event=record.event)
-            context.out.append(PublishNotification(id=record.id, notify=notify, frames=record.value))
+            self._context.out.append(PublishNotification(id=record.id, notify=notify, frames=record.value))
 
     def seen(self, session: Session, n: int) -> None:
         """The session has all notifications up to ``n``."""
         records = session.outbox.acknowledge(n, self._context.now)
         if records:
             self._settle(records)
-            if len(session.outbox):
+            if session.outbox.items:
                 self._context.due[session] = None
 
     def _settle(self, records: list[Record]) -> None:
-        new = [record for record in records if not record.seen]  # a notification may be asked for again
-        for record in new:
-            record.seen = True
-            self.settled(record)
+        new: list[Record] = []
+        for record in records:
+            if not record.seen:  # a notification may be asked for again, and one record may be here twice
+                record.seen = True
+                new.append(record)
         if new:
+            self.settled(new)
             self._context.writes.append(MarkSeen(ids=[record.id for record in new]))
 
     def notify_again(self, record: Record) -> None:
@@ -463,8 +466,8 @@ class Sessions:
         self._drop(session)
 
     def ended(self, session: Session) -> None:
-        """A command of a session has ended: a session that is closed may go with its last."""
-        if session.closed and not session.unended and session.peer is None:
+        """A command of a session that is closed has ended: the session may go with its last."""
+        if not session.unended and session.peer is None:
             self._drop(session)
 
     def _drop(self, session: Session) -> None:

@@ -15,8 +15,9 @@ from broker.context import DEBUG, WARNING, Context
 from broker.devices import Device, Devices
 from broker.ledger.interface import RecordRelease
 from broker.plans import Plans
+from broker.protocol.effects import Received
 from broker.protocol.framing import command_digest, size_of
-from broker.protocol.ids import COUNTER_END, RESULT_ID_BYTES, counter_of, incarnation_of, nth
+from broker.protocol.ids import COUNTER_END, RESULT_ID_BYTES, nth, parts_of
 from broker.protocol.messages import (
     Busy,
     Cancel,
@@ -58,7 +59,7 @@ class Submissions:
         self._plans = plans
         self._unstored = unstored
         self.acknowledge: Callable[[Session], None]
-        self._take: dict[type, Callable[[Session, Submit, Any, _Frames, int], None]] = {
+        self._take: dict[type, Callable[[Session, Submit, Any, _Frames], None]] = {
             Invoke: self._take_command,
             Put: self._take_command,
             Release: self._take_release,
@@ -66,11 +67,12 @@ class Submissions:
             StorePlan: self._take_plan,
         }
 
-    def submit(self, session: Session, message: Submit, frames: _Frames, size: int) -> None:
-        """A session's numbered command has arrived; ``size`` counts all its frames."""
+    def submit(self, session: Session, message: Submit, event: Received) -> None:
+        """A session's numbered command has arrived."""
         n = message.n
-        if n != session.inbox.taken + 1:
-            if n <= session.inbox.taken:
+        taken = session.inbox.taken
+        if n != taken + 1:
+            if n <= taken:
                 session.repeat = True
                 self.acknowledge(session)
                 failure = session.rejected.get(n)
@@ -80,13 +82,13 @@ class Submissions:
         if self._context.unwritable:
             self._busy(session, n, f"the broker's ledger cannot be written: {self._context.unwritable}")
             return
-        if size > self._context.config.max_message:
-            limit = self._context.config.max_message
-            self._reject(
-                session, n, "MessageTooLarge", f"expected a message of at most {limit} bytes, got {size} bytes"
-            )
+        limit = self._context.config.max_message
+        if event.size > limit:
+            reason = f"expected a message of at most {limit} bytes, got {event.size} bytes"
+            self._reject(session, n, "MessageTooLarge", reason)
             return
-        self._take[type(message.command)](session, message, message.command, frames, size)
+        command = message.command
+        self._take[type(command)](session, message, command, event.frames)
 
     # ------------------------------------------------------------------------------------------ verdicts
 
@@ -119,19 +121,18 @@ class Submissions:
 
     # ------------------------------------------------------------------------------------------ invocations and values
 
-    def _take_command(
-        self, session: Session, message: Submit, command: Invoke | Put, frames: _Frames, _size: int
-    ) -> None:
-        n = message.n
-        names = message.devices
+    def _take_command(self, session: Session, message: Submit, command: Invoke | Put, frames: _Frames) -> None:
+        n, names, id = message.n, message.devices, command.id
         count = len(names)
         outputs = command.outputs if isinstance(command, Invoke) else 1
         width = outputs or 1
-        if incarnation_of(command.id) != session.incarnation:
+        incarnation, first = parts_of(id)
+        last = first + count * width - 1
+        if incarnation != session.incarnation:
             expected = session.incarnation.hex()
-            self._reject(session, n, "NotAllowed", f"expected an id of incarnation {expected}, got {command.id.hex()}")
+            self._reject(session, n, "NotAllowed", f"expected an id of incarnation {expected}, got {id.hex()}")
             return
-        wrong = self._unfit(command, count, outputs)
+        wrong = self._unfit(command, count, outputs, last)
         if wrong:
             self._reject(session, n, "NotAllowed", wrong)
             return
@@ -142,29 +143,29 @@ class Submissions:
         elif command.blob is not None and not self._plans.has(command.blob):
             self._lacking(session, n, [command.blob])
             return
-        first = counter_of(command.id)
-        if first <= session.highest and session.forgotten.meets(first, first + count * width - 1):
-            reason = f"the id {command.id.hex()} already named another command, or a part of one, and is forgotten"
+        if first <= session.highest and session.forgotten.meets(first, last):
+            reason = f"the id {id.hex()} already named another command, or a part of one, and is forgotten"
             self._reject(session, n, "IdConflict", reason)
             return
         digest = command_digest(command, frames)
         known: dict[int, Record] = {}
-        if count > 1 or width > 1 or command.id in self._results.by_id:
-            conflict = self._known(known, command.id, names, width, digest)
+        if count > 1 or width > 1 or id in self._results.by_id:
+            conflict = self._known(known, id, names, width, digest)
             if conflict is not None:
                 reason = f"the id {conflict.hex()} already names another command, or a part of one"
                 self._reject(session, n, "IdConflict", reason)
                 return
-        payload = size_of(frames)
+        payload = size_of(frames) if frames else 0
         full = self._no_room(session, names, payload) if len(known) < count else ""
         if full:
             self._busy(session, n, full)
             return
         self._taken(session, n)
-        session.highest = max(session.highest, first + count * width - 1)
+        if last > session.highest:
+            session.highest = last
         by_name = self._devices.by_name
+        alone = count == 1 and not (isinstance(command, Invoke) and command.each)
         for k, name in enumerate(names):
-            alone = count == 1 and not (isinstance(command, Invoke) and command.each)
             mine = command if alone else _for_device(command, k, width)
             if k in known:
                 self._results.take_up(known[k], mine, session)
@@ -188,7 +189,7 @@ class Submissions:
             self._context.log(
                 DEBUG,
                 "invocation_accepted",
-                result=command.id.hex(),
+                result=id.hex(),
                 session=session.incarnation.hex(),
                 devices=",".join(names[:16]),
                 n=n,
@@ -213,8 +214,10 @@ class Submissions:
                 known[k] = record
         return None
 
-    def _unfit(self, command: Invoke | Put, count: int, outputs: int) -> str:
-        """What is wrong with a command whatever the state of the fleet; nothing, usually."""
+    def _unfit(self, command: Invoke | Put, count: int, outputs: int, last: int) -> str:
+        """What is wrong with a command whatever the state of the fleet; nothing, usually. ``last``: the counter of the
+        last of its ids.
+        """
         config = self._context.config
         if not count:
             return "expected a device, got none"
@@ -224,9 +227,9 @@ class Submissions:
             return f"expected at most {config.outputs} outputs, got {outputs}"
         if not outputs and count > 1:
             return f"expected an output, got none on {count} devices, whose results could not be told apart"
-        if counter_of(command.id) + count * (outputs or 1) > COUNTER_END:
+        if last >= COUNTER_END:
             return f"expected an id with room for {count * outputs} results, got {command.id.hex()}"
-        if isinstance(command, Invoke):
+        if isinstance(command, Invoke) and command.each:
             for position, ids in command.each.items():
                 if not 0 <= position < len(command.args):
                     return f"expected the position of one of {len(command.args)} arguments in each, got {position}"
@@ -239,8 +242,9 @@ class Submissions:
         config = self._context.config
         count = len(names)
         results = self._results
-        if session.outstanding + count > config.session_commands and session.outstanding:
-            return f"the session has {session.outstanding} results that have not ended or that it has not seen"
+        outstanding = session.outstanding
+        if outstanding + count > config.session_commands and outstanding:
+            return f"the session has {outstanding} results that have not ended or that it has not seen"
         if results.unended + count > config.total_commands and results.unended:
             return f"this broker has {results.unended} commands that have not ended"
         if results.bytes + payload * count > config.total_bytes and results.bytes:
@@ -260,7 +264,7 @@ class Submissions:
 
     # ------------------------------------------------------------------------------------------ the others
 
-    def _take_release(self, session: Session, message: Submit, command: Release, _frames: _Frames, _size: int) -> None:
+    def _take_release(self, session: Session, message: Submit, command: Release, _frames: _Frames) -> None:
         devices = [device for name in message.devices if (device := self._devices.by_name.get(name)) is not None]
         limit = self._context.config.mailbox_commands
         full = next((device for device in devices if device.mailbox.errands >= limit), None)
@@ -274,11 +278,11 @@ class Submissions:
                 RecordRelease(seq=seq, incarnation=session.incarnation, n=message.n, ids=command.ids)
             )
 
-    def _take_cancel(self, session: Session, message: Submit, command: Cancel, _frames: _Frames, _size: int) -> None:
+    def _take_cancel(self, session: Session, message: Submit, command: Cancel, _frames: _Frames) -> None:
         self._taken(session, message.n)
         self._results.cancel(command.id)
 
-    def _take_plan(self, session: Session, message: Submit, command: StorePlan, frames: _Frames, _size: int) -> None:
+    def _take_plan(self, session: Session, message: Submit, command: StorePlan, frames: _Frames) -> None:
         if self._unstored.reason and not all(map(self._plans.has, (command.plan, *command.parts))):
             self._wait_for_room(session, message.n)
             return

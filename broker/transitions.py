@@ -17,8 +17,10 @@ from broker.protocol.messages import Cancelled, Expired, ResultFailed, ResultRea
 __all__ = ["ENDINGS", "MEANINGS", "TERMINAL", "TRANSITIONS", "UNENDED", "Input", "diagram", "page"]
 
 
-class Input(enum.Enum):
-    """What may happen to a result: see `MEANINGS`."""
+class Input(enum.StrEnum):
+    """What may happen to a result: see `MEANINGS`. A str, since these are looked up at each step of each command, and
+    other members of enums are hashed in Python.
+    """
 
     SUBMIT = "submit"
     TAKE = "take"

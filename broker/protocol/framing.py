@@ -14,6 +14,7 @@ import msgspec
 
 from broker.protocol import messages as m
 from broker.protocol.errors import MessageTooLarge, ProtocolError
+from broker.protocol.messages import Invoke
 
 __all__ = ["ANSWER_LIMIT", "HEADER_LIMIT", "MESSAGE_LIMIT", "command_digest", "decode", "encode", "is_text", "size_of"]
 
@@ -29,10 +30,14 @@ MESSAGE_LIMIT = 4 << 20
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[m.Message] = msgspec.msgpack.Decoder(m.Message)
 
+_encode = _encoder.encode
+_new_hash = hashlib.blake2b(digest_size=16).copy  # to copy one costs half of what it costs to make one
+_BYTES = [bytes((number,)) for number in range(256)]
+
 
 def encode(message: m.Message) -> bytes:
     """The first frame of ``message``."""
-    return _encoder.encode(message)
+    return _encode(message)
 
 
 def decode(header: bytes | memoryview, *, limit: int = HEADER_LIMIT) -> m.Message:
@@ -57,11 +62,12 @@ def command_digest(command: m.Command, frames: Sequence[m.Frame] = ()) -> bytes:
 
     What version 1.0 did not have is left out where it is nil: peers of all minor versions must find the same.
     """
-    encoded = _encoder.encode(command)
-    if type(command) is m.Invoke and command.variant is None:
+    encoded = _encode(command)
+    if type(command) is Invoke and command.variant is None:
         later = 1 if command.fold is not None else 2  # the array has fewer than 16 elements: one byte says how many
-        encoded = bytes((encoded[0] - later,)) + encoded[1:-later]
-    digest = hashlib.blake2b(encoded, digest_size=16)
+        encoded = _BYTES[encoded[0] - later] + encoded[1:-later]
+    digest = _new_hash()
+    digest.update(encoded)
     for frame in frames:
         digest.update(len(frame).to_bytes(8, "little"))
         digest.update(frame)

@@ -8,6 +8,7 @@ is `nth(id, k)`, known before the command leaves.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 
 from broker.protocol.errors import ProtocolError
@@ -23,6 +24,7 @@ __all__ = [
     "incarnation_of",
     "nth",
     "parse_result_id",
+    "parts_of",
     "short",
 ]
 
@@ -32,6 +34,7 @@ DIGEST_BYTES = 32
 COUNTER_END = 1 << 64
 """One more than the largest counter."""
 
+_PARTS = struct.Struct(f">{INCARNATION_BYTES}sQ")
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -65,6 +68,12 @@ def nth(result_id: bytes, k: int) -> bytes:
     if not 0 <= counter < COUNTER_END:
         raise ProtocolError(f"expected a result id with room for {k} more, got {result_id.hex()}")
     return result_id[:INCARNATION_BYTES] + counter.to_bytes(8, "big")
+
+
+def parts_of(result_id: bytes) -> tuple[bytes, int]:
+    """The incarnation and the counter at once, of what certainly has 16 bytes: for whoever needs both."""
+    incarnation, counter = _PARTS.unpack(result_id)
+    return incarnation, counter
 
 
 def incarnation_of(result_id: bytes) -> bytes:

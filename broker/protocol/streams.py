@@ -23,6 +23,8 @@ WINDOW = 1024
 
 T = TypeVar("T")
 
+_NEVER_HELD = float("-inf")
+
 
 class Verdict(enum.Enum):
     """What a receiver should do with a numbered message."""
@@ -33,6 +35,9 @@ class Verdict(enum.Enum):
     """Drop it, and acknowledge again: the sender has missed the acknowledgement."""
     GAP = "gap"
     """Drop it: an earlier one is missing, and the sender will go back to it."""
+
+
+_NEXT, _DUPLICATE, _GAP = Verdict  # each look-up of an enum's member costs as much as a call
 
 
 class Inbox:
@@ -47,8 +52,8 @@ class Inbox:
         """Judge message ``n``; a `Verdict.NEXT` counts it as taken."""
         if n == self.taken + 1:
             self.taken = n
-            return Verdict.NEXT
-        return Verdict.DUPLICATE if n <= self.taken else Verdict.GAP
+            return _NEXT
+        return _DUPLICATE if n <= self.taken else _GAP
 
 
 class Outbox(Generic[T]):
@@ -62,16 +67,17 @@ class Outbox(Generic[T]):
     def __init__(self, *, window: int = WINDOW, patience: float = 5.0, first: int = 1) -> None:
         self.window = window
         self.patience = patience
-        self._items: deque[T] = deque()
-        self._base = first  # the number of _items[0]
-        self._sent = 0  # how many of _items are under way
+        self.items: deque[T] = deque()
+        """What is not acknowledged yet, in order: for looking at, where `len` of this costs a call too many."""
+        self._base = first  # the number of items[0]
+        self._sent = 0  # how many of items are under way
         self._deadline: float | None = None
         self._fruitless = 0
-        self._held_until = float("-inf")
+        self._held_until = _NEVER_HELD
 
     def __len__(self) -> int:
         """How many items are not acknowledged yet."""
-        return len(self._items)
+        return len(self.items)
 
     @property
     def acknowledged(self) -> int:
@@ -81,43 +87,48 @@ class Outbox(Generic[T]):
     @property
     def last(self) -> int:
         """The last number given out."""
-        return self._base + len(self._items) - 1
+        return self._base + len(self.items) - 1
 
     def push(self, item: T) -> int:
         """Append an item; its number. Call `due` to learn what to send."""
-        self._items.append(item)
-        return self.last
+        items = self.items
+        items.append(item)
+        return self._base + len(items) - 1
 
     def unacknowledged(self) -> list[tuple[int, T]]:
         """All items still kept, with their numbers."""
-        return list(enumerate(self._items, self._base))
+        return list(enumerate(self.items, self._base))
 
     def item(self, n: int) -> T | None:
         """The item of number ``n``, if it is still kept."""
-        return self._items[n - self._base] if self._base <= n <= self.last else None
+        return self.items[n - self._base] if self._base <= n <= self.last else None
 
     def due(self, now: float) -> list[tuple[int, T]]:
         """What to send now: new items within the window, and, when patience has run out, all again from the first."""
         if now < self._held_until:
             return []
-        if self._deadline is not None and now >= self._deadline:
+        deadline = self._deadline
+        if deadline is not None and now >= deadline:
             self._sent = 0
             self._fruitless = min(self._fruitless + 1, 5)
-        end = min(len(self._items), self.window)
-        if self._sent >= end:
+        items, start = self.items, self._sent
+        end = len(items)
+        if end > self.window:
+            end = self.window
+        if start >= end:
             return []
-        start, self._sent = self._sent, end
-        if not start or self._deadline is None:  # patience is with the oldest: steady traffic must not prolong it
+        self._sent = end
+        if not start or deadline is None:  # patience is with the oldest: steady traffic must not prolong it
             self._deadline = now + self.patience * (1 << self._fruitless)
         if start == end - 1:  # the common case: one new item
-            return [(self._base + start, self._items[start])]
-        return list(enumerate(islice(self._items, start, end), self._base + start))
+            return [(self._base + start, items[start])]
+        return list(enumerate(islice(items, start, end), self._base + start))
 
     def acknowledge(self, n: int, now: float) -> list[T]:
         """The receiver has taken all up to ``n``; returns the items this frees. Numbers never given out are ignored."""
         if not self._base <= n <= self.last:
             return []
-        freed = [self._items.popleft() for _ in range(n - self._base + 1)]
+        freed = [self.items.popleft() for _ in range(n - self._base + 1)]
         self._base = n + 1
         self._sent = max(0, self._sent - len(freed))
         self._fruitless = 0
@@ -129,7 +140,7 @@ class Outbox(Generic[T]):
         self._sent = 0
         self._fruitless = 0
         self._deadline = None
-        self._held_until = float("-inf")
+        self._held_until = _NEVER_HELD
 
     def hold(self, until: float) -> None:
         """The receiver is busy: nothing is due before ``until``, then everything not acknowledged."""
@@ -139,6 +150,8 @@ class Outbox(Generic[T]):
 
     def next_due(self) -> float | None:
         """When `due` may next return something by the passing of time alone; None: never."""
-        if self._items and self._held_until != float("-inf") and self._sent == 0:
-            return self._held_until
-        return self._deadline if self._items and self._sent else None
+        if not self.items:
+            return None
+        if self._sent:
+            return self._deadline
+        return self._held_until if self._held_until != _NEVER_HELD else None

@@ -301,6 +301,46 @@ def test_retention() -> None:
     assert session.status(result) is ResultStatus.FORGOTTEN
 
 
+@pytest.mark.parametrize("seen", ["before", "between", "not"])
+def test_retention_of_a_result_that_was_asked_for_again(seen: str) -> None:
+    """Whether it was seen once or twice, and when, it is forgotten once, when its time is over, and others with it."""
+    bench = with_config(default_deadline_ms=10_000, retention_ms=20_000, silent_heartbeats=1000)
+    session, device = bench.session(), bench.device()
+    result = session.invoke()
+    command = Invoke(id=result, plan=session.plan, args=[])
+    device.ready(device.take_one())
+    if seen == "before":
+        session.notified()
+    session.submit(command)
+    if seen == "between":
+        session.notified()
+    session.submit(command)
+    assert len(session.notified()) == {"before": 2, "between": 1, "not": 3}[seen]
+    other = session.invoke()
+    device.ready(device.take_one())
+    session.notified()
+    bench.pass_time(29.0)
+    assert [session.status(each) for each in (result, other)] == [ResultStatus.DONE] * 2
+    bench.pass_time(2.0)
+    assert [session.status(each) for each in (result, other)] == [ResultStatus.FORGOTTEN] * 2
+    assert bench.core.gauges()["results"] == 0
+
+
+def test_what_is_to_be_notified_again_is_not_forgotten() -> None:
+    """A result that was seen, and asked for again, is kept until it is seen once more, although its time is over."""
+    bench = with_config(default_deadline_ms=10_000, retention_ms=20_000, silent_heartbeats=1000)
+    session, device = bench.session(), bench.device()
+    result = session.invoke()
+    device.ready(device.take_one())
+    session.notified()
+    session.submit(Invoke(id=result, plan=session.plan, args=[]))
+    bench.pass_time(31.0)
+    assert session.status(result) is ResultStatus.DONE
+    assert [notify.event.id for notify in session.notified()] == [result]  # type: ignore[union-attr]
+    bench.pass_time(1.0)
+    assert session.status(result) is ResultStatus.FORGOTTEN
+
+
 def test_a_forgotten_result_stays_forgotten_over_a_restart() -> None:
     """Also when its session has sent nothing since it was forgotten."""
     bench = with_config(default_deadline_ms=10_000, retention_ms=20_000, silent_heartbeats=1000)

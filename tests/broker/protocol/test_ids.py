@@ -17,6 +17,7 @@ from broker.protocol.ids import (
     incarnation_of,
     nth,
     parse_result_id,
+    parts_of,
     short,
 )
 
@@ -58,7 +59,7 @@ def test_nth_adds_to_the_counter_alone(counter: int, k: int) -> None:
     start = INCARNATION + counter.to_bytes(8, "big")
     if counter + k < 1 << 64:
         moved = nth(start, k)
-        assert (incarnation_of(moved), counter_of(moved)) == (INCARNATION, counter + k)
+        assert (incarnation_of(moved), counter_of(moved)) == parts_of(moved) == (INCARNATION, counter + k)
         assert nth(moved, -k) == start
     else:
         with pytest.raises(ProtocolError, match="with room for"):
