@@ -16,7 +16,15 @@ from broker.sockets import send
 
 __all__ = ["Sending"]
 
-Messages = list[Sequence[Frame]]
+
+class _Gathered:
+    """What will go to one peer together: each message as its frames, and the bytes of all of them."""
+
+    __slots__ = ("messages", "size")
+
+    def __init__(self) -> None:
+        self.messages: list[Sequence[Frame]] = []
+        self.size = 0
 
 
 class Sending:
@@ -31,33 +39,36 @@ class Sending:
         self._router = router
         self._core = core
         self._failed = failed
-        self._gathered: dict[bytes, Messages] = {}
+        self._gathered: dict[bytes, _Gathered] = {}
 
-    def send(self, peer: bytes, frames: Sequence[Frame]) -> None:
-        """Send a message of these frames: with the next `flush` at the latest."""
+    def send(self, peer: bytes, header: bytes, payload: Sequence[Frame] = ()) -> None:
+        """Send a message: with the next `flush` at the latest."""
+        size = len(header) + size_of(payload) if payload else len(header)
         gathered = self._gathered.get(peer)
-        if gathered is not None:
-            if size_of(frames) <= BUNDLED_BYTES:
-                gathered.append(frames)
-                if len(gathered) < BUNDLE_MESSAGES:
-                    return
-                frames = ()
-            del self._gathered[peer]
-            self._transmit(peer, gathered)
-        if frames:
-            if size_of(frames) <= BUNDLED_BYTES and self._core.reads_bundles(peer):
-                self._gathered[peer] = [frames]
-            else:
-                self._transmit(peer, [frames])
+        if size > BUNDLED_BYTES or (gathered is None and not self._core.reads_bundles(peer)):
+            if gathered is not None:
+                self._send_gathered(peer)
+            self._transmit(peer, (header, *payload), size)
+            return
+        if gathered is None:
+            gathered = self._gathered[peer] = _Gathered()
+        gathered.messages.append((header, *payload))
+        gathered.size += size
+        if len(gathered.messages) == BUNDLE_MESSAGES:
+            self._send_gathered(peer)
 
     def flush(self) -> None:
         """Send what was gathered."""
-        while self._gathered:
-            self._transmit(*self._gathered.popitem())
+        for peer in list(self._gathered):
+            self._send_gathered(peer)
 
-    def _transmit(self, peer: bytes, messages: Messages) -> None:
+    def _send_gathered(self, peer: bytes) -> None:
+        gathered = self._gathered.pop(peer)
+        self._transmit(peer, bundled(gathered.messages), gathered.size)
+
+    def _transmit(self, peer: bytes, frames: Sequence[Frame], size: int) -> None:
         try:
-            send(self._router, peer, bundled(messages))
+            send(self._router, peer, frames)
         except zmq.Again:
             self._failed(PeerBusy(peer=peer))
         except zmq.ZMQError as error:
@@ -65,4 +76,4 @@ class Sending:
                 raise
             self._failed(PeerUnreachable(peer=peer))
         else:
-            self._core.sent(peer, sum(map(size_of, messages)))
+            self._core.sent(peer, size)

@@ -401,7 +401,7 @@ class BrokerServer:
     def _run(self, instructions: list[object]) -> None:
         for instruction in instructions:
             if type(instruction) is Send:
-                self._sending.send(instruction.peer, (encode(instruction.message), *instruction.frames))
+                self._sending.send(instruction.peer, encode(instruction.message), instruction.frames)
             else:
                 self._execute[type(instruction)](instruction)
 
@@ -455,7 +455,7 @@ class BrokerServer:
             else:
                 attached.append(digest)
         message = Blobs(attached=attached, pull=blobs.pull, none=none)
-        self._sending.send(blobs.peer, (encode(message), *frames))
+        self._sending.send(blobs.peer, encode(message), frames)
 
     def _drop_blobs(self, drop: DropBlobs) -> None:
         for digest in drop.digests:

@@ -57,10 +57,11 @@ def unpack(frames: Sequence[bytes], *, limit: int = HEADER_LIMIT) -> Iterator[Un
 
 
 def _judged(frames: Sequence[bytes], limit: int) -> Unpacked:
-    size = size_of(frames)
     if not frames:
         return ProtocolError("expected a message, got none"), (), 0
+    header, *payload = frames
+    size = len(header) + size_of(payload) if payload else len(header)
     try:
-        return decode(frames[0], limit=limit), tuple(frames[1:]), size
+        return decode(header, limit=limit), tuple(payload), size
     except ProtocolError as error:
         return error, (), size
