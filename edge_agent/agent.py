@@ -16,6 +16,7 @@ unless its worker is a thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import random
@@ -68,9 +69,8 @@ _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # as ints: an operation o
 _LINGER_MS = 500
 
 
-def _clock() -> float:
-    """Seconds, also those that the device slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+_clock: Callable[[], float] = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""Seconds, also those that the device slept."""
 
 
 class Agent:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import queue
 import sqlite3
@@ -55,9 +56,8 @@ _shapes = msgspec.msgpack.Decoder(tuple[int, ...])
 _texts = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
-def _boottime() -> float:
-    """Seconds, also those that the device slept; wherever its wall clock stands."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+_boottime: Callable[[], float] = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""Seconds, also those that the device slept; wherever its wall clock stands."""
 
 
 class StoreShelf:
@@ -160,9 +160,11 @@ class StoreShelf:
 
     def ended(self, id: bytes) -> Ended | None:
         """As `Catalog.ended`."""
-        for batch in (self._pending, self._writing):
-            if batch is not None and (waiting := batch.ended.get(id)) is not None:
-                return waiting
+        waiting = self._pending.ended.get(id)
+        if waiting is None and self._writing is not None:
+            waiting = self._writing.ended.get(id)
+        if waiting is not None:
+            return waiting
         if self._highest.beyond(id):
             return None
         with self._database.read() as connection, self._database.whole():
@@ -292,7 +294,9 @@ class StoreShelf:
     ) -> None:
         """As `Shelf.keep`."""
         pending = self._pending
-        until = self._now() + max(left, 0.0) + RETENTION_SECONDS
+        until = self._now() + RETENTION_SECONDS
+        if left > 0:
+            until += left
         # An untagged inline value is part of the broker's record: what stays here of it only saves fetching it.
         event = None if ended is None else ended.event
         lent = isinstance(event, ResultReady) and event.inline
@@ -439,11 +443,13 @@ class StoreShelf:
         self._writing = None
         self._ends.append(end)
         if end.failure is None:
-            for held in end.batch.values.values():
-                if held.id not in self._pending.dropped:
-                    self._cache.put(held)
-            for command in end.batch.ended:
-                self._highest.see(command)
+            dropped, remember = self._pending.dropped, self._cache.put
+            for id, held in end.batch.values.items():
+                if id not in dropped:
+                    remember(held)
+            see = self._highest.see
+            for id in end.batch.ended:
+                see(id)
             return
         # What was announced without waiting stays on record at the broker; what was to be on the disk first has failed.
         for held in end.batch.values.values():
