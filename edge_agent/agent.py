@@ -51,7 +51,7 @@ from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
 __all__ = ["Agent", "AgentConfig"]
 
 _COMMIT_SECONDS = 0.1
-_COMMIT_WRITES = 1024
+_COMMIT_WRITES = 2048
 """What need not reach the disk before it is announced is written after so long, or when it is so much."""
 
 _CHORES_SECONDS = 0.002
@@ -362,19 +362,20 @@ class Agent:
             do[type(instruction)](instruction)
 
     def _commit(self, now: float) -> None:
-        """Write what must be on the disk now; the rest when it is time."""
+        """Write what must be on the disk now; the rest when it is time: a large batch costs less than its parts."""
         shelf = self._shelf
-        if not shelf.must_commit:
-            waiting = shelf.waiting
-            if not waiting:
-                return
+        due = False
+        if waiting := shelf.waiting:
             if self._commit_at == math.inf:
                 self._commit_at = now + _COMMIT_SECONDS
-            if now < self._commit_at and waiting < _COMMIT_WRITES:
-                return
-        self._commit_at = math.inf
+            due = now >= self._commit_at or waiting >= _COMMIT_WRITES
+        if not due and not shelf.must_commit:
+            return
+        ends = shelf.commit(due=due)
+        if due or not shelf.waiting:
+            self._commit_at = math.inf
         kept: list[bytes] = []
-        for end in shelf.commit():
+        for end in ends:
             if end.failure is None:
                 kept += end.batch.durable
             else:

@@ -110,6 +110,7 @@ class StoreShelf:
         self._pending = Batch()
         self._writing: Batch | None = None  # on its way to the disk, by the writer
         self._written: queue.SimpleQueue[Written] = queue.SimpleQueue()
+        self._due = False  # whether a commit found the writer busy
         self._ends: list[Written] = []  # of batches that are over, and that `commit` has not told of yet
         self._writer: Writer | DirectWriter
         if direct:
@@ -416,10 +417,14 @@ class StoreShelf:
         """Whether `commit` has something to do that must not be put off."""
         return bool(self._pending.durable) or not self._written.empty() or bool(self._ends)
 
-    def commit(self) -> list[Written]:
-        """Hand what is gathered to the writer, unless it is busy; and tell what it has finished since the last time."""
+    def commit(self, *, due: bool = True) -> list[Written]:
+        """Hand what is gathered to the writer, or, if it is busy, at the next commit after that; and tell what it has
+        finished since the last time. ``due`` False: what may still wait is not handed over.
+        """
         self._collect()
-        if self._writing is None and len(self._pending):
+        due = due or self._due or bool(self._pending.durable)
+        self._due = due and self._writing is not None
+        if due and self._writing is None and len(self._pending):
             self._writing, self._pending = self._pending, Batch()
             self._writing.clock = self._now()
             self._writer.write(self._writing)

@@ -1,10 +1,13 @@
-"""Many writes in one batch: what goes to SQLite many rows at a time is what goes row by row."""
+"""Many writes in one batch: when it is handed over; and what goes to SQLite many rows at a time is what goes row by
+row.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from edge_agent.catalog import Ended, Held
 from edge_agent.store_database import Database
 from edge_agent.store_shelf import StoreShelf
 from edge_agent.store_statements import Statement
+from edge_agent.store_writes import Batch, Written
 from tests.edge_agent.device import result_id, tensor_frame
 
 COUNTS = [1, 31, 32, 33, 100]
@@ -111,3 +115,91 @@ def test_a_statement_runs_for_all_rows(count: int) -> None:
         connection.execute("CREATE TABLE t (a, b, c)")
         statement.run(connection, [(k,) for k in range(count)], ("x", "y"))
         assert connection.execute("SELECT * FROM t ORDER BY rowid").fetchall() == [("x", "y", k) for k in range(count)]
+
+
+class _SlowWriter:
+    """Writes nothing until the test says so."""
+
+    def __init__(self, shelf: StoreShelf) -> None:
+        self._shelf = shelf
+        self._last: Batch | None = None
+        self.batches: list[list[bytes]] = []
+
+    def write(self, batch: Batch) -> None:
+        assert self._last is None, "one at a time"
+        self._last = batch
+        self.batches.append(list(batch.values))
+
+    def finish(self) -> None:
+        assert self._last is not None
+        batch, self._last = self._last, None
+        self._shelf._batch_written(Written(batch))
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[StoreShelf, _SlowWriter]]:
+    """A shelf whose writer takes as long as the test wants."""
+    shelf = StoreShelf(tmp_path)
+    shelf.commit()  # what is pruned at the start
+    while not shelf.commit():
+        time.sleep(0.001)
+    shelf._writer.close()
+    writer = _SlowWriter(shelf)
+    shelf._writer = writer  # type: ignore[assignment]
+    yield shelf, writer
+    if shelf._writing is not None:
+        writer.finish()
+    shelf.close()
+
+
+def test_what_may_wait_is_handed_over_when_it_is_due(slow: tuple[StoreShelf, _SlowWriter]) -> None:
+    """And not because the batch before it is over: many small batches cost more than a large one."""
+    shelf, writer = slow
+    _keep(shelf, [_one(1)])
+    shelf.commit(due=False)
+    assert writer.batches == []
+    shelf.commit()
+    assert writer.batches == [[result_id(1)]]
+    _keep(shelf, [_one(2)])
+    writer.finish()
+    assert shelf.must_commit
+    assert [list(end.batch.values) for end in shelf.commit(due=False)] == [[result_id(1)]]
+    assert len(writer.batches) == 1
+    assert not shelf.must_commit
+
+
+def test_what_is_due_while_the_writer_is_busy_goes_when_it_is_not(slow: tuple[StoreShelf, _SlowWriter]) -> None:
+    """At the commit that tells of the batch before, though that one is not asked to."""
+    shelf, writer = slow
+    _keep(shelf, [_one(1)])
+    shelf.commit()
+    _keep(shelf, [_one(2)])
+    shelf.commit()
+    shelf.commit(due=False)
+    assert writer.batches == [[result_id(1)]]
+    writer.finish()
+    shelf.commit(due=False)
+    assert writer.batches == [[result_id(1)], [result_id(2)]]
+    _keep(shelf, [_one(3)])
+    writer.finish()
+    shelf.commit(due=False)
+    assert len(writer.batches) == 2
+
+
+def test_what_must_be_on_the_disk_waits_for_nothing_but_the_writer(slow: tuple[StoreShelf, _SlowWriter]) -> None:
+    """It takes along what was kept before it."""
+    shelf, writer = slow
+    _keep(shelf, [_one(1)])
+    shelf.keep(Ended(id=result_id(2), event=m.ResultReady(id=result_id(2), digest=b"d" * 16)), [_one(2)], durable=True)
+    assert shelf.must_commit
+    shelf.commit(due=False)
+    assert writer.batches == [[result_id(1), result_id(2)]]
+    shelf.keep(Ended(id=result_id(3), event=m.ResultReady(id=result_id(3), digest=b"d" * 16)), [_one(3)], durable=True)
+    shelf.commit(due=False)
+    assert len(writer.batches) == 1
+    writer.finish()
+    shelf.commit(due=False)
+    assert writer.batches[1] == [result_id(3)]
