@@ -356,10 +356,11 @@ class Agent:
         left = due - _clock()
         return 0 if left <= 0 else math.ceil(left * 1000)
 
-    def _handle(self, event: e.AgentEvent) -> None:
-        do = self._do
-        for instruction in self._core.handle(event, _clock()):
-            do[type(instruction)](instruction)
+    def _handle(self, *events: e.AgentEvent) -> None:
+        do, handle, now = self._do, self._core.handle, _clock()
+        for event in events:
+            for instruction in handle(event, now):
+                do[type(instruction)](instruction)
 
     def _commit(self, now: float) -> None:
         """Write what must be on the disk now; the rest when it is time: a large batch costs less than its parts."""
@@ -483,8 +484,7 @@ class Agent:
             doing, reason = self._host.bury()
             self._handle(e.WorkerDied(doing=doing, reason=reason))
             return
-        for answer in answers:
-            self._handle(answer)
+        self._handle(*answers)
 
     def _poll_worker(self) -> None:
         """Poll the worker's pipe: for writing only while orders wait for it."""

@@ -165,14 +165,15 @@ class Arguments:
         if not isinstance(body, m.Invoke):
             return []
         free: list[bytes] = []
+        used = self._uses
         for argument in body.args:
             if type(argument) is not bytes:
                 continue
-            uses = self._uses[argument] - 1
+            uses = used[argument] - 1
             if uses:
-                self._uses[argument] = uses
+                used[argument] = uses
             else:
-                del self._uses[argument]
+                del used[argument]
                 if argument in self._releasing:
                     self._releasing.discard(argument)
                     free.append(argument)
