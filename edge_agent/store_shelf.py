@@ -352,7 +352,7 @@ class StoreShelf:
             self.used -= size_of(held.nbytes)
             self._cache.forget(value)
             if pending.values.pop(value, None) is None:
-                pending.dropped[value] = None
+                pending.dropped[value] = isinstance(held.source, str)
             elif isinstance(held.source, str):
                 self._disk.remove(Path(held.source))
 

@@ -75,7 +75,7 @@ class Batch:
     clock: float = 0.0
     records: int | None = None
     recorded: list[bytes] = field(default_factory=list)
-    dropped: dict[bytes, None] = field(default_factory=dict)
+    dropped: dict[bytes, bool] = field(default_factory=dict)  # whether it has a file
     durable: list[bytes] = field(default_factory=list)
     tags_changed: bool = False
 
@@ -118,8 +118,9 @@ class Batch:
             if self.records is not None:
                 self._prune(connection, self.records)
         remove, folder = database.disk.remove, database.folder
-        for dropped in self.dropped:
-            remove(tensor_path(folder, dropped))
+        for dropped, has_file in self.dropped.items():
+            if has_file:
+                remove(tensor_path(folder, dropped))
         for dropped in self.dropped_blobs:
             remove(folder / "blobs" / dropped.hex())
 
