@@ -16,6 +16,7 @@ unless its worker is a thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import random
@@ -50,7 +51,7 @@ from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
 __all__ = ["Agent", "AgentConfig"]
 
 _COMMIT_SECONDS = 0.1
-_COMMIT_WRITES = 1024
+_COMMIT_WRITES = 2048
 """What need not reach the disk before it is announced is written after so long, or when it is so much."""
 
 _CHORES_SECONDS = 0.002
@@ -68,9 +69,8 @@ _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # as ints: an operation o
 _LINGER_MS = 500
 
 
-def _clock() -> float:
-    """Seconds, also those that the device slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+_clock: Callable[[], float] = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""Seconds, also those that the device slept."""
 
 
 class Agent:
@@ -359,25 +359,27 @@ class Agent:
         left = due - _clock()
         return 0 if left <= 0 else math.ceil(left * 1000)
 
-    def _handle(self, event: e.AgentEvent) -> None:
-        do = self._do
-        for instruction in self._core.handle(event, _clock()):
-            do[type(instruction)](instruction)
+    def _handle(self, *events: e.AgentEvent) -> None:
+        do, handle, now = self._do, self._core.handle, _clock()
+        for event in events:
+            for instruction in handle(event, now):
+                do[type(instruction)](instruction)
 
     def _commit(self, now: float) -> None:
-        """Write what must be on the disk now; the rest when it is time."""
+        """Write what must be on the disk now; the rest when it is time: a large batch costs less than its parts."""
         shelf = self._shelf
-        if not shelf.must_commit:
-            waiting = shelf.waiting
-            if not waiting:
-                return
+        due = False
+        if waiting := shelf.waiting:
             if self._commit_at == math.inf:
                 self._commit_at = now + _COMMIT_SECONDS
-            if now < self._commit_at and waiting < _COMMIT_WRITES:
-                return
-        self._commit_at = math.inf
+            due = now >= self._commit_at or waiting >= _COMMIT_WRITES
+        if not due and not shelf.must_commit:
+            return
+        ends = shelf.commit(due=due)
+        if due or not shelf.waiting:
+            self._commit_at = math.inf
         kept: list[bytes] = []
-        for end in shelf.commit():
+        for end in ends:
             if end.failure is None:
                 kept += end.batch.durable
             else:
@@ -491,8 +493,7 @@ class Agent:
             doing, reason = self._host.bury()
             self._handle(e.WorkerDied(doing=doing, reason=reason))
             return
-        for answer in answers:
-            self._handle(answer)
+        self._handle(*answers)
 
     def _poll_worker(self) -> None:
         """Poll the worker's pipe: for writing only while orders wait for it."""

@@ -17,7 +17,7 @@ from broker.protocol.messages import DEFAULT_DEADLINE_MS, Event, Frame, ResultIn
 __all__ = ["Catalog", "Ended", "Held", "MemoryShelf", "Shelf", "announcement", "column_tag", "size_of"]
 
 
-class Held(Struct, frozen=True, kw_only=True):
+class Held(Struct, frozen=True, kw_only=True, gc=False):
     """A value on the device.
 
     ``source`` is its tensor frame (bytes) or the path of its tensor file; ``nbytes`` the size of its elements.
@@ -47,7 +47,7 @@ class Held(Struct, frozen=True, kw_only=True):
         return TagEntry(id=self.id, tags=list(self.tags), description=self.description, info=self.info)
 
 
-class Ended(Struct, frozen=True, kw_only=True):
+class Ended(Struct, frozen=True, kw_only=True, gc=False):
     """A command that has ended on this device: what was announced, and whether the broker has it on record.
 
     The frames of an inline announcement are not in it: they are the values (see `announcement`).
@@ -67,9 +67,11 @@ def column_tag(name: str, column: int) -> str:
 _ROW_BYTES = 512
 
 
-def size_of(nbytes: int) -> int:
-    """What a value of ``nbytes`` counts for in the store: its rows too, so that a million numbers are not nothing."""
-    return nbytes + _ROW_BYTES
+def size_of(nbytes: int, count: int = 1) -> int:
+    """What ``count`` values of ``nbytes`` in all count for in the store: their rows too, so that a million numbers are
+    not nothing.
+    """
+    return nbytes + count * _ROW_BYTES
 
 
 class Catalog(Protocol):

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentConfig", "AgentCore"]
 
+_TAKEN_COMMANDS = (m.Invoke, m.Put)
+"""What makes a `Command` of the device. A tuple: a union would be made anew for each message."""
+
 
 class AgentCore:
     """One device. ``store_id`` is the store's random id, ``boot`` random per start; ``token`` and ``ledger`` are what
@@ -148,7 +151,7 @@ class AgentCore:
         if not self._link.offer(message.n):
             return
         body = message.command
-        if isinstance(body, m.Invoke | m.Put):
+        if isinstance(body, _TAKEN_COMMANDS):
             self._runs.take(body, message.digest, frames)
         elif isinstance(body, m.Release):
             self._runs.ends.release(body.ids)
@@ -171,7 +174,7 @@ class AgentCore:
         self._blobs.registered()
 
     def _recorded(self, message: m.Recorded, _frames: tuple[m.Frame, ...]) -> None:
-        ids = [event.id for event in self._link.recorded(message.n) if not isinstance(event, m.TagsChanged)]
+        ids = self._link.recorded(message.n)
         if ids:
             self._runs.recorded(ids)
             self._desk.do(e.MarkRecorded(ids=ids))

@@ -67,10 +67,10 @@ class Arguments:
         """
         body = command.body
         assert isinstance(body, m.Invoke)
-        frames = 0
+        frames, uses = 0, self._uses
         for place, argument in enumerate(body.args):
             if type(argument) is bytes:
-                self._uses[argument] = self._uses.get(argument, 0) + 1
+                uses[argument] = uses.get(argument, 0) + 1
                 if argument in self._releasing or (
                     (maker := producing.get(argument)) and argument in (maker.dropped or ())
                 ):
@@ -109,7 +109,7 @@ class Arguments:
         operands: list[Operand] = []
         frames = iter(command.frames)
         names = [argument if type(argument) is bytes else b"" for argument in body.args] if body.fold else []
-        begun = self._begun(body)
+        begun = self._begun(body) if body.fold is not None else {}
         for place, argument in enumerate(body.args):
             if type(argument) is bytes:
                 source = self.source(argument)
@@ -135,7 +135,7 @@ class Arguments:
         """What the tags among the arguments of a fold meant when it began, if it may go on from there: since then a
         data set may have grown. All of them, or none.
         """
-        names = self._catalog.folded(body.id) if body.fold is not None else None
+        names = self._catalog.folded(body.id)
         if names is None or len(names) != len(body.args):
             return {}
         tagged = [place for place, argument in enumerate(body.args) if isinstance(argument, list)]
@@ -165,14 +165,15 @@ class Arguments:
         if not isinstance(body, m.Invoke):
             return []
         free: list[bytes] = []
+        used = self._uses
         for argument in body.args:
             if type(argument) is not bytes:
                 continue
-            uses = self._uses[argument] - 1
+            uses = used[argument] - 1
             if uses:
-                self._uses[argument] = uses
+                used[argument] = uses
             else:
-                del self._uses[argument]
+                del used[argument]
                 if argument in self._releasing:
                     self._releasing.discard(argument)
                     free.append(argument)

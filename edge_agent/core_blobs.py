@@ -132,7 +132,7 @@ class BlobWants:
 
     def _fetch(self, digest: bytes, wanted: _Wanted, size: int) -> None:
         wanted.fetching, wanted.size = True, size
-        why = self._quota.room_for([size])
+        why = self._quota.room_for(size)
         if why is not None:
             self._give(digest, why)
             return

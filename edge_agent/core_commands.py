@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 
 from broker.protocol import messages as m
-from broker.protocol.ids import incarnation_of, short
+from broker.protocol.ids import INCARNATION_BYTES, short
 from edge_agent.core_plans import Plan
-from edge_agent.transitions import COMMAND, Step, advance
+from edge_agent.transitions import ANNOUNCED, COMMAND, READY, RECORDED, TAKEN, WAITING_PLAN, Step, advance
 
 __all__ = ["Command", "StartQueue"]
 
@@ -46,12 +46,12 @@ class Command:
         self, body: m.Invoke | m.Put, digest: bytes, frames: tuple[m.Frame, ...], *, order: int, deadline: float
     ) -> None:
         self.body = body
-        self.id = body.id
+        self.id = id = body.id
         self.digest = digest
         self.frames = frames
         self.order = order
         self.deadline = deadline
-        self.session = incarnation_of(body.id)
+        self.session = id[:INCARNATION_BYTES]
         self.outputs = body.outputs if isinstance(body, m.Invoke) else 1
         self.plan: Plan | None = None
         self.missing = 0
@@ -61,11 +61,8 @@ class Command:
         self.dropped: set[bytes] | None = None
         self.ids: list[bytes] | None = None
         self.event: m.Event | None = None
-        self.step = Step.TAKEN
-        self.story: list[str] = [Step.TAKEN]
-
-    def __lt__(self, other: Command) -> bool:
-        return self.order < other.order
+        self.step = TAKEN
+        self.story: list[str] = [TAKEN]
 
     def move(self, step: Step) -> None:
         """Take a step of the table. Raises `InvalidTransition`, with the steps so far."""
@@ -77,12 +74,12 @@ class Command:
     @property
     def queued(self) -> bool:
         """Whether it waits to be started, with all its arguments."""
-        return self.step is Step.READY or self.step is Step.WAITING_PLAN
+        return self.step is READY or self.step is WAITING_PLAN
 
     @property
     def ended(self) -> bool:
         """Whether nothing can become of it any more but its record."""
-        return self.step is Step.ANNOUNCED or self.step is Step.RECORDED
+        return self.step is ANNOUNCED or self.step is RECORDED
 
 
 class StartQueue:
@@ -93,14 +90,16 @@ class StartQueue:
     """
 
     def __init__(self) -> None:
-        self._heap: list[Command] = []
-        self._parked: dict[bytes, list[Command]] = {}  # session to a heap of its commands
+        self._heap: list[tuple[int, Command]] = []  # by their order: numbers are compared without a call
+        self._parked: dict[bytes, list[tuple[int, Command]]] = {}  # session to a heap of its commands
 
     def __bool__(self) -> bool:
         """Whether any command waits to be started, for its plan too; one that has ended meanwhile does not count."""
-        if any(command.queued for command in self._heap):
-            return True
-        return bool(self._parked) and any(command.queued for parked in self._parked.values() for command in parked)
+        for heap in (self._heap, *self._parked.values()):
+            for _, command in heap:
+                if command.queued:
+                    return True
+        return False
 
     @property
     def parked(self) -> bool:
@@ -109,28 +108,29 @@ class StartQueue:
 
     def push(self, command: Command) -> None:
         """Its arguments are here."""
-        heapq.heappush(self._heap, command)
+        heapq.heappush(self._heap, (command.order, command))
 
     def pop(self) -> Command | None:
         """The next to start, or to `park`. None: there is none now."""
         heap = self._heap
         while heap:
-            command = heapq.heappop(heap)
-            if not command.queued:
+            entry = heapq.heappop(heap)
+            command = entry[1]
+            if command.step is not READY and command.step is not WAITING_PLAN:
                 continue  # it has ended while it waited
-            if self._parked and (parked := self._parked.get(command.session)) and parked[0] < command:
-                heapq.heappush(parked, command)
+            if self._parked and (parked := self._parked.get(command.session)) and parked[0] < entry:
+                heapq.heappush(parked, entry)
                 continue
             return command
         return None
 
     def park(self, command: Command) -> None:
         """Its plan is not loaded."""
-        heapq.heappush(self._parked.setdefault(command.session, []), command)
+        heapq.heappush(self._parked.setdefault(command.session, []), (command.order, command))
 
     def unpark(self) -> None:
         """Plans have become loaded, or are refused: look at all parked commands again."""
-        for commands in self._parked.values():
-            for command in commands:
-                heapq.heappush(self._heap, command)
+        for parked in self._parked.values():
+            for entry in parked:
+                heapq.heappush(self._heap, entry)
         self._parked.clear()

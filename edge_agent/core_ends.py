@@ -15,7 +15,7 @@ from edge_agent.core_link import Link
 from edge_agent.core_plans import Plans
 from edge_agent.core_quota import Quota
 from edge_agent.core_tags import TagIndex
-from edge_agent.transitions import Step
+from edge_agent.transitions import ANNOUNCED, RUNNING, STORING, WAITING_PLAN
 
 __all__ = ["Ends"]
 
@@ -54,18 +54,23 @@ class Ends:
 
     def store(self, command: Command, values: tuple[Held, ...], *, inline: bool = False) -> None:
         """The command has values: keep them, and announce them; at once, if they ride in the announcement."""
-        why = self._quota.room_for([held.nbytes for held in values])
+        nbytes, found = 0, []
+        for held in values:
+            nbytes += held.nbytes
+            if isinstance(held.source, bytes):
+                found.append(held.source)
+        why = self._quota.room_for(nbytes, len(values))
         if why is not None:
             files = [held.source for held in values if isinstance(held.source, str)]
             if files:
                 self._desk.do(e.DropFiles(paths=files))
             self.fail(command, why)
             return
-        inline = inline and sum([held.nbytes for held in values]) <= m.INLINE_RESULT_BYTES
+        inline = inline and nbytes <= m.INLINE_RESULT_BYTES
         frames: tuple[m.Frame, ...] = ()
         if inline:
             event = m.ResultReady(id=command.id, digest=command.digest, inline=True)
-            frames = tuple([held.source for held in values if isinstance(held.source, bytes)])
+            frames = tuple(found)
         else:
             event = m.ResultReady(id=command.id, digest=command.digest, infos=[held.info for held in values])
         durable = not inline or bool(command.body.tags)
@@ -76,9 +81,9 @@ class Ends:
             self._link.announce(changed)
         if durable:
             command.event = event
-            command.move(Step.STORING)
+            command.move(STORING)
         else:
-            command.move(Step.ANNOUNCED)
+            command.move(ANNOUNCED)
             self._announce(event, frames)
         self._leave(command)
         if durable:
@@ -93,8 +98,8 @@ class Ends:
         """Values are on the disk: announce them."""
         for id in event.ids:
             command = self._commands.get(id)
-            if command is not None and command.step is Step.STORING and command.event is not None:
-                command.move(Step.ANNOUNCED)
+            if command is not None and command.step is STORING and command.event is not None:
+                command.move(ANNOUNCED)
                 frames, command.frames = command.frames, ()
                 self._announce(command.event, frames)
 
@@ -102,7 +107,7 @@ class Ends:
         """Values could not be kept: the command has failed after all."""
         for id in event.ids:
             command = self._commands.get(id)
-            if command is not None and command.step is Step.STORING:
+            if command is not None and command.step is STORING:
                 self._record_end(command, m.ResultFailed(id=id, digest=command.digest, failure=event.failure))
 
     def fail_unwritten(self, command: Command) -> None:
@@ -129,7 +134,7 @@ class Ends:
 
     def expire(self, command: Command) -> None:
         """Its time is over."""
-        when = "while it ran" if command.step is Step.RUNNING else "before it was run"
+        when = "while it ran" if command.step is RUNNING else "before it was run"
         why = failure("DeadlineExpired", f"{command.id.hex()} has expired {when}")
         self._end(command, m.Expired(id=command.id, digest=command.digest), why)
 
@@ -140,7 +145,7 @@ class Ends:
 
     def _end(self, command: Command, event: m.Event, why: m.Failure) -> None:
         """The command ends without a value."""
-        if command.step is Step.WAITING_PLAN:
+        if command.step is WAITING_PLAN:
             self._queue.unpark()  # what came later in its session waits behind it no longer
         self._record_end(command, event)
         self._leave(command)
@@ -150,7 +155,7 @@ class Ends:
                 self._arguments.without_value(id, why)
 
     def _record_end(self, command: Command, event: m.Event) -> None:
-        command.move(Step.ANNOUNCED)
+        command.move(ANNOUNCED)
         self._keep_end(command, event)
 
     def _keep_end(self, command: Command, event: m.Event) -> None:

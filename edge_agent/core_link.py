@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from broker.protocol import messages as m
+from broker.protocol.effects import Send
 from broker.protocol.streams import Inbox, Outbox, Verdict
 from edge_agent.core_desk import ERROR, INFO, WARNING, AgentConfig, Desk
 from edge_agent.effects import GiveUp, OpenBlobs, Quarantined, Reconnect, SaveRegistration
-from edge_agent.transitions import LINK, LinkStep, advance
+from edge_agent.transitions import LINK, LINK_REGISTERED, LinkStep, advance
 
 if TYPE_CHECKING:
     import random
@@ -34,6 +35,9 @@ SILENCE = 3.0
 QUARANTINE_SECONDS = 60.0
 QUARANTINE_MAX = 3600.0
 """How long a device in quarantine waits before it asks again, doubled each time; and how long at most."""
+
+_NEXT, _GAP = Verdict.NEXT, Verdict.GAP
+"""As `edge_agent.transitions.READY`: the fast path looks at them."""
 
 _FATAL = frozenset({m.RefusalCode.VERSION, m.RefusalCode.NOT_ALLOWED, m.RefusalCode.FENCED})
 
@@ -85,7 +89,7 @@ class Link:
     @property
     def registered(self) -> bool:
         """Whether the broker knows this device on this connection."""
-        return self.step is LinkStep.REGISTERED
+        return self.step is LINK_REGISTERED
 
     # ------------------------------------------------------------------------------------------- connection
 
@@ -101,7 +105,7 @@ class Link:
 
     def down(self) -> None:
         """The connection is gone."""
-        if self.step in (LinkStep.REGISTERING, LinkStep.REGISTERED):
+        if self.step in (LinkStep.REGISTERING, LINK_REGISTERED):
             self._desk.log(INFO, "link_lost")
             self._move(LinkStep.DOWN)
 
@@ -123,7 +127,7 @@ class Link:
         """The broker's answer to `Register`. False: it answers nothing that was asked."""
         if self.step is not LinkStep.REGISTERING:
             return False
-        self._move(LinkStep.REGISTERED)
+        self._move(LINK_REGISTERED)
         self._welcomed = True
         self._quarantines = 0
         other = message.ledger != self._ledger and self._ledger != b""
@@ -203,34 +207,37 @@ class Link:
 
     def offer(self, n: int) -> bool:
         """Whether delivery ``n`` is the next, and hereby taken."""
-        if self.step is not LinkStep.REGISTERED:
+        if self.step is not LINK_REGISTERED:
             return False
         verdict = self._inbox.offer(n)
-        if verdict is not Verdict.GAP and self._taken_at is None:
+        if self._taken_at is None and verdict is not _GAP:
             self._taken_at = self._desk.now + TAKEN_SECONDS
-        return verdict is Verdict.NEXT
+        return verdict is _NEXT
 
     def announce(self, event: m.Event, frames: tuple[m.Frame, ...] = ()) -> None:
         """Announce, at the end of the batch. While not registered this does nothing: the store knows it."""
-        if self.step is LinkStep.REGISTERED:
+        if self.step is LINK_REGISTERED:
             self._outbox.push((event, frames))
 
-    def recorded(self, n: int) -> Iterable[m.Event]:
-        """The broker has all announcements up to ``n`` on record: these."""
-        if self.step is not LinkStep.REGISTERED:
-            return ()
-        return [event for event, _ in self._outbox.acknowledge(n, self._desk.now)]
+    def recorded(self, n: int) -> list[bytes]:
+        """The broker has all announcements up to ``n`` on record: those of the ends of these commands."""
+        if self.step is not LINK_REGISTERED:
+            return []
+        announced = self._outbox.acknowledge(n, self._desk.now)
+        return [event.id for event, _ in announced if not isinstance(event, m.TagsChanged)]
 
     def flush(self) -> None:
         """The batch has ended: send what is due."""
-        if self.step is not LinkStep.REGISTERED:
+        if self.step is not LINK_REGISTERED:
             return
-        for n, (event, frames) in self._outbox.due(self._desk.now):
-            self._desk.send(m.Announce(n=n, event=event), frames)
+        desk = self._desk
+        do = desk.instructions.append
+        for n, (event, frames) in self._outbox.due(desk.now):
+            do(Send(message=m.Announce(n=n, event=event), frames=frames))
         taken = self._inbox.taken
-        if self._taken_at is not None and (self._desk.now >= self._taken_at or taken - self._told >= TAKEN_COUNT):
+        if self._taken_at is not None and (desk.now >= self._taken_at or taken - self._told >= TAKEN_COUNT):
             self._taken_at, self._told = None, taken
-            self._desk.send(m.Taken(n=taken))
+            desk.send(m.Taken(n=taken))
 
     # ------------------------------------------------------------------------------------------- time
 
@@ -250,7 +257,7 @@ class Link:
                 self._attempts = 0
                 self._register_at = now + self._jittered(REGISTER_PATIENCE)
                 self._desk.do(Reconnect(reason="nobody answers"))
-        elif self.step is LinkStep.REGISTERED:
+        elif self.step is LINK_REGISTERED:
             if now - self.heard > SILENCE * self._interval:
                 self.heard = now
                 self._desk.log(WARNING, "link_silent", seconds=SILENCE * self._interval)
@@ -261,7 +268,7 @@ class Link:
 
     def next_timer(self) -> float | None:
         """When `tick` or `flush` is due by the passing of time alone."""
-        if self.step is LinkStep.REGISTERED:
+        if self.step is LINK_REGISTERED:
             timer = self._beat_at
             if (due := self._outbox.next_due()) is not None and due < timer:
                 timer = due

@@ -16,7 +16,7 @@ from edge_agent.jobs import LoadPlan, PlanLoaded, PlanRefused, Source, as_source
 from edge_agent.plan.errors import PlanMalformed
 from edge_agent.plan.format import Manifest, decode_manifest
 from edge_agent.plan.quantised import PackedState, decode_packed
-from edge_agent.transitions import PLAN, PlanStep, advance
+from edge_agent.transitions import PLAN, PLAN_LOADED, PlanStep, advance
 
 __all__ = ["Plan", "Plans"]
 
@@ -140,6 +140,8 @@ class Plans:
             plan = self._plans[key] = Plan(digest, variant)
         self._plans.move_to_end(key)
         plan.uses += 1
+        if plan.step is PLAN_LOADED:
+            return plan
         if plan.step is PlanStep.REFUSED and not plan.final:
             plan.move(PlanStep.ASKED)  # those that it was refused to may not have ended yet, and still count as uses
             self._ask(plan)
@@ -193,7 +195,7 @@ class Plans:
         plan = self._plans.get(answer.plan)
         if plan is None or plan.step is not PlanStep.LOADING:
             return
-        plan.move(PlanStep.LOADED)
+        plan.move(PLAN_LOADED)
         plan.deaths = 0
         self._desk.log(INFO, "plan_loaded", plan=plan.id.hex(), seconds=round(answer.seconds, 6))
         self._changed(plan)
@@ -234,7 +236,7 @@ class Plans:
         """No plan is loaded any more."""
         self._unloads.clear()
         for plan in self._plans.values():
-            if plan.step is PlanStep.LOADING or plan.step is PlanStep.LOADED:
+            if plan.step is PlanStep.LOADING or plan.step is PLAN_LOADED:
                 plan.move(PlanStep.HERE)
 
     # ------------------------------------------------------------------------------------------- parts
@@ -282,7 +284,7 @@ class Plans:
         if why is not None:
             self.refuse(plan, why)
             return
-        why = self._quota.room_for([len(result)])
+        why = self._quota.room_for(len(result))
         if why is not None:
             self.refuse(plan, why, final=False)
             return
@@ -317,7 +319,7 @@ class Plans:
         if plan.step is not PlanStep.ASKED or self._plans.get(plan.key) is not plan:
             return False
         if isinstance(result, bytes) and self._catalog.blob(digest) is None:
-            result = self._quota.room_for([len(result)]) or result
+            result = self._quota.room_for(len(result)) or result
         if isinstance(result, Failure):
             said = f"plan {plan.id.hex()} is not whole: {result.message}"
             code = "StoreFull" if result.code == "StoreFull" else "PlanNotFound"
@@ -359,7 +361,7 @@ class Plans:
         return 0
 
     def _forget(self, plan: Plan) -> int:
-        if plan.step is PlanStep.LOADED:
+        if plan.step is PLAN_LOADED:
             self._unloads.append(plan.key)
         del self._plans[plan.key]
         for part in plan.parts if plan.counted else ():

@@ -8,14 +8,10 @@ never a leased one, never the owner's data, nothing that a command names. What d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from broker.protocol.messages import Failure
 from edge_agent.catalog import Catalog, size_of
 from edge_agent.core_desk import INFO, Desk, failure
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = ["Quota"]
 
@@ -43,12 +39,12 @@ class Quota:
         self._freed = 0
         self._evicted: set[bytes] = set()
 
-    def room_for(self, sizes: Iterable[int]) -> Failure | None:
-        """Make room for values of these sizes; why there is none."""
+    def room_for(self, nbytes: int, count: int = 1) -> Failure | None:
+        """Make room for ``count`` values, of ``nbytes`` in all; why there is none."""
         limit = self._limit
         if not limit:
             return None
-        needed = sum([size_of(size) for size in sizes])
+        needed = size_of(nbytes, count)
         if self._catalog.used + needed <= limit:
             return None
         return self._make_room(needed)

@@ -22,14 +22,25 @@ from edge_agent.core_quota import Quota
 from edge_agent.core_tags import TagIndex
 from edge_agent.core_worker import WorkerDesk
 from edge_agent.jobs import File, JobFailed, JobFinished, JobProgress, PlanLoaded, PlanRefused, RunJob, UnloadPlan
-from edge_agent.transitions import PlanStep, Step
+from edge_agent.transitions import (
+    ANNOUNCED,
+    PLAN_LOADED,
+    READY,
+    RECORDED,
+    RUNNING,
+    STORING,
+    TAKEN,
+    WAITING_ARGUMENTS,
+    WAITING_PLAN,
+    PlanStep,
+)
 
 __all__ = ["Runs"]
 
 _OUTPUTS = 1 << 16
 """The most results that one command may have."""
 
-_QUEUED = frozenset({Step.TAKEN, Step.WAITING_ARGUMENTS, Step.WAITING_PLAN, Step.READY})
+_QUEUED = frozenset({TAKEN, WAITING_ARGUMENTS, WAITING_PLAN, READY})
 
 
 class Runs:
@@ -90,14 +101,14 @@ class Runs:
     def running(self) -> dict[bytes, float]:
         """The invocations that the worker has, and how far each is: 0 to 1; -1: nobody knows."""
         under_way = self.worker.under_way.values()
-        return {one.id: one.progress for one in under_way if isinstance(one, Command) and one.step is Step.RUNNING}
+        return {one.id: one.progress for one in under_way if isinstance(one, Command) and one.step is RUNNING}
 
     def recorded(self, ids: Iterable[bytes]) -> None:
         """The broker has these on record: they are done with."""
         for id in ids:
             command = self._commands.get(id)
-            if command is not None and command.step is Step.ANNOUNCED:
-                command.move(Step.RECORDED)
+            if command is not None and command.step is ANNOUNCED:
+                command.move(RECORDED)
                 del self._commands[id]
 
     def fail_unwritten(self, written: Container[bytes]) -> None:
@@ -105,7 +116,7 @@ class Runs:
         that the store has of that kind, could not be written. Nobody would ever hear of it.
         """
         for command in list(self._commands.values()):
-            if command.step is Step.ANNOUNCED and command.id not in written:
+            if command.step is ANNOUNCED and command.id not in written:
                 self.ends.fail_unwritten(command)
 
     # ------------------------------------------------------------------------------------------- taking
@@ -123,9 +134,10 @@ class Runs:
         if desk.log_level <= DEBUG:
             desk.log(DEBUG, "invocation_taken", result=body.id.hex(), kind=type(body).__name__)
         why = self.arguments.take(command, self.producing) if isinstance(body, m.Invoke) else None
-        command.deaths = self._catalog.deaths(body.id)
-        if command.deaths >= self._max_deaths:
-            why = self._died_of(command, "before the agent was started again")
+        if deaths := self._catalog.deaths(body.id):
+            command.deaths = deaths
+            if deaths >= self._max_deaths:
+                why = self._died_of(command, "before the agent was started again")
         why = why or self._claim(command)
         if why is not None:
             self.ends.fail(command, why)
@@ -136,7 +148,7 @@ class Runs:
             if plan.failure is not None and plan.step is PlanStep.REFUSED:
                 self.ends.fail(command, plan.failure)
             elif command.missing:
-                command.move(Step.WAITING_ARGUMENTS)
+                command.move(WAITING_ARGUMENTS)
             else:
                 self._complete(command)
 
@@ -182,14 +194,14 @@ class Runs:
     def _complete(self, command: Command) -> None:
         """All its arguments are here."""
         assert command.plan is not None
-        command.move(Step.READY if command.plan.step is PlanStep.LOADED else Step.WAITING_PLAN)
+        command.move(READY if command.plan.step is PLAN_LOADED else WAITING_PLAN)
         self._queue.push(command)
 
     def tensor_adopted(self, event: e.TensorAdopted) -> None:
         """A large tensor is in the store: that of a `Put`, or an argument from elsewhere."""
         held = event.held
         command = self._commands.get(held.id)
-        if command is not None and command.step is Step.WAITING_ARGUMENTS:
+        if command is not None and command.step is WAITING_ARGUMENTS:
             self.ends.store(command, (held,))
         elif not self.arguments.adopted(held) and isinstance(held.source, str):
             self._desk.do(e.DropFiles(paths=[held.source]))
@@ -197,7 +209,7 @@ class Runs:
     def tensor_unfit(self, event: e.TensorUnfit) -> None:
         """What was to be a tensor is none."""
         command = self._commands.get(event.id)
-        if command is not None and command.step is Step.WAITING_ARGUMENTS:
+        if command is not None and command.step is WAITING_ARGUMENTS:
             self.ends.fail(command, event.failure)
         else:
             self.arguments.unfit(event.id, event.failure)
@@ -237,9 +249,9 @@ class Runs:
         if command.deadline <= self._desk.now:
             self.ends.expire(command)
             return
-        if plan.step is not PlanStep.LOADED:
-            if command.step is Step.READY:
-                command.move(Step.WAITING_PLAN)
+        if plan.step is not PLAN_LOADED:
+            if command.step is READY:
+                command.move(WAITING_PLAN)
             self._queue.park(command)
             return
         given = self.arguments.operands(command)
@@ -251,9 +263,9 @@ class Runs:
             said = f"expected a plan of {command.outputs} outputs, got one of {len(plan.manifest.outputs)}"
             self.ends.fail(command, failure("ArgumentMismatch", said, plan=plan.id.hex()))
             return
-        if command.step is Step.WAITING_PLAN:
-            command.move(Step.READY)
-        command.move(Step.RUNNING)
+        if command.step is WAITING_PLAN:
+            command.move(READY)
+        command.move(RUNNING)
         command.job = n = self.worker.number(command)
         self.worker.order(
             RunJob(
@@ -289,13 +301,13 @@ class Runs:
         self._queue.unpark()
         if plan.step is PlanStep.REFUSED and plan.failure is not None:
             for command in self._commands.values():
-                if command.plan is plan and command.step in (Step.WAITING_PLAN, Step.WAITING_ARGUMENTS, Step.READY):
+                if command.plan is plan and command.step in (WAITING_PLAN, WAITING_ARGUMENTS, READY):
                     self._failing.append((command, plan.failure))
 
     def job_finished(self, answer: JobFinished) -> None:
         """The worker has run a command."""
         command = self.worker.answered(answer.n)
-        if not isinstance(command, Command) or command.step is not Step.RUNNING:
+        if not isinstance(command, Command) or command.step is not RUNNING:
             # It was cancelled while it ran: the broker's record has decided.
             self._desk.do(
                 e.DropFiles(paths=[one.source.path for one in answer.outputs if isinstance(one.source, File)])
@@ -304,28 +316,30 @@ class Runs:
         body = command.body
         assert isinstance(body, m.Invoke)
         tags = tuple(body.tags)
-        ids = command.ids or (command.id,)
-        values = tuple(
-            Held(
-                id=id,
-                dtype=output.dtype,
-                shape=tuple(output.shape),
-                nbytes=output.nbytes,
-                source=output.source.path if isinstance(output.source, File) else output.source,
-                check=output.source.check if isinstance(output.source, File) else None,
-                tags=tags,
-                description=body.description,
+        values: list[Held] = []
+        for id, output in zip(command.ids or (command.id,), answer.outputs, strict=True):
+            source = output.source
+            where, check = (source.path, source.check) if isinstance(source, File) else (source, None)
+            values.append(
+                Held(
+                    id=id,
+                    dtype=output.dtype,
+                    shape=tuple(output.shape),
+                    nbytes=output.nbytes,
+                    source=where,
+                    check=check,
+                    tags=tags,
+                    description=body.description,
+                )
             )
-            for id, output in zip(ids, answer.outputs, strict=True)
-        )
         if self._desk.log_level <= DEBUG:
             self._desk.log(DEBUG, "invocation_finished", result=command.id.hex(), seconds=round(answer.seconds, 6))
-        self.ends.store(command, values, inline=body.inline)
+        self.ends.store(command, tuple(values), inline=body.inline)
 
     def job_failed(self, answer: JobFailed) -> None:
         """A command has failed in the worker."""
         command = self.worker.answered(answer.n)
-        if isinstance(command, Command) and command.step is Step.RUNNING:
+        if isinstance(command, Command) and command.step is RUNNING:
             why = answer.failure
             details = {"device": self._device, **why.details}
             if command.plan is not None:
@@ -346,21 +360,21 @@ class Runs:
         undone, culprit, hopeless = self.worker.died(event)
         self._plans.worker_gone()
         for one in undone:
-            if isinstance(one, Command) and one.step is Step.RUNNING:
-                one.move(Step.READY)
+            if isinstance(one, Command) and one.step is RUNNING:
+                one.move(READY)
                 one.progress = -1.0
                 self._queue.push(one)
         self._queue.unpark()
         if culprit is not None:
             culprit.deaths += 1
-            if isinstance(culprit, Command) and culprit.step is Step.READY:
+            if isinstance(culprit, Command) and culprit.step is READY:
                 # On the disk before it is tried again: the agent may be the next to die of it.
                 self._desk.do(e.MarkDeath(id=culprit.id, deaths=culprit.deaths))
             if culprit.deaths >= self._max_deaths:
                 self._poison(culprit, event.reason)
         if hopeless is not None:
             for command in self._commands.values():
-                if command.step in (Step.READY, Step.WAITING_PLAN):
+                if command.step in (READY, WAITING_PLAN):
                     self._failing.append((command, hopeless))
 
     def _poison(self, culprit: Command | Plan, reason: str) -> None:
@@ -368,7 +382,7 @@ class Runs:
             if culprit.step is PlanStep.HERE:
                 said = f"the worker died {culprit.deaths} times while it loaded this plan: {reason}"
                 self._plans.refuse(culprit, failure("WorkerDied", said, plan=culprit.id.hex(), deaths=culprit.deaths))
-        elif culprit.step is Step.READY:
+        elif culprit.step is READY:
             self.ends.fail(culprit, self._died_of(culprit, reason))
 
     def _died_of(self, command: Command, reason: str) -> m.Failure:
@@ -382,9 +396,9 @@ class Runs:
         or its worker is ended after a grace: nobody will see.
         """
         command = self._commands.get(body.id)
-        if command is None or command.ended or command.step is Step.STORING:
+        if command is None or command.ended or command.step is STORING:
             return
-        if command.step is Step.RUNNING:
+        if command.step is RUNNING:
             self.worker.cancel(command.job)
         if body.failure is not None:
             self.ends.fail(command, body.failure)
@@ -403,10 +417,10 @@ class Runs:
             self._overrun(overdue)
         if self._expires_at is None or now < self._expires_at:
             return
-        under_way = [one for one in self._commands.values() if one.step in _QUEUED or one.step is Step.RUNNING]
+        under_way = [one for one in self._commands.values() if one.step in _QUEUED or one.step is RUNNING]
         for command in under_way:
             if command.deadline <= now:
-                if command.step is Step.RUNNING:
+                if command.step is RUNNING:
                     self.worker.cancel(command.job)
                 self.ends.expire(command)
         self._expires_at = min((command.deadline for command in under_way if command.deadline > now), default=None)

@@ -8,7 +8,7 @@ from edge_agent.core_desk import INFO, WARNING, AgentConfig, Desk, failure
 from edge_agent.core_plans import Plan
 from edge_agent.effects import Assign, KillWorker, StartWorker, StopWorker, WorkerDied
 from edge_agent.jobs import CancelJob, Order, WorkerReady, WorkerUnfit
-from edge_agent.transitions import WORKER, WorkerStep, advance
+from edge_agent.transitions import WORKER, WORKER_UP, WorkerStep, advance
 
 __all__ = ["WorkerDesk"]
 
@@ -43,12 +43,12 @@ class WorkerDesk:
     @property
     def up(self) -> bool:
         """Whether it takes orders."""
-        return self.step is WorkerStep.UP
+        return self.step is WORKER_UP
 
     @property
     def room(self) -> bool:
         """Whether it may be given more."""
-        return self.step is WorkerStep.UP and len(self.under_way) < self._config.window
+        return self.step is WORKER_UP and len(self.under_way) < self._config.window
 
     def wanted(self) -> None:
         """There is work: start a worker, unless there is one, or the last one has only just failed to start."""
@@ -88,7 +88,7 @@ class WorkerDesk:
             self._watch_time()
         if self.under_way:
             self._idle_at = None
-        elif self._idle_at is None and self.step is WorkerStep.UP:
+        elif self._idle_at is None and self.step is WORKER_UP:
             self._idle_at = self._desk.now + self._config.idle_seconds
 
     def _watch_cancelled(self) -> None:
@@ -124,7 +124,7 @@ class WorkerDesk:
     def ready(self, answer: WorkerReady) -> None:
         """It has started."""
         if self.step is WorkerStep.STARTING:
-            self._move(WorkerStep.UP)
+            self._move(WORKER_UP)
             self._stillborn = 0
             self._desk.log(INFO, "worker_started", pid=answer.pid, runtime=answer.runtime, version=answer.version)
 
@@ -134,25 +134,25 @@ class WorkerDesk:
 
     def tick(self, *, work: bool) -> None:
         """Time has passed: end a worker that idles or does not stop, start one that was put off."""
-        if self._kill_at is not None and self._desk.now >= self._kill_at and self.step is WorkerStep.UP:
+        if self._kill_at is not None and self._desk.now >= self._kill_at and self.step is WORKER_UP:
             self._desk.log(WARNING, "worker_overdue", seconds=self._config.cancel_grace)
             self._kill_at = None
             self._move(WorkerStep.STOPPING)
             self._desk.do(KillWorker())
         elif work:
             self.wanted()
-        elif self.step is WorkerStep.UP and self._idle_at is not None and self._desk.now >= self._idle_at:
+        elif self.step is WORKER_UP and self._idle_at is not None and self._desk.now >= self._idle_at:
             self.stop()
 
     def stop(self) -> None:
         """End it."""
-        if self.step in (WorkerStep.UP, WorkerStep.STARTING):
+        if self.step in (WORKER_UP, WorkerStep.STARTING):
             self._move(WorkerStep.STOPPING)
             self._desk.do(StopWorker())
 
     def next_timer(self, *, work: bool) -> float | None:
         """When `tick` is due."""
-        if self.step is WorkerStep.UP:
+        if self.step is WORKER_UP:
             if self._kill_at is not None or self._overdue_at is not None:
                 return min(at for at in (self._kill_at, self._overdue_at) if at is not None)
             return (

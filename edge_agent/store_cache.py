@@ -29,11 +29,13 @@ class ValueCache:
 
     def put(self, held: Held) -> None:
         """Remember it, or what it is now."""
-        self.forget(held.id)
-        self._values[held.id] = held
+        values, id = self._values, held.id
+        if id in values:
+            self.forget(id)
+        values[id] = held
         self._bytes += len(held.source) + _OVERHEAD
-        while len(self._values) > _VALUES or self._bytes > _BYTES:
-            _, oldest = self._values.popitem(last=False)
+        while len(values) > _VALUES or self._bytes > _BYTES:
+            _, oldest = values.popitem(last=False)
             self._bytes -= len(oldest.source) + _OVERHEAD
 
     def forget(self, id: bytes) -> None:

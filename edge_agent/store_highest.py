@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from broker.protocol.ids import counter_of, incarnation_of
+from broker.protocol.ids import INCARNATION_BYTES
 from edge_agent.store_database import Database
 
 __all__ = ["HighestIds"]
@@ -13,34 +13,34 @@ _SESSIONS = 1024
 
 
 class HighestIds:
-    """The highest counter that an ended command of each session had: a session counts its ids upwards, so what is
-    beyond is new.
+    """The highest id that an ended command of each session had: a session counts its ids upwards, so what is beyond is
+    new. Ids of one session compare as their counters do, which are big-endian.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: OrderedDict[bytes, int] = OrderedDict()  # by incarnation, of those that were asked for
+        self._known: OrderedDict[bytes, bytes] = OrderedDict()  # by incarnation, of those that were asked for
 
     def beyond(self, id: bytes) -> bool:
         """Whether no command of this id, or of a later one of its session, is in the index."""
-        session = incarnation_of(id)
+        session = id[:INCARNATION_BYTES]
         highest = self._known.get(session)
         if highest is None:
             highest = self._known[session] = self._look_up(session)
             if len(self._known) > _SESSIONS:
                 self._known.popitem(last=False)
-        return counter_of(id) > highest
+        return id > highest
 
     def see(self, id: bytes) -> None:
         """A command of this id has ended."""
-        session = incarnation_of(id)
+        session = id[:INCARNATION_BYTES]
         highest = self._known.get(session)
-        if highest is not None and highest < counter_of(id):
-            self._known[session] = counter_of(id)
+        if highest is not None and highest < id:
+            self._known[session] = id
 
-    def _look_up(self, session: bytes) -> int:
+    def _look_up(self, session: bytes) -> bytes:
         with self._database.read() as connection:
             (last,) = connection.execute(
                 "SELECT max(id) FROM commands WHERE id BETWEEN ? AND ?", (session + bytes(8), session + b"\xff" * 8)
             ).fetchone()
-        return -1 if last is None else counter_of(bytes(last))
+        return session if last is None else bytes(last)  # the session alone is less than any id of it

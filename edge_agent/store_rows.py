@@ -9,6 +9,7 @@ twice that plus its ``recorded``. Nobody's forgery is told by it: whoever can wr
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ __all__ = [
     "MIGRATIONS",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "SHARED",
     "VALUE",
     "RowDamaged",
     "check_rows",
@@ -33,6 +35,7 @@ __all__ = [
     "sum_all",
     "value_columns",
     "value_row",
+    "value_runs",
 ]
 
 SCHEMA_VERSION = 3
@@ -118,6 +121,9 @@ INSERT INTO meta VALUES ('generation', 0);
 VALUE = "id, own, dtype, shape, nbytes, frame, file, tags, description, blob, created, lease_until, file_sum, sum"
 """The columns of a value, as `value_row` makes them and `value_columns` takes them."""
 
+SHARED = "own, dtype, shape, nbytes, file, tags, description, blob, created, file_sum"
+"""What values have in common that stand in one of the `value_runs`."""
+
 CHUNK = "n, name, id, first, skipped, total, rows, columns, data, created, until, file, file_sum, sum"
 """The columns of a chunk. Its sum is that of all but its number."""
 
@@ -159,6 +165,31 @@ def value_row(
         held.check,
     )
     return (*columns, row_sum(columns))
+
+
+def value_runs(
+    values: Iterable[Held], leases: Mapping[bytes, float], created: float
+) -> list[tuple[tuple[Any, ...], list[tuple[Any, ...]]]]:
+    """The rows of values that are not the device's own, in order and in runs, as the results of one plan often make
+    them: what the rows of a run have in common (`SHARED`), and of each of them id, frame, end of the lease, and sum.
+    """
+    runs: list[tuple[tuple[Any, ...], list[tuple[Any, ...]]]] = []
+    alike: tuple[Any, ...] | None = None
+    first: tuple[Any, ...] = ()
+    then: tuple[Any, ...] = ()
+    rows: list[tuple[Any, ...]] = []
+    for held in values:
+        id = held.id
+        frame = held.source if isinstance(held.source, bytes) else None
+        what = (held.dtype, held.shape, held.tags, held.nbytes, frame is None, held.description, held.blob, held.check)
+        if what != alike:
+            alike, rows = what, []
+            first = (0, held.dtype, _encode(held.shape), held.nbytes)
+            then = (int(frame is None), _encode(held.tags), held.description, held.blob, created)
+            runs.append(((*first, *then, held.check), rows))
+        lease = leases[id]
+        rows.append((id, frame, lease, row_sum((id, *first, frame, *then, lease, held.check))))
+    return runs
 
 
 def value_columns(row: tuple[Any, ...], path: str) -> Held:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import queue
 import sqlite3
@@ -55,9 +56,8 @@ _shapes = msgspec.msgpack.Decoder(tuple[int, ...])
 _texts = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
-def _boottime() -> float:
-    """Seconds, also those that the device slept; wherever its wall clock stands."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+_boottime: Callable[[], float] = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""Seconds, also those that the device slept; wherever its wall clock stands."""
 
 
 class StoreShelf:
@@ -110,6 +110,7 @@ class StoreShelf:
         self._pending = Batch()
         self._writing: Batch | None = None  # on its way to the disk, by the writer
         self._written: queue.SimpleQueue[Written] = queue.SimpleQueue()
+        self._due = False  # whether a commit found the writer busy
         self._ends: list[Written] = []  # of batches that are over, and that `commit` has not told of yet
         self._writer: Writer | DirectWriter
         if direct:
@@ -160,9 +161,11 @@ class StoreShelf:
 
     def ended(self, id: bytes) -> Ended | None:
         """As `Catalog.ended`."""
-        for batch in (self._pending, self._writing):
-            if batch is not None and (waiting := batch.ended.get(id)) is not None:
-                return waiting
+        waiting = self._pending.ended.get(id)
+        if waiting is None and self._writing is not None:
+            waiting = self._writing.ended.get(id)
+        if waiting is not None:
+            return waiting
         if self._highest.beyond(id):
             return None
         with self._database.read() as connection, self._database.whole():
@@ -292,7 +295,9 @@ class StoreShelf:
     ) -> None:
         """As `Shelf.keep`."""
         pending = self._pending
-        until = self._now() + max(left, 0.0) + RETENTION_SECONDS
+        until = self._now() + RETENTION_SECONDS
+        if left > 0:
+            until += left
         # An untagged inline value is part of the broker's record: what stays here of it only saves fetching it.
         event = None if ended is None else ended.event
         lent = isinstance(event, ResultReady) and event.inline
@@ -347,7 +352,7 @@ class StoreShelf:
             self.used -= size_of(held.nbytes)
             self._cache.forget(value)
             if pending.values.pop(value, None) is None:
-                pending.dropped[value] = None
+                pending.dropped[value] = isinstance(held.source, str)
             elif isinstance(held.source, str):
                 self._disk.remove(Path(held.source))
 
@@ -412,10 +417,14 @@ class StoreShelf:
         """Whether `commit` has something to do that must not be put off."""
         return bool(self._pending.durable) or not self._written.empty() or bool(self._ends)
 
-    def commit(self) -> list[Written]:
-        """Hand what is gathered to the writer, unless it is busy; and tell what it has finished since the last time."""
+    def commit(self, *, due: bool = True) -> list[Written]:
+        """Hand what is gathered to the writer, or, if it is busy, at the next commit after that; and tell what it has
+        finished since the last time. ``due`` False: what may still wait is not handed over.
+        """
         self._collect()
-        if self._writing is None and len(self._pending):
+        due = due or self._due or bool(self._pending.durable)
+        self._due = due and self._writing is not None
+        if due and self._writing is None and len(self._pending):
             self._writing, self._pending = self._pending, Batch()
             self._writing.clock = self._now()
             self._writer.write(self._writing)
@@ -439,11 +448,13 @@ class StoreShelf:
         self._writing = None
         self._ends.append(end)
         if end.failure is None:
-            for held in end.batch.values.values():
-                if held.id not in self._pending.dropped:
-                    self._cache.put(held)
-            for command in end.batch.ended:
-                self._highest.see(command)
+            dropped, remember = self._pending.dropped, self._cache.put
+            for id, held in end.batch.values.items():
+                if id not in dropped:
+                    remember(held)
+            see = self._highest.see
+            for id in end.batch.ended:
+                see(id)
             return
         # What was announced without waiting stays on record at the broker; what was to be on the disk first has failed.
         for held in end.batch.values.values():

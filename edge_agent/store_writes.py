@@ -10,7 +10,6 @@ rely on is `Batch.durable`, and is told of when it is on the disk.
 
 from __future__ import annotations
 
-import functools
 import queue
 import sqlite3
 import threading
@@ -19,19 +18,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from broker.protocol.messages import Failure
 from edge_agent.catalog import Ended, Held
 from edge_agent.store_database import Database
 from edge_agent.store_disk import DISK, Connection, Disk
-from edge_agent.store_rows import command_row, value_row
+from edge_agent.store_rows import COMMAND, SHARED, command_row, value_runs
+from edge_agent.store_statements import Statement
 from edge_agent.tensor_files import tensor_path
 
 __all__ = ["Batch", "Blob", "DirectWriter", "Writer", "Written"]
 
-_encode = msgspec.msgpack.Encoder().encode
-_encode_tuple = functools.lru_cache(maxsize=1024)(_encode)  # most shapes and tags are alike
+_KEEP_VALUES = Statement(
+    f"INSERT INTO tensors ({SHARED}, id, frame, lease_until, sum) VALUES {{}}"  # noqa: S608 - names of columns only
+    " ON CONFLICT (id) DO UPDATE SET dtype = excluded.dtype,"
+    " shape = excluded.shape, nbytes = excluded.nbytes, frame = excluded.frame, file = excluded.file,"
+    " tags = excluded.tags, description = excluded.description, blob = excluded.blob,"
+    " created = excluded.created, lease_until = excluded.lease_until, file_sum = excluded.file_sum,"
+    " sum = excluded.sum WHERE own = 0",
+    own=4,
+    shared=10,
+)
+_KEEP_COMMANDS = Statement(f"INSERT OR REPLACE INTO commands ({COMMAND}) VALUES {{}}", own=7)  # noqa: S608
+_MARK_RECORDED = Statement("UPDATE commands SET recorded = 1, sum = sum | 1 WHERE id IN ({})", own=1)
+_DROP_VALUES = Statement("DELETE FROM tensors WHERE id IN ({}) AND own = 0", own=1)
+_DROP_TAGS = Statement("DELETE FROM tags WHERE id IN ({})", own=1)
 
 _PRUNED_AT_ONCE = 10_000
 
@@ -65,7 +75,7 @@ class Batch:
     clock: float = 0.0
     records: int | None = None
     recorded: list[bytes] = field(default_factory=list)
-    dropped: dict[bytes, None] = field(default_factory=dict)
+    dropped: dict[bytes, bool] = field(default_factory=dict)  # whether it has a file
     durable: list[bytes] = field(default_factory=list)
     tags_changed: bool = False
 
@@ -93,29 +103,24 @@ class Batch:
             if self.values:
                 self._write_values(connection, now)
             if self.ended:
-                connection.executemany(
-                    "INSERT OR REPLACE INTO commands (id, event, outputs, recorded, ended, until, sum)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [command_row(one, now, self.until[one.id]) for one in self.ended.values()],
-                )
+                until = self.until
+                _KEEP_COMMANDS.run(connection, [command_row(one, now, until[id]) for id, one in self.ended.items()])
             if self.recorded:
-                connection.executemany(
-                    "UPDATE commands SET recorded = 1, sum = sum | 1 WHERE id = ?",
-                    [(command,) for command in self.recorded],
-                )
+                _MARK_RECORDED.run(connection, [(command,) for command in self.recorded])
             if self.survived:
                 connection.executemany("DELETE FROM deaths WHERE id = ?", [(id,) for id in self.survived])
             if self.dropped:
                 ids = [(dropped,) for dropped in self.dropped]
-                connection.executemany("DELETE FROM tensors WHERE id = ? AND own = 0", ids)
-                connection.executemany("DELETE FROM tags WHERE id = ?", ids)
+                _DROP_VALUES.run(connection, ids)
+                _DROP_TAGS.run(connection, ids)
             if self.blobs or self.dropped_blobs:
                 self._write_blobs(connection)
             if self.records is not None:
                 self._prune(connection, self.records)
         remove, folder = database.disk.remove, database.folder
-        for dropped in self.dropped:
-            remove(tensor_path(folder, dropped))
+        for dropped, has_file in self.dropped.items():
+            if has_file:
+                remove(tensor_path(folder, dropped))
         for dropped in self.dropped_blobs:
             remove(folder / "blobs" / dropped.hex())
 
@@ -154,26 +159,8 @@ class Batch:
         )
 
     def _write_values(self, connection: Connection, now: float) -> None:
-        connection.executemany(
-            "INSERT INTO tensors (id, own, dtype, shape, nbytes, frame, file, tags, description, blob, created,"
-            " lease_until, file_sum, sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET dtype = excluded.dtype,"
-            " shape = excluded.shape, nbytes = excluded.nbytes, frame = excluded.frame, file = excluded.file,"
-            " tags = excluded.tags, description = excluded.description, blob = excluded.blob,"
-            " created = excluded.created, lease_until = excluded.lease_until, file_sum = excluded.file_sum,"
-            " sum = excluded.sum WHERE own = 0",
-            [
-                value_row(
-                    held,
-                    _encode_tuple(held.shape),
-                    _encode_tuple(held.tags),
-                    own=False,
-                    created=now,
-                    lease_until=self.leases[held.id],
-                )
-                for held in self.values.values()
-            ],
-        )
+        for shared, rows in value_runs(self.values.values(), self.leases, now):
+            _KEEP_VALUES.run(connection, rows, shared)
         tags = [(tag, held.id) for held in self.values.values() for tag in set(held.tags)]
         if tags:
             connection.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tags)
