@@ -106,6 +106,9 @@ class SessionConfig:
 
 _FOR_NOW = frozenset({RefusalCode.FULL.value})
 _FOR_GOOD = frozenset(code.value for code in RefusalCode) - _FOR_NOW
+_OPEN = Link.OPEN
+_NEXT = Verdict.NEXT
+_READY_INLINE = ResultInput.READY_INLINE
 _BEFORE_OPEN = (Link.OPENING, Link.WAITING)
 
 
@@ -239,7 +242,7 @@ class SessionCore:
         """
         out: list[object] = []
         self._events[type(event)](event, now, out)
-        if self._link.state is Link.OPEN:
+        if self._link.state is _OPEN:
             self._commands.due(now, out)
             self._requests.due(now, out)
         return out
@@ -247,7 +250,7 @@ class SessionCore:
     def next_timer(self) -> float | None:
         """When to call `handle` with a `Tick`, if nothing else happens before."""
         earliest = min(self._retry_at, self._silent_at)
-        if self._link.state is Link.OPEN:
+        if self._link.state is _OPEN:
             for due in (self._heartbeat_at, self._seen_at, self._commands.next_due(), self._requests.next_due()):
                 if due is not None and due < earliest:
                     earliest = due
@@ -433,12 +436,12 @@ class SessionCore:
         self._commands.rejected(message, out)
 
     def _on_notify(self, message: Notify, event: Received, _now: float, out: list[object]) -> None:
-        if self._link.state is not Link.OPEN:
+        if self._link.state is not _OPEN:
             # It is of an earlier connection. The broker has been told, or will be, what was seen until then, and may
             # have given that number to another one.
             return
         verdict = self._inbox.offer(message.n)
-        if verdict is Verdict.NEXT:
+        if verdict is _NEXT:
             self._on_event(message.event, event.frames, out)
         elif verdict is Verdict.DUPLICATE:
             self._seen = -1  # our last Seen was lost: say it again
@@ -469,7 +472,7 @@ class SessionCore:
             failure = Failure(code="ExecutionFailed", message=message)
             self._commands.end(result, ResultInput.FAILED, out, failure=failure)
         elif event.inline:
-            self._commands.end(result, ResultInput.READY_INLINE, out, frames=frames)
+            self._commands.end(result, _READY_INLINE, out, frames=frames)
         else:
             self._commands.end(result, ResultInput.READY_REMOTE, out, infos=event.infos)
 

@@ -57,6 +57,7 @@ from coordinator.core_tables import ResultInput
 __all__ = ["Commands", "Outgoing"]
 
 _encode = msgspec.msgpack.Encoder().encode
+_FAILED = ResultInput.FAILED
 _NO_KEYS: frozenset[bytes] = frozenset()
 _NOTHING = Release(ids=[])
 _LACKING_LIMIT = 5
@@ -151,7 +152,7 @@ class Commands:
 
     def __len__(self) -> int:
         """How many commands the broker has not accepted."""
-        return len(self._outbox) + len(self._parked)
+        return len(self._outbox.items) + len(self._parked)
 
     # --------------------------------------------------------------------------------------------- from the user
 
@@ -466,7 +467,7 @@ class Commands:
         del self._results[result.id]
         out.append(ResultEnded(result.id))
         then, result.then = result.then, None
-        if then is not None and step is not ResultInput.FAILED:
+        if then is not None and step is not _FAILED:
             for released, k in then.released:
                 released.release(k)
             self.submit(then, out)

@@ -105,11 +105,12 @@ class Requests:
                 for id in asked:  # the others first, the next time
                     self._watched[id] = self._watched.pop(id)
             self.ask(AskStatus(r=self._watching, ids=asked))
-        for r in self._unsent:
-            waiting = self._waiting.get(r)
-            if waiting is not None:
-                self._send(waiting, now, out)
-        self._unsent.clear()
+        if self._unsent:
+            for r in self._unsent:
+                waiting = self._waiting.get(r)
+                if waiting is not None:
+                    self._send(waiting, now, out)
+            self._unsent.clear()
         if now >= self._again_at:
             self._again_at = math.inf
             for waiting in self._waiting.values():

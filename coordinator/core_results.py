@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Result"]
 
 
+_PENDING = ResultState.PENDING
+
+
 class Result:
     """The outputs of one command on one device: ids ``id``, ``id + 1``, ... Only the core changes it; anybody may read.
 
@@ -62,7 +65,7 @@ class Result:
         self.plan = plan
         self.command = command
         self.digest = b""
-        self.state = ResultState.PENDING
+        self.state = _PENDING
         self.frames: Sequence[Frame | None] = ()
         self.infos: Sequence[ResultInfo] = ()
         self.failure: Failure | None = None
@@ -79,7 +82,7 @@ class Result:
     @property
     def ended(self) -> bool:
         """Whether it has a value, or never will have."""
-        return self.state is not ResultState.PENDING
+        return self.state is not _PENDING
 
     @property
     def ids(self) -> list[bytes]:
@@ -99,8 +102,9 @@ class Result:
         if after is None:
             raise InvalidTransition(f"result {self.id.hex()} on {self.device}", self.state.value, step.value, ())
         self.frames = frames
-        for k in self.released or ():
-            self._drop_frame(k)
+        if self.released:
+            for k in self.released:
+                self._drop_frame(k)
         self.infos = infos
         self.failure = failure
         self.command = None

@@ -2,6 +2,9 @@
 
 A pair that a table does not have means nothing in that state. From a peer it is dropped (and logged at debug level);
 from ourselves it is `InvalidTransition`, a bug.
+
+The members are strings: the hash of those is C's. To reach one costs a call each time, so what is looked at for every
+command has a name of its own where it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from broker.protocol.errors import InvalidTransition
 __all__ = ["LINK", "RESULT", "Link", "LinkInput", "LinkMachine", "ResultInput", "ResultState"]
 
 
-class Link(enum.Enum):
+class Link(enum.StrEnum):
     """How the session stands with the broker."""
 
     DOWN = "down"
@@ -32,7 +35,7 @@ class Link(enum.Enum):
     """Closed by its owner."""
 
 
-class LinkInput(enum.Enum):
+class LinkInput(enum.StrEnum):
     """What may happen to the link. The first five come from the driver or the face, the others from the broker."""
 
     UP = "up"
@@ -104,7 +107,7 @@ class LinkMachine:
         return before
 
 
-class ResultState(enum.Enum):
+class ResultState(enum.StrEnum):
     """What is known here of an invocation's results. All but `PENDING` are final."""
 
     PENDING = "pending"
@@ -116,7 +119,7 @@ class ResultState(enum.Enum):
     """Ended without a value: `Result.failure` says why."""
 
 
-class ResultInput(enum.Enum):
+class ResultInput(enum.StrEnum):
     """How an invocation may end."""
 
     READY_INLINE = "ready_inline"

@@ -41,6 +41,7 @@ Value: TypeAlias = "torch.Tensor | EdgePlanError"
 """What an output gives: its value, or why it has none."""
 _Raw: TypeAlias = Frame | Path | Failure
 
+_FAILED, _INLINE = ResultState.FAILED, ResultState.INLINE
 _RELEASED = Failure(code="ResultReleased", message="the result was released")
 _MISSING = Failure(code="ResultLost", message="the device's answer does not have this value")
 _CLOSED = Failure(code="FleetClosed", message="the fleet was closed")
@@ -48,11 +49,12 @@ _CLOSED = Failure(code="FleetClosed", message="the fleet was closed")
 
 def _raw_at_hand(output: Output) -> Frame | Failure | None:
     result, k = output
-    if result.state is ResultState.FAILED:
+    state = result.state
+    if state is _FAILED:
         return result.failure
     if result.released is not None and k in result.released:
         return _RELEASED
-    return result.frames[k] if result.state is ResultState.INLINE else None
+    return result.frames[k] if state is _INLINE else None
 
 
 def _size_of(output: Output) -> int:

@@ -20,7 +20,7 @@ __all__ = ["BUNDLED_BYTES", "BUNDLE_MESSAGES", "Unpacked", "bundled", "reads_bun
 BUNDLED_BYTES = 2048
 """The largest message, of all its frames, that goes into a bundle: to copy more costs more than it saves."""
 
-BUNDLE_MESSAGES = 32
+BUNDLE_MESSAGES = 64
 """How many messages of ours go into a bundle at most: more save little, and whoever gets them may as well begin."""
 
 Unpacked: TypeAlias = tuple[Message | ProtocolError, tuple[Frame, ...], int]
