@@ -372,9 +372,9 @@ class BrokerServer:
 
     def _drain(self) -> None:
         """Handle what peers have sent, up to a batch of it."""
-        monotonic = time.monotonic
         taken = sent_at = 0
         for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True):
+            now = time.monotonic()
             for message, frames, size in unpack(parts):
                 event: Event
                 if isinstance(message, ProtocolError):
@@ -382,8 +382,8 @@ class BrokerServer:
                 else:
                     event = Received(message=message, frames=frames, peer=peer, size=size)
                     if type(message) is AskStats:
-                        self._count_blobs(monotonic())
-                self._do(event, monotonic())
+                        self._count_blobs(now)
+                self._do(event, now)
                 taken += 1
             if taken >= MESSAGES_A_BATCH:
                 return

@@ -17,7 +17,7 @@ from broker.ledger.interface import RecordRelease
 from broker.plans import Plans
 from broker.protocol.effects import Received
 from broker.protocol.framing import command_digest, size_of
-from broker.protocol.ids import COUNTER_END, RESULT_ID_BYTES, nth, parts_of
+from broker.protocol.ids import COUNTER_END, RESULT_ID_BYTES, is_device_id, not_a_device_id, nth, parts_of
 from broker.protocol.messages import (
     Busy,
     Cancel,
@@ -132,7 +132,7 @@ class Submissions:
             expected = session.incarnation.hex()
             self._reject(session, n, "NotAllowed", f"expected an id of incarnation {expected}, got {id.hex()}")
             return
-        wrong = self._unfit(command, count, outputs, last)
+        wrong = self._unfit(command, names, outputs, last)
         if wrong:
             self._reject(session, n, "NotAllowed", wrong)
             return
@@ -214,15 +214,20 @@ class Submissions:
                 known[k] = record
         return None
 
-    def _unfit(self, command: Invoke | Put, count: int, outputs: int, last: int) -> str:
+    def _unfit(self, command: Invoke | Put, names: list[str], outputs: int, last: int) -> str:
         """What is wrong with a command whatever the state of the fleet; nothing, usually. ``last``: the counter of the
         last of its ids.
         """
         config = self._context.config
+        count = len(names)
         if not count:
             return "expected a device, got none"
         if count > config.fan_out:
             return f"expected at most {config.fan_out} devices, got {count}"
+        known = self._devices.by_name
+        for name in names:
+            if name not in known and not is_device_id(name):
+                return not_a_device_id(name)
         if outputs > config.outputs:
             return f"expected at most {config.outputs} outputs, got {outputs}"
         if not outputs and count > 1:

@@ -435,13 +435,15 @@ class Agent:
     # ------------------------------------------------------------------------------------------- the broker
 
     def _receive(self) -> None:
+        do, handle, now = self._do, self._core.handle, _clock()
         for message, frames, size in self._broker.receive():
             if isinstance(message, ProtocolError):
                 self._log.warning("message_malformed", reason=str(message), bytes=size)
                 continue
             if type(message) is m.Registered:
                 self._broker.reads_bundles = reads_bundles(message.version)
-            self._handle(Received(message=message, frames=frames, size=size))
+            for instruction in handle(Received(message=message, frames=frames, size=size), now):
+                do[type(instruction)](instruction)
 
     def _send(self, instruction: Send) -> None:
         try:

@@ -26,6 +26,8 @@ BUNDLE_MESSAGES = 64
 Unpacked: TypeAlias = tuple[Message | ProtocolError, tuple[Frame, ...], int]
 """A message, or what is wrong with it; its payload frames; the bytes of all its frames."""
 
+_NONE: tuple[Frame, ...] = ()
+
 
 def reads_bundles(version: tuple[int, int]) -> bool:
     """Whether a peer of that version of the protocol does."""
@@ -59,9 +61,12 @@ def unpack(frames: Sequence[bytes], *, limit: int = HEADER_LIMIT) -> Iterator[Un
 def _judged(frames: Sequence[bytes], limit: int) -> Unpacked:
     if not frames:
         return ProtocolError("expected a message, got none"), (), 0
-    header, *payload = frames
-    size = len(header) + size_of(payload) if payload else len(header)
+    header = frames[0]
+    payload, size = _NONE, len(header)
+    if len(frames) > 1:
+        payload = tuple(frames[1:])
+        size += size_of(payload)
     try:
-        return decode(header, limit=limit), tuple(payload), size
+        return decode(header, limit=limit), payload, size
     except ProtocolError as error:
         return error, (), size

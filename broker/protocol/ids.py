@@ -22,6 +22,8 @@ __all__ = [
     "check_device_id",
     "counter_of",
     "incarnation_of",
+    "is_device_id",
+    "not_a_device_id",
     "nth",
     "parse_result_id",
     "parts_of",
@@ -102,14 +104,21 @@ def parse_result_id(text: str) -> bytes:
     return raw
 
 
-def check_device_id(device: str) -> str:
-    """``device`` itself, if it is 1 to 64 of ``A-Z a-z 0-9 _ . -`` and starts with a letter or digit.
+def is_device_id(device: str) -> bool:
+    """Whether it is 1 to 64 of ``A-Z a-z 0-9 _ . -`` and starts with a letter or digit."""
+    return _DEVICE_ID.fullmatch(device) is not None
 
-    Raises ValueError otherwise.
-    """
-    if not _DEVICE_ID.fullmatch(device):
-        raise ValueError(
-            "expected a device id of 1 to 64 letters, digits, '_', '.' or '-', starting with a letter or digit, "
-            f"got {device!r}"
-        )
+
+def not_a_device_id(device: str) -> str:
+    """What to say of ``device``, which is no device id."""
+    return (
+        "expected a device id of 1 to 64 letters, digits, '_', '.' or '-', starting with a letter or digit, "
+        f"got {device[:100]!r}"
+    )
+
+
+def check_device_id(device: str) -> str:
+    """``device`` itself, if it is a device id. Raises ValueError otherwise."""
+    if not is_device_id(device):
+        raise ValueError(not_a_device_id(device))
     return device

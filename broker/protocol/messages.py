@@ -541,11 +541,12 @@ class Goodbye(_Tagged, frozen=True, kw_only=True, tag=40):
 class Submit(_Tagged, frozen=True, kw_only=True, tag=48):
     """A session's ``n``-th command, for the devices named, in that order.
 
-    The results of the k-th device have the ids ``command.id + k * command.outputs`` and on.
+    The results of the k-th device have the ids ``command.id + k * command.outputs`` and on. Whether a name is a device
+    id is the broker's to judge: to match the pattern costs more than all else here, and most are known by then.
     """
 
     n: Natural
-    devices: list[DeviceId]
+    devices: list[str]
     command: Command
 
 

@@ -53,7 +53,7 @@ def test_welcome(bench: Bench) -> None:
     device.register()
     welcome = device.take(Registered)
     assert welcome == Registered(
-        version=(1, 0),
+        version=(1, 1),
         ledger=b"L" * 16,
         epoch=1,
         token=device.token,

@@ -45,7 +45,7 @@ def test_welcome(bench: Bench) -> None:
     session = SessionPeer(bench)
     session.open()
     assert session.take(SessionOpened) == SessionOpened(
-        version=(1, 0),
+        version=(1, 1),
         ledger=b"L" * 16,
         accepted=0,
         heartbeat_ms=5000,

@@ -239,6 +239,20 @@ def test_same_id_same_command(bench: Bench) -> None:
     assert device.all(Deliver) == []
 
 
+@pytest.mark.parametrize("name", ["", "-pi", "pi kitchen", "x" * 65, "pi\n", "x" * 100_000])
+def test_a_command_for_what_is_no_device_id_is_rejected(bench: Bench, name: str) -> None:
+    """Nobody will ever register under it. What the session sends behind it is done."""
+    session, device = bench.session(), bench.device()
+    for command in (Invoke(id=session.id_of(2), plan=session.plan, args=[]), Put(id=session.id_of(2))):
+        session.submit(command, devices=("device_1", name))
+        failure = session.take(Rejected).failure
+        assert failure.code == "NotAllowed"
+        assert "expected a device id of 1 to 64 letters" in failure.message
+        assert len(failure.message) < 300
+    id = session.invoke()
+    assert [deliver.command.id for deliver in device.all(Deliver)] == [id]
+
+
 def test_rejection_is_told_again(bench: Bench) -> None:
     """A session that missed a `Rejected` hears it again, for the number and after opening anew."""
     session = bench.session()
@@ -596,10 +610,10 @@ def test_another_major_version(bench: Bench, version: tuple[int, int]) -> None:
     peer.tell(Register(version=version, device="d", store=b"s" * 16, boot=b"b" * 16))
     for _ in range(2):
         refused = peer.take(Refused)
-        assert (refused.version, refused.code) == ((1, 0), "version")
+        assert (refused.version, refused.code) == ((1, 1), "version")
         assert refused.reason == f"expected protocol 1.x, got {theirs}; this broker speaks 1.1"
     peer.tell(OpenSession(version=(1, 7), incarnation=b"i" * 8))
-    assert peer.take(SessionOpened).version == (1, 0)
+    assert peer.take(SessionOpened).version == (1, 1)
 
 
 def test_lacking_stops_the_stream(bench: Bench) -> None:

@@ -99,7 +99,7 @@ BAD_DEVICE_IDS = ["", "-pi", ".", "pi kitchen", "pi/kitchen", "x" * 65, "pi\n", 
 def test_a_device_id_is_taken_alike_by_the_check_and_in_messages(device: str) -> None:
     """What `check_device_id` takes, travels."""
     assert check_device_id(device) == device
-    message = m.Submit(n=1, devices=[device], command=m.Cancel(id=bytes(16)))
+    message = m.Register(version=(1, 1), device=device, store=bytes(8), boot=bytes(8))
     assert decode(encode(message)) == message
 
 
@@ -108,6 +108,6 @@ def test_no_device_id_is_refused_alike_by_the_check_and_in_messages(device: str)
     """What `check_device_id` refuses, a peer cannot smuggle in either."""
     with pytest.raises(ValueError, match="expected a device id of 1 to 64 letters"):
         check_device_id(device)
-    message = m.Submit(n=1, devices=[device], command=m.Cancel(id=bytes(16)))
+    message = m.Register(version=(1, 1), device=device, store=bytes(8), boot=bytes(8))
     with pytest.raises(ProtocolError, match="got another shape"):
         decode(msgspec.msgpack.encode(message))
