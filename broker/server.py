@@ -72,7 +72,7 @@ __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 MESSAGES_A_BATCH = 256
 """How many waiting messages are handled before acknowledgements go out."""
 
-CHORES_SECONDS = 0.002
+CHORES_SECONDS = 0.004
 """For how long timers, and what is told of a batch when it ends, may be put off while peers keep talking. What follows
 a message that was sent stands in its way: ZeroMQ's own thread often waits for the same core.
 """

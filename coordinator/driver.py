@@ -56,7 +56,7 @@ __all__ = ["Context", "SessionDriver"]
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 MESSAGES_A_ROUND = 256
-CHORES_MS = 2
+CHORES_MS = 4
 """For how long the thread puts off all but what it receives, while results come that somebody waits for."""
 LOG_RECORDS_A_MESSAGE = 256
 LOG_RECORDS_WAITING = 4096

@@ -54,7 +54,7 @@ _COMMIT_SECONDS = 0.1
 _COMMIT_WRITES = 2048
 """What need not reach the disk before it is announced is written after so long, or when it is so much."""
 
-_CHORES_SECONDS = 0.002
+_CHORES_SECONDS = 0.004
 """For how long what nobody waits for may be put off while something keeps coming. What follows a message that was sent
 stands in its way: ZeroMQ's own thread, and the worker, often wait for the same core.
 """
