@@ -57,7 +57,7 @@ Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 MESSAGES_A_ROUND = 256
 CHORES_MS = 4
-"""For how long the thread puts off all but what it receives, while results come that somebody waits for."""
+"""For how long the thread puts off all but what it receives, while something comes."""
 LOG_RECORDS_A_MESSAGE = 256
 LOG_RECORDS_WAITING = 4096
 """Log records beyond this are dropped: the stream is at best effort, and its queue bounded."""
@@ -110,7 +110,6 @@ class SessionDriver:
         self._log = logs.get_logger("session", sink=self._sink, session=self.core.incarnation.hex())
         self._wakeup = Wakeup()
         self._io = threading.Lock()  # held while the sockets are used
-        self._notified = False  # whether somebody who waited was woken since the thread slept last
         self._soon = False  # whether the thread will be awake within `CHORES_MS`, and sends what was left until then
         self._chores_at = 0.0  # when the thread's chores can't be put off any more
         self._reopen = False
@@ -318,7 +317,6 @@ class SessionDriver:
     def _on_result_ended(self, ended: ResultEnded) -> None:
         for notify in self._waiters.pop(ended.id, ()):
             notify()
-            self._notified = True
 
     def _on_answered(self, answered: Answered) -> None:
         on_answer = self._asked.pop(answered.r, None)
@@ -417,13 +415,12 @@ class SessionDriver:
                 self._replace_connection()
             dealer = self._dealer
             assert dealer is not None
-            drained = self._receive(dealer)
+            received = self._receive(dealer)
             now = time.monotonic()
-            if self._notified and drained and now < self._chores_at and not (self._finishing or self._reopen):
+            if 0 < received < MESSAGES_A_ROUND and now < self._chores_at and not (self._finishing or self._reopen):
                 # Whoever was woken needs the interpreter's lock, which this thread gives back only when it sleeps.
-                self._notified = False
                 return CHORES_MS
-            self._notified, self._chores_at = False, now + CHORES_MS / 1000
+            self._chores_at = now + CHORES_MS / 1000
             if self._monitor is not None:
                 self._watch(self._monitor)
             with self.lock.raw:
@@ -450,8 +447,8 @@ class SessionDriver:
             self._feed(LinkDown())
         self._open()
 
-    def _receive(self, dealer: zmq.Socket[bytes]) -> bool:
-        """Hand the core what the broker has sent; whether that is all there is."""
+    def _receive(self, dealer: zmq.Socket[bytes]) -> int:
+        """Hand the core what the broker has sent, `MESSAGES_A_ROUND` at most; how many of ZeroMQ's messages it was."""
         handle, execute, lock = self.core.handle, self._execute, self.lock.raw
         now = time.monotonic()
         count = 0
@@ -465,14 +462,14 @@ class SessionDriver:
                 with lock:  # message by message: a user's call waits for one of them at most
                     for instruction in handle(Received(message=message, frames=frames), now):
                         execute[type(instruction)](instruction)
-        return count < MESSAGES_A_ROUND
+        return count
 
     def _watch(self, monitor: zmq.Socket[bytes]) -> None:
         while readable(monitor):
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
             # All that waits came before that, on the connection that is gone: the next one brings nothing until the
             # core has introduced itself there.
-            while self._dealer is not None and not self._receive(self._dealer):
+            while self._dealer is not None and self._receive(self._dealer) == MESSAGES_A_ROUND:
                 pass
             with self.lock.raw:
                 self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())

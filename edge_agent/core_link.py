@@ -24,7 +24,7 @@ vain the connection is given up.
 """
 
 TAKEN_SECONDS = 0.02
-TAKEN_COUNT = 64
+TAKEN_COUNT = 256
 """How long an acknowledgement of deliveries may wait for more of them, and how many it covers at most: a message
 saved for most commands, since their results are announced about as soon.
 """
