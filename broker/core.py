@@ -150,6 +150,9 @@ class BrokerCore:
         self._acknowledgements = Acknowledgements(context, self.sessions)
         self.submissions.acknowledge = self._acknowledgements.owe_session
         self._strangers: dict[bytes, None] = {}
+        # What is asked for every message, named once.
+        self._device_at, self._session_at = self.devices.by_peer.get, self.sessions.by_peer.get
+        self._max_message = config.max_message
         self._events: dict[type, Callable[[Any], None]] = {
             Received: self._on_received,
             BatchEnded: self._on_batch_ended,
@@ -252,19 +255,19 @@ class BrokerCore:
         message, peer, size = event.message, event.peer, event.size
         context = self._context
         context.total.bytes_in += size
-        device = self.devices.by_peer.get(peer)
+        device = self._device_at(peer)
         if device is not None:
             device.tally.bytes_in += size
             act = self._from_device.get(type(message))
-            if act is not None and size <= self.config.max_message:
+            if act is not None and size <= self._max_message:
                 self.devices.heard(device, context.now)
                 act(device, message, event)
                 return
         else:
-            session = self.sessions.by_peer.get(peer)
+            session = self._session_at(peer)
             if session is not None:
                 take = self._from_session.get(type(message))
-                if take is not None and (size <= self.config.max_message or type(message) is Submit):
+                if take is not None and (size <= self._max_message or type(message) is Submit):
                     session.heard = context.now
                     take(session, message, event)
                     return

@@ -52,15 +52,17 @@ class Sending:
             return
         if gathered is None:
             gathered = self._gathered[peer] = _Gathered()
-        gathered.messages.append((header, *payload))
+        messages = gathered.messages
+        messages.append((header, *payload))
         gathered.size += size
-        if len(gathered.messages) == BUNDLE_MESSAGES:
+        if len(messages) == BUNDLE_MESSAGES:
             self._send_gathered(peer)
 
     def flush(self) -> None:
         """Send what was gathered."""
-        for peer in list(self._gathered):
-            self._send_gathered(peer)
+        if self._gathered:
+            for peer in list(self._gathered):
+                self._send_gathered(peer)
 
     def _send_gathered(self, peer: bytes) -> None:
         gathered = self._gathered.pop(peer)

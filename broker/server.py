@@ -373,18 +373,18 @@ class BrokerServer:
     def _drain(self) -> None:
         """Handle what peers have sent, up to a batch of it."""
         taken = sent_at = 0
+        do, monotonic = self._do, time.monotonic
         for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True):
-            now = time.monotonic()
-            for message, frames, size in unpack(parts):
-                event: Event
+            now = monotonic()
+            unpacked = unpack(parts)
+            for message, frames, size in unpacked:
                 if isinstance(message, ProtocolError):
-                    event = Malformed(peer=peer, reason=str(message), size=size)
-                else:
-                    event = Received(message=message, frames=frames, peer=peer, size=size)
-                    if type(message) is AskStats:
-                        self._count_blobs(now)
-                self._do(event, now)
-                taken += 1
+                    do(Malformed(peer=peer, reason=str(message), size=size), now)
+                    continue
+                if type(message) is AskStats:
+                    self._count_blobs(now)
+                do(Received(message=message, frames=frames, peer=peer, size=size), now)
+            taken += len(unpacked)
             if taken >= MESSAGES_A_BATCH:
                 return
             if taken - sent_at >= BUNDLE_MESSAGES:
@@ -393,15 +393,18 @@ class BrokerServer:
 
     def _do(self, event: Event, now: float) -> None:
         """Hand an event to the core, execute what it answers, and hand it what comes of that."""
-        handle = self._core.handle
-        self._run(handle(event, now))
-        while self._follow_up:
-            self._run(handle(self._follow_up.popleft(), now))
+        instructions = self._core.handle(event, now)
+        if instructions:
+            self._run(instructions)
+        follow_up = self._follow_up
+        while follow_up:
+            self._run(self._core.handle(follow_up.popleft(), now))
 
     def _run(self, instructions: list[object]) -> None:
+        send = self._sending.send
         for instruction in instructions:
             if type(instruction) is Send:
-                self._sending.send(instruction.peer, encode(instruction.message), instruction.frames)
+                send(instruction.peer, encode(instruction.message), instruction.frames)
             else:
                 self._execute[type(instruction)](instruction)
 

@@ -7,7 +7,7 @@ The first frame is the message itself (msgpack); the others are payload, which o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import msgspec
@@ -16,7 +16,18 @@ from broker.protocol import messages as m
 from broker.protocol.errors import MessageTooLarge, ProtocolError
 from broker.protocol.messages import Invoke
 
-__all__ = ["ANSWER_LIMIT", "HEADER_LIMIT", "MESSAGE_LIMIT", "command_digest", "decode", "encode", "is_text", "size_of"]
+__all__ = [
+    "ANSWER_LIMIT",
+    "HEADER_LIMIT",
+    "MESSAGE_LIMIT",
+    "NOT_A_MESSAGE",
+    "command_digest",
+    "decode",
+    "decode_unjudged",
+    "encode",
+    "is_text",
+    "size_of",
+]
 
 HEADER_LIMIT = 1 << 20
 """The largest first frame, in bytes."""
@@ -31,13 +42,18 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[m.Message] = msgspec.msgpack.Decoder(m.Message)
 
 _encode = _encoder.encode
+
+encode: Callable[[m.Message], bytes] = _encode
+"""The first frame of a message. What the library gives, as it is: a function of ours around it costs as much again."""
+
+decode_unjudged: Callable[[bytes | memoryview], m.Message] = _decoder.decode
+"""`decode` for whoever has looked at the length, and asks `decode` what is wrong when this raises `NOT_A_MESSAGE`."""
+
+NOT_A_MESSAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What bytes that are no message raise in the decoder."""
+
 _new_hash = hashlib.blake2b(digest_size=16).copy  # to copy one costs half of what it costs to make one
 _BYTES = [bytes((number,)) for number in range(256)]
-
-
-def encode(message: m.Message) -> bytes:
-    """The first frame of ``message``."""
-    return _encode(message)
 
 
 def decode(header: bytes | memoryview, *, limit: int = HEADER_LIMIT) -> m.Message:
@@ -48,11 +64,11 @@ def decode(header: bytes | memoryview, *, limit: int = HEADER_LIMIT) -> m.Messag
     if len(header) > limit:
         raise MessageTooLarge(len(header), limit)
     try:
-        return _decoder.decode(header)
+        return decode_unjudged(header)
     except msgspec.ValidationError as error:
         major = m.PROTOCOL_VERSION[0]
         raise ProtocolError(f"expected a message of protocol {major}, got another shape: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_A_MESSAGE as error:
         raise ProtocolError(f"expected msgpack, got {len(header)} bytes that are not: {error}") from None
 
 
@@ -76,7 +92,7 @@ def command_digest(command: m.Command, frames: Sequence[m.Frame] = ()) -> bytes:
 
 def size_of(frames: Sequence[m.Frame]) -> int:
     """The bytes of all frames."""
-    return sum(map(len, frames))
+    return len(frames[0]) if len(frames) == 1 else sum(map(len, frames))  # one, mostly
 
 
 def is_text(value: object) -> TypeGuard[str]:
