@@ -197,12 +197,16 @@ class BrokerCore:
 
     # ------------------------------------------------------------------------------------------ for the driver
 
-    def handle(self, event: Event, now: float) -> list[object]:
-        """What to do about ``event``, in this order. ``now`` is in seconds, on a clock that never runs backwards."""
+    def handle(self, event: Event, now: float, *, more: bool = False) -> list[object]:
+        """What to do about ``event``, in this order. ``now`` is in seconds, on a clock that never runs backwards.
+
+        ``more``: another event follows at once. What the numbered streams have to say by then is said with that one:
+        to look what a stream has to send costs as much for one message as for many.
+        """
         context = self._context
         context.now = now
         self._events[type(event)](event)
-        while context.due:
+        while context.due and not more:
             due, context.due = context.due, {}
             for stream in due:
                 stream.pump(now)

@@ -377,13 +377,15 @@ class BrokerServer:
         for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True):
             now = monotonic()
             unpacked = unpack(parts)
+            left = len(unpacked)
             for message, frames, size in unpacked:
+                left -= 1
                 if isinstance(message, ProtocolError):
-                    do(Malformed(peer=peer, reason=str(message), size=size), now)
+                    do(Malformed(peer=peer, reason=str(message), size=size), now, left > 0)
                     continue
                 if type(message) is AskStats:
                     self._count_blobs(now)
-                do(Received(message=message, frames=frames, peer=peer, size=size), now)
+                do(Received(message=message, frames=frames, peer=peer, size=size), now, left > 0)
             taken += len(unpacked)
             if taken >= MESSAGES_A_BATCH:
                 return
@@ -391,9 +393,9 @@ class BrokerServer:
                 sent_at = taken
                 self._flush()
 
-    def _do(self, event: Event, now: float) -> None:
-        """Hand an event to the core, execute what it answers, and hand it what comes of that."""
-        instructions = self._core.handle(event, now)
+    def _do(self, event: Event, now: float, more: bool = False) -> None:
+        """Hand an event to the core, execute what it answers, and hand it what comes of that. ``more``: see there."""
+        instructions = self._core.handle(event, now, more=more)
         if instructions:
             self._run(instructions)
         follow_up = self._follow_up

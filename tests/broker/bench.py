@@ -117,10 +117,10 @@ class Bench:
 
     # ------------------------------------------------------------------------------------------ driving
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: Event, *, more: bool = False) -> None:
         """Hand over an event, and do what the core says."""
         unreachable: list[bytes] = []
-        for instruction in self.core.handle(event, self.now):
+        for instruction in self.core.handle(event, self.now, more=more):
             match instruction:
                 case Send():
                     if instruction.peer in self.refused_peers:

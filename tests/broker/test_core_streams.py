@@ -355,6 +355,19 @@ def test_time_left_goes_with_a_late_delivery(bench: Bench) -> None:
     assert deliver.command.deadline_ms == 15_000
 
 
+def test_what_came_together_is_sent_on_together(bench: Bench) -> None:
+    """While another message follows at once, the streams wait; with the last they say all, in its order."""
+    session, device = bench.session(), bench.device()
+    commands = [Invoke(id=session.id_of(), plan=session.plan, args=[]) for _ in range(3)]
+    submits = [Submit(n=session.n + k, devices=["device_1"], command=each) for k, each in enumerate(commands, 1)]
+    *before, last = [Received(message=submit, peer=session.id) for submit in submits]
+    for received in before:
+        bench.feed(received, more=True)
+    assert device.all(Deliver) == []
+    bench.feed(last)
+    assert [deliver.command for deliver in device.all(Deliver)] == commands
+
+
 def test_window(bench: Bench) -> None:
     """No more than a window of commands is under way; the rest follows as they are acknowledged."""
     bench.config = BrokerConfig(log_level=10, window=4)
