@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from broker.context import Context
 from broker.ledger.interface import DropResults
+from broker.protocol.framing import size_of
 from broker.protocol.ids import parts_of
 from broker.protocol.messages import ResultStatus
 from broker.records import Record
@@ -33,12 +34,12 @@ class Retention:
 
     def keep_value(self, record: Record) -> None:
         """A record has ended with an inline value."""
-        self.value_bytes += sum(map(len, record.value))
+        self.value_bytes += size_of(record.value)
 
     def drop_value(self, record: Record) -> None:
         """The inline value of a record is needed no more."""
         if record.value:
-            self.value_bytes -= sum(map(len, record.value))
+            self.value_bytes -= size_of(record.value)
             record.value = ()
 
     def settled(self, records: Iterable[Record]) -> None:

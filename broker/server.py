@@ -374,7 +374,7 @@ class BrokerServer:
         """Handle what peers have sent, up to a batch of it."""
         taken = sent_at = 0
         do, monotonic = self._do, time.monotonic
-        for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True):
+        for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True, routed=True):
             now = monotonic()
             unpacked = unpack(parts)
             left = len(unpacked)

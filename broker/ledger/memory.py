@@ -38,6 +38,8 @@ from broker.protocol.messages import ResultStatus, TagEntry
 
 __all__ = ["MemoryLedger"]
 
+_RELEASED = ResultStatus.RELEASED  # each look-up of an enum's member costs as much as a call
+
 
 class MemoryLedger:
     """Keeps the sum of all commits. A second broker may be started over it once the first is gone.
@@ -190,5 +192,5 @@ class MemoryLedger:
 def _thin(stored: StoredResult) -> None:
     """Values that are released, and of which nobody needs to be told any more, are needed no more."""
     terminal = stored.terminal
-    if terminal is not None and terminal.frames and stored.seen and stored.status is ResultStatus.RELEASED:
+    if terminal is not None and terminal.frames and stored.seen and stored.status is _RELEASED:
         stored.terminal = msgspec.structs.replace(terminal, frames=())
