@@ -455,7 +455,10 @@ class SessionCore:
             failure = Failure(code="IdConflict", message="the id names another command already")
             self._commands.end(result, ResultInput.FAILED, out, failure=failure)
         elif isinstance(event, ResultReady):
-            self._on_ready(event, result, frames, out)
+            if event.inline and len(frames) == result.outputs:  # the common case
+                self._commands.end(result, _READY_INLINE, out, frames)
+            else:
+                self._on_ready(event, result, frames, out)
         else:
             self._commands.end(result, ResultInput.FAILED, out, failure=failure_of_event(event))
         if self._log_level <= 10:
@@ -463,13 +466,12 @@ class SessionCore:
             out.append(Log(level=10, event="result_received", fields=fields))
 
     def _on_ready(self, event: ResultReady, result: Result, frames: tuple[Frame, ...], out: list[object]) -> None:
+        """Values that stay on the device, or not as many as the command has outputs."""
         count = len(frames) if event.inline else len(event.infos)
         if count != result.outputs:
             message = f"expected {result.outputs} results, and the device announced {count}"
             failure = Failure(code="ExecutionFailed", message=message)
             self._commands.end(result, ResultInput.FAILED, out, failure=failure)
-        elif event.inline:
-            self._commands.end(result, _READY_INLINE, out, frames)
         else:
             self._commands.end(result, ResultInput.READY_REMOTE, out, infos=event.infos)
 
