@@ -131,6 +131,7 @@ class SessionCore:
         self._seen_at = math.inf
         self._opened_once = False
         self._heartbeat = 0.0
+        self._silence = config.silence * config.open_patience  # after how many seconds without a word it is dead
         self._heartbeat_at = math.inf
         self._silent_at = math.inf
         self._retry_at = math.inf
@@ -379,13 +380,9 @@ class SessionCore:
 
     def _beat(self, heartbeat_ms: int, now: float) -> None:
         self._heartbeat = max(heartbeat_ms, 100) / 1000
+        self._silence = self.config.silence * self._heartbeat
         self._heartbeat_at = now + self._heartbeat
         self._silent_at = now + self._silence
-
-    @property
-    def _silence(self) -> float:
-        """After how many seconds without a word the connection is taken for dead."""
-        return self.config.silence * (self._heartbeat or self.config.open_patience)
 
     def _on_heartbeat_seen(self, message: HeartbeatSeen, _event: Received, now: float, _out: list[object]) -> None:
         if self._link.state is Link.OPEN:
@@ -458,7 +455,10 @@ class SessionCore:
             failure = Failure(code="IdConflict", message="the id names another command already")
             self._commands.end(result, ResultInput.FAILED, out, failure=failure)
         elif isinstance(event, ResultReady):
-            self._on_ready(event, result, frames, out)
+            if event.inline and len(frames) == result.outputs:  # the common case
+                self._commands.end(result, _READY_INLINE, out, frames)
+            else:
+                self._on_ready(event, result, frames, out)
         else:
             self._commands.end(result, ResultInput.FAILED, out, failure=failure_of_event(event))
         if self._log_level <= 10:
@@ -466,13 +466,12 @@ class SessionCore:
             out.append(Log(level=10, event="result_received", fields=fields))
 
     def _on_ready(self, event: ResultReady, result: Result, frames: tuple[Frame, ...], out: list[object]) -> None:
+        """Values that stay on the device, or not as many as the command has outputs."""
         count = len(frames) if event.inline else len(event.infos)
         if count != result.outputs:
             message = f"expected {result.outputs} results, and the device announced {count}"
             failure = Failure(code="ExecutionFailed", message=message)
             self._commands.end(result, ResultInput.FAILED, out, failure=failure)
-        elif event.inline:
-            self._commands.end(result, _READY_INLINE, out, frames=frames)
         else:
             self._commands.end(result, ResultInput.READY_REMOTE, out, infos=event.infos)
 

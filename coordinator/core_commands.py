@@ -14,9 +14,8 @@ in its place: the broker takes only the next number, so a number that was given 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 import msgspec
 
@@ -36,6 +35,7 @@ from broker.protocol.messages import (
     Put,
     Rejected,
     Release,
+    ResultInfo,
     SessionOpened,
     StorePlan,
     Submit,
@@ -90,7 +90,7 @@ class Outgoing:
         self.frames = frames
         self.digest = b""
         self.plan: PlanParts | None = None  # what an Invoke runs, and a StorePlan stores
-        self.attached: list[bytes] = []  # the digests of the frames of a StorePlan
+        self.attached: Sequence[bytes] = ()  # the digests of the frames of a StorePlan
         self.upload: bytes | None = None
         self.results: list[Result] = []
         self.open = 0  # how many of the results have not ended
@@ -174,9 +174,10 @@ class Commands:
             outputs, plan = (command.outputs, command.plan) if kind is Invoke else (1, b"")  # type: ignore[union-attr]  # told by kind
             first: bytes = command.id  # type: ignore[union-attr]
             for k, device in enumerate(devices):
-                result = Result(nth(first, k * outputs), device=device, outputs=outputs, plan=plan, command=outgoing)
+                id = nth(first, k * outputs) if k else first
+                result = Result(id, device, outputs, plan, outgoing)
                 result.digest = outgoing.digest
-                self._results[result.id] = result
+                self._results[id] = result
                 outgoing.results.append(result)
             outgoing.open = len(devices)
             if event.then is not None:
@@ -202,14 +203,14 @@ class Commands:
 
     def _checked_size(self, outgoing: Outgoing) -> int:
         """The bytes of its frames. Raises `MessageTooLarge`."""
-        # The digest's encoding and this one are two; together they take a microsecond, and nothing too large is ever
-        # queued.
+        # The digest's encoding and this one are two; this one takes an eighth of a microsecond, and nothing too large
+        # is ever queued.
         header = len(_encode(outgoing.command)) + 32
         if len(outgoing.devices) > 1:
             header += sum(map(len, outgoing.devices)) + 3 * len(outgoing.devices)
         if header > HEADER_LIMIT:
             raise MessageTooLarge(header, HEADER_LIMIT)
-        size = size_of(outgoing.frames)
+        size = size_of(outgoing.frames) if outgoing.frames else 0
         if header + size > self.max_message:
             raise MessageTooLarge(header + size, self.max_message)
         return size
@@ -460,21 +461,33 @@ class Commands:
 
     # --------------------------------------------------------------------------------------------- the end
 
-    def end(self, result: Result, step: ResultInput, out: list[object], **how: Any) -> None:
-        """One device's part of a command has ended."""
+    def end(
+        self,
+        result: Result,
+        step: ResultInput,
+        out: list[object],
+        frames: Sequence[Frame] = (),
+        infos: Sequence[ResultInfo] = (),
+        failure: Failure | None = None,
+    ) -> None:
+        """One device's part of a command has ended; how, as `Result.end` takes it."""
         outgoing = result.command
-        result.end(step, **how)
+        result.end(step, frames, infos, failure)
         del self._results[result.id]
         out.append(ResultEnded(result.id))
+        if result.then is not None:
+            self._follow(result, step, out)
+        if outgoing is not None:
+            outgoing.open -= 1
+            if not outgoing.open and outgoing.accepted:
+                self._drop(outgoing, out)
+
+    def _follow(self, result: Result, step: ResultInput, out: list[object]) -> None:
         then, result.then = result.then, None
         if then is not None and step is not _FAILED:
             for released, k in then.released:
                 released.release(k)
             self.submit(then, out)
-        if outgoing is not None:
-            outgoing.open -= 1
-            if not outgoing.open and outgoing.accepted:
-                self._drop(outgoing, out)
 
     def fail_everything(self, failure: Failure, out: list[object]) -> None:
         """The session is over."""
@@ -506,7 +519,8 @@ class Commands:
 
     def _drop(self, outgoing: Outgoing, out: list[object]) -> None:
         del self._kept[outgoing]
-        self._discount(outgoing)
+        if outgoing.size:
+            self._discount(outgoing)
         self._accepted.pop(outgoing.n, None)
         if outgoing.upload is not None:
             out.append(UploadEnded(outgoing.upload))

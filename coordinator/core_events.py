@@ -129,13 +129,13 @@ class Close(Struct, frozen=True):
 # ------------------------------------------------------------------------------------------------- instructions
 
 
-class Submitted(Struct, frozen=True):
+class Submitted(Struct, frozen=True, gc=False):
     """A command was taken; its results, one a device. Always the first instruction that a `SubmitCommand` makes."""
 
     results: list[Result]
 
 
-class ResultEnded(Struct, frozen=True):
+class ResultEnded(Struct, frozen=True, gc=False):
     """The invocation (or `Put`, or watched id) whose first id is ``id`` has ended: its `Result` has the value or says
     why.
     """

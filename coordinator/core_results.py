@@ -51,7 +51,6 @@ class Result:
     def __init__(
         self,
         id: bytes,
-        *,
         device: str,
         outputs: int = 1,
         plan: bytes = b"",
@@ -92,7 +91,6 @@ class Result:
     def end(
         self,
         step: ResultInput,
-        *,
         frames: Sequence[Frame] = (),
         infos: Sequence[ResultInfo] = (),
         failure: Failure | None = None,

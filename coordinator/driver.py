@@ -476,12 +476,13 @@ class SessionDriver:
 
     def _next_out(self) -> Sequence[Frame]:
         """What to send next: a message, or several small ones in one."""
-        outgoing = self._outgoing
+        outgoing, bundles = self._outgoing, self._bundles
         gathered: list[Sequence[Frame]] = []
         while outgoing and len(gathered) < BUNDLE_MESSAGES:
             first = outgoing[0]
-            frames = (encode(first.message), *first.frames)
-            small = self._bundles and size_of(frames) <= BUNDLED_BYTES
+            header, payload = encode(first.message), first.frames
+            frames = (header, *payload) if payload else (header,)
+            small = bundles and (size_of(frames) if payload else len(header)) <= BUNDLED_BYTES
             if small or not gathered:
                 gathered.append(frames)
                 outgoing.popleft()

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
+    from types import FrameType
 
 __all__ = ["Guard"]
 
@@ -57,8 +57,11 @@ class Guard:
                 self._restore(before)
         return taken
 
-    def leave(self) -> None:
-        """Give the lock back. Raises what SIGINT's handler raises, if it struck meanwhile."""
+    def leave(self, *_error: object) -> None:
+        """Give the lock back. Raises what SIGINT's handler raises, if it struck meanwhile.
+
+        It is `__exit__`, too, and what an exception brings there does not matter.
+        """
         before, self._before = self._before, None
         self.raw.release()
         if before is not None:
@@ -70,10 +73,6 @@ class Guard:
         if struck is not False:
             before(_SIGINT, None if struck is True else struck)
 
-    def __enter__(self) -> None:
-        self.enter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.leave()
+    # Not methods that call them: every call of the user comes by here.
+    __enter__ = enter
+    __exit__ = leave

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["PointerPlan", "send_plan"]
 
 _Type: TypeAlias = tuple[str, tuple[int, ...]] | None
-_Shapes: TypeAlias = list[tuple[int, ...] | None]
+_Outs: TypeAlias = list[tuple[str, tuple[int, ...] | None, int | None]]
+"""Of each output its dtype, and its shape, or how many dims it has where the shape is not known."""
 
 _CHECKED_CALLS = 256
 """For how many combinations of argument types it is remembered that they fit."""
@@ -144,7 +145,7 @@ class PointerPlan:
         self._signature = plan.signature
         self._types = plan.output_types
         self._tree = plan.output_tree
-        self._checked: dict[tuple[_Type, ...], _Shapes] = {}
+        self._checked: dict[tuple[_Type, ...], _Outs] = {}
         self._methods = dict(methods or {})
 
     # --------------------------------------------------------------------------------------------- what it is
@@ -219,13 +220,18 @@ class PointerPlan:
         Raises `ArgumentMismatch`, `ConditionFailed` or `TensorRefused` for arguments that do not fit, `ForeignPointer`
         for a pointer of another fleet, before anything is sent.
         """
-        leaves = self._signature.bind(args, kwargs)
-        shapes = self._check(leaves)
-        call = _Call(self.fleet, self._device_ids, leaves)
-        results = call.submit(self._parts, len(self._types), self._options)
+        known = None if kwargs else self._of_pointers(args)
+        if known is not None:
+            ids, outs = known
+            results = _invoke(self.fleet, self._device_ids, self._parts, len(self._types), self._options, ids)
+        else:
+            leaves = self._signature.bind(args, kwargs)
+            outs = self._check(leaves)
+            call = _Call(self.fleet, self._device_ids, leaves)
+            results = call.submit(self._parts, len(self._types), self._options)
         if self._single:
-            return self._pointers(results[0], shapes)
-        return {result.device: self._pointers(result, shapes) for result in results}
+            return self._pointers(results[0], outs)
+        return {result.device: self._pointers(result, outs) for result in results}
 
     def fold(
         self,
@@ -251,7 +257,7 @@ class PointerPlan:
         folding = Folding.of(self._signature, self._types, self._tree, batch_size, epochs, order)
         batch = folding.batch(over)
         leaves = self._signature.bind((carry, *batch), {})
-        outs = folding.check([self._type(leaf, k) for k, leaf in enumerate(leaves)])
+        outs = self._outs(folding.check([self._type(leaf, k) for k, leaf in enumerate(leaves)]))
         results = _Call(self.fleet, self._device_ids, leaves).submit(
             self._parts, len(self._types), self._options, folding.fold
         )
@@ -259,42 +265,65 @@ class PointerPlan:
             return self._pointers(results[0], outs)
         return {result.device: self._pointers(result, outs) for result in results}
 
-    def _pointers(self, result: Result, shapes: _Shapes) -> Any:
+    def _of_pointers(self, args: tuple[Any, ...]) -> tuple[list[Argument], _Outs] | None:
+        """The ids of the arguments and what is known of the outputs, if all arguments are pointers of types that were
+        checked before; None otherwise, and where anything may be wrong.
+
+        The common case of `Signature.bind`, `_check` and `_Call`, in a third of their time: a chain of calls has
+        nothing but pointers.
+        """
+        if len(args) != self._signature.flat:
+            return None
+        fleet = self.fleet
+        for leaf in args:
+            if type(leaf) is not PointerTensor or leaf.fleet is not fleet:
+                return None
+        ids: list[Argument] = []
+        types: list[_Type] = []
+        for leaf in args:
+            ids.append(leaf.result_id)
+            types.append(leaf.known_type)
+        outs = self._checked.get(tuple(types))
+        return None if outs is None else (ids, outs)
+
+    def _pointers(self, result: Result, outs: _Outs) -> Any:
         fleet, options = self.fleet, self._options
+        tags, description = options.tags, options.description
+        # By position: keywords take twice as long.
+        if type(self._tree) is int and len(outs) == 1:
+            [(dtype, shape, rank)] = outs
+            pointer = PointerTensor(fleet, result, 0, dtype, shape, rank, tags, description)
+            note((pointer,))
+            return pointer
         pointers = [
-            PointerTensor(
-                fleet,
-                result,
-                k,
-                dtype=kind.dtype,
-                shape=shape,
-                rank=None if shape is not None else len(kind.shape),
-                tags=options.tags,
-                description=options.description,
-            )
-            for k, (kind, shape) in enumerate(zip(self._types, shapes, strict=True))
+            PointerTensor(fleet, result, k, dtype, shape, rank, tags, description)
+            for k, (dtype, shape, rank) in enumerate(outs)
         ]
         note(pointers)
         return pointers[0] if type(self._tree) is int else unflatten(self._tree, pointers)
 
-    def _check(self, leaves: Sequence[Any]) -> _Shapes:
-        """Compare the arguments with the plan's signature; the shape of each output, as far as it is known by them."""
+    def _outs(self, shapes: Sequence[tuple[int, ...] | None]) -> _Outs:
+        kinds = zip(self._types, shapes, strict=True)
+        return [(kind.dtype, shape, len(kind.shape) if shape is None else None) for kind, shape in kinds]
+
+    def _check(self, leaves: Sequence[Any]) -> _Outs:
+        """Compare the arguments with the plan's signature; what is known by them of each output."""
         types = tuple([self._type(leaf, k) for k, leaf in enumerate(leaves)])
-        shapes = self._checked.get(types)
-        if shapes is None:
-            shapes = self._checked_shapes(leaves, types)
+        outs = self._checked.get(types)
+        if outs is None:
+            outs = self._checked_outs(leaves, types)
         if not self._single:
             self._check_each(leaves, types)
-        return shapes
+        return outs
 
-    def _checked_shapes(self, leaves: Sequence[Any], types: tuple[_Type, ...]) -> _Shapes:
+    def _checked_outs(self, leaves: Sequence[Any], types: tuple[_Type, ...]) -> _Outs:
         fitting = [leaf if type_ is not None else None for leaf, type_ in zip(leaves, types, strict=True)]
         sizes = self._signature.sizes(fitting)
-        shapes = [shape_of(kind, sizes) for kind in self._types]
+        outs = self._outs([shape_of(kind, sizes) for kind in self._types])
         if len(self._checked) >= _CHECKED_CALLS:
             self._checked.clear()
-        self._checked[types] = shapes
-        return shapes
+        self._checked[types] = outs
+        return outs
 
     def _type(self, leaf: Any, k: int) -> _Type:
         """The type of one argument, as far as it is known. What can't be an argument at all is refused."""
@@ -344,7 +373,7 @@ class PointerPlan:
             here = [mappings[k][device] if k in mappings else leaf for k, leaf in enumerate(leaves)]
             found = tuple([here[k].known_type if k in mappings else known for k, known in enumerate(types)])
             if found not in self._checked:
-                self._checked_shapes(here, found)
+                self._checked_outs(here, found)
 
 
 class _Call:
@@ -388,32 +417,58 @@ class _Call:
             self._each[k] = b"".join(pointer.result_id for pointer in pointers)
 
     def submit(self, parts: PlanParts, outputs: int, options: _Options, fold: Fold | None = None) -> list[Result]:
-        driver = self._fleet.driver
-        driver.check()
-        with driver.lock:
-            command = Invoke(
-                id=driver.core.take_ids(outputs * len(self._devices)),
-                plan=parts.plan,
-                args=self._args,
-                outputs=outputs,
-                deadline_ms=options.deadline_ms,
-                inline=options.inline,
-                seed=options.seed,
-                tags=list(options.tags),
-                description=options.description,
-                each=self._each,
-                fold=fold,
-                variant=parts.variant or None,
-            )
-            results = driver.submit(
-                SubmitCommand(devices=self._devices, command=command, frames=tuple(self._frames), plan=parts)
-            )
-            for pointer in self._passing:
-                # It acts after the invocation: then nothing needs the tensor any more.
-                release = Release(ids=[pointer.result_id])
-                driver.submit(SubmitCommand(devices=(pointer.result.device,), command=release))
-            driver.flush()
-        return results
+        return _invoke(
+            self._fleet,
+            self._devices,
+            parts,
+            outputs,
+            options,
+            self._args,
+            frames=tuple(self._frames),
+            each=self._each,
+            fold=fold,
+            passing=self._passing,
+        )
+
+
+def _invoke(
+    fleet: Fleet,
+    devices: tuple[str, ...],
+    parts: PlanParts,
+    outputs: int,
+    options: _Options,
+    args: list[Argument],
+    *,
+    frames: tuple[bytes, ...] = (),
+    each: dict[int, bytes] | None = None,
+    fold: Fold | None = None,
+    passing: Sequence[PointerTensor] = (),
+) -> list[Result]:
+    """Submit one invocation, and the release of the tensors that were put for it alone; its results, one a device."""
+    driver = fleet.driver
+    driver.check()
+    with driver.lock:
+        command = Invoke(
+            id=driver.core.take_ids(outputs * len(devices)),
+            plan=parts.plan,
+            args=args,
+            outputs=outputs,
+            deadline_ms=options.deadline_ms,
+            inline=options.inline,
+            seed=options.seed,
+            tags=list(options.tags),
+            description=options.description,
+            each=each or {},
+            fold=fold,
+            variant=parts.variant or None,
+        )
+        results = driver.submit(SubmitCommand(devices=devices, command=command, frames=frames, plan=parts))
+        for pointer in passing:
+            # It acts after the invocation: then nothing needs the tensor any more.
+            release = Release(ids=[pointer.result_id])
+            driver.submit(SubmitCommand(devices=(pointer.result.device,), command=release))
+        driver.flush()
+    return results
 
 
 def _is_tags(leaf: Any) -> bool:

@@ -12,6 +12,7 @@ from broker.protocol.messages import Cancel, Release, ResultStatus
 from broker.protocol.tensors import inspect
 from coordinator.core_events import SubmitCommand
 from coordinator.core_results import Result
+from coordinator.core_tables import ResultState
 from coordinator.errors import PointerError, ResultTimeout
 from coordinator.operators import RemoteOperators, remote_call, remote_method
 from coordinator.values import Gathering, value_at_hand
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["PointerTensor"]
 
 _NUMBERS = (int, float, complex)
+_PENDING = ResultState.PENDING
 
 
 class PointerTensor(RemoteOperators):
@@ -42,7 +44,6 @@ class PointerTensor(RemoteOperators):
         fleet: Fleet,
         result: Result,
         index: int = 0,
-        *,
         dtype: str | None = None,
         shape: tuple[int, ...] | None = None,
         rank: int | None = None,
@@ -73,7 +74,8 @@ class PointerTensor(RemoteOperators):
     @property
     def result_id(self) -> bytes:
         """The id as it travels: 16 bytes."""
-        return nth(self._result.id, self._index)
+        result, index = self._result, self._index
+        return nth(result.id, index) if index else result.id
 
     @property
     def id(self) -> str:
@@ -109,8 +111,11 @@ class PointerTensor(RemoteOperators):
     @property
     def known_type(self) -> tuple[str, tuple[int, ...]] | None:
         """Dtype name and shape, if both are known yet."""
-        self._learn()
-        return None if self._dtype is None or self._shape is None else (self._dtype, self._shape)
+        dtype, shape = self._dtype, self._shape
+        if dtype is None or shape is None:
+            self._learn()
+            dtype, shape = self._dtype, self._shape
+        return None if dtype is None or shape is None else (dtype, shape)
 
     @property
     def known_rank(self) -> tuple[str, int] | None:
@@ -164,7 +169,7 @@ class PointerTensor(RemoteOperators):
         """
         fleet, result = self._fleet, self._result
         deadline = Deadline(timeout)
-        if not result.ended:
+        if result.state is _PENDING:
             fleet.driver.check()
             if wait_for(fleet.driver, [result], deadline) is not None:
                 raise ResultTimeout(self.id, timeout or 0.0, result.device)

@@ -38,7 +38,8 @@ class Signature:
         _, positional, named = call
         self._positional: list[Tree] = positional[1:]
         self._named: dict[str, Tree] = dict(zip(named[1::2], named[2::2], strict=True))
-        self._flat = len(self.trees) if all(isinstance(tree, int) for tree in self.trees) else -1
+        self.flat = len(self.trees) if all(isinstance(tree, int) for tree in self.trees) else -1
+        """How many arguments there are, each of them one leaf; -1: some nest."""
 
     @property
     def names(self) -> list[str]:
@@ -56,7 +57,7 @@ class Signature:
         Whatever is no list, tuple, dict or None is a leaf, and so is anything that stands where the plan has one
         tensor. A number is made the kind that the plan has there; a numpy array becomes a tensor.
         """
-        if len(args) == self._flat and not kwargs:  # the common case: nothing is nested, and nothing named
+        if len(args) == self.flat and not kwargs:  # the common case: nothing is nested, and nothing named
             return [_plain(leaf, given) for leaf, given in zip(args, self.inputs, strict=True)]
         positional, named = list(args[: len(self._positional)]), self._by_name(args[len(self._positional) :], kwargs)
         if len(positional) < len(self._positional):
