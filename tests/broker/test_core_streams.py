@@ -250,7 +250,7 @@ def test_a_command_for_what_is_no_device_id_is_rejected(bench: Bench, name: str)
         assert "expected a device id of 1 to 64 letters" in failure.message
         assert len(failure.message) < 300
     id = session.invoke()
-    assert [deliver.command.id for deliver in device.all(Deliver)] == [id]
+    assert [deliver.command for deliver in device.all(Deliver)] == [Invoke(id=id, plan=session.plan, args=[])]
 
 
 def test_rejection_is_told_again(bench: Bench) -> None:
