@@ -125,16 +125,16 @@ class Runs:
         """A command has come; perhaps one that has come before."""
         if self._known(body.id, digest):
             return
-        desk = self._desk
-        self._order += 1
+        desk, id = self._desk, body.id
+        self._order = order = self._order + 1
         deadline = desk.now + (body.deadline_ms or m.DEFAULT_DEADLINE_MS) / 1000
-        command = self._commands[body.id] = Command(body, digest, frames, order=self._order, deadline=deadline)
+        command = self._commands[id] = Command(body, digest, frames, order, deadline)
         if self._expires_at is None or deadline < self._expires_at:
             self._expires_at = deadline
         if desk.log_level <= DEBUG:
-            desk.log(DEBUG, "invocation_taken", result=body.id.hex(), kind=type(body).__name__)
+            desk.log(DEBUG, "invocation_taken", result=id.hex(), kind=type(body).__name__)
         why = self.arguments.take(command, self.producing) if isinstance(body, m.Invoke) else None
-        if deaths := self._catalog.deaths(body.id):
+        if deaths := self._catalog.deaths(id):
             command.deaths = deaths
             if deaths >= self._max_deaths:
                 why = self._died_of(command, "before the agent was started again")
@@ -175,7 +175,7 @@ class Runs:
 
     def _claim(self, command: Command) -> m.Failure | None:
         """Say that the command will make its ids."""
-        if command.session == self._own:
+        if command.id.startswith(self._own):
             return failure("IdConflict", f"the id {command.id.hex()} is the device's own to give")
         if command.outputs == 1:
             self.producing[command.id] = command
@@ -319,12 +319,12 @@ class Runs:
         values: list[Held] = []
         for id, output in zip(command.ids or (command.id,), answer.outputs, strict=True):
             source = output.source
-            where, check = (source.path, source.check) if isinstance(source, File) else (source, None)
+            where, check = (source, None) if isinstance(source, bytes) else (source.path, source.check)
             values.append(
                 Held(
                     id=id,
                     dtype=output.dtype,
-                    shape=tuple(output.shape),
+                    shape=output.shape,
                     nbytes=output.nbytes,
                     source=where,
                     check=check,
