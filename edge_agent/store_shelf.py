@@ -295,9 +295,7 @@ class StoreShelf:
     ) -> None:
         """As `Shelf.keep`."""
         pending = self._pending
-        until = self._now() + RETENTION_SECONDS
-        if left > 0:
-            until += left
+        until = self._now() + RETENTION_SECONDS + (left if left > 0 else 0.0)
         # An untagged inline value is part of the broker's record: what stays here of it only saves fetching it.
         event = None if ended is None else ended.event
         lent = isinstance(event, ResultReady) and event.inline
@@ -448,13 +446,9 @@ class StoreShelf:
         self._writing = None
         self._ends.append(end)
         if end.failure is None:
-            dropped, remember = self._pending.dropped, self._cache.put
-            for id, held in end.batch.values.items():
-                if id not in dropped:
-                    remember(held)
-            see = self._highest.see
-            for id in end.batch.ended:
-                see(id)
+            values, dropped = end.batch.values, self._pending.dropped
+            self._cache.put(*(held for id, held in values.items() if id not in dropped))
+            self._highest.see(end.batch.ended)
             return
         # What was announced without waiting stays on record at the broker; what was to be on the disk first has failed.
         for held in end.batch.values.values():
