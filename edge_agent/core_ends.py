@@ -54,9 +54,11 @@ class Ends:
 
     def store(self, command: Command, values: tuple[Held, ...], *, inline: bool = False) -> None:
         """The command has values: keep them, and announce them; at once, if they ride in the announcement."""
-        nbytes = 0
+        nbytes, found = 0, []
         for held in values:
             nbytes += held.nbytes
+            if isinstance(held.source, bytes):
+                found.append(held.source)
         why = self._quota.room_for(nbytes, len(values))
         if why is not None:
             files = [held.source for held in values if isinstance(held.source, str)]
@@ -69,7 +71,7 @@ class Ends:
         tags = command.body.tags
         if inline:
             event = m.ResultReady(id=command.id, digest=command.digest, inline=True)
-            frames = tuple([held.source for held in values if isinstance(held.source, bytes)])
+            frames = tuple(found)
         else:
             event = m.ResultReady(id=command.id, digest=command.digest, infos=[held.info for held in values])
         durable = not inline or bool(tags)

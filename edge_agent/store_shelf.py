@@ -300,18 +300,20 @@ class StoreShelf:
         event = None if ended is None else ended.event
         lent = isinstance(event, ResultReady) and event.inline
         for held in values:
-            pending.values[held.id] = held
-            pending.leases[held.id] = until if held.tags or not lent else 0.0
+            id, tags = held.id, held.tags
+            pending.values[id] = held
+            pending.leases[id] = 0.0 if lent and not tags else until
             self.used += size_of(held.nbytes)
-            if held.tags:
+            if tags:
                 pending.tags_changed = True
         if ended is not None:
-            pending.ended[ended.id] = ended
-            pending.until[ended.id] = until
+            id = ended.id
+            pending.ended[id] = ended
+            pending.until[id] = until
             if durable:
-                pending.durable.append(ended.id)
-            if self._deaths and self._deaths.pop(ended.id, None) is not None:
-                pending.survived.append(ended.id)
+                pending.durable.append(id)
+            if self._deaths and self._deaths.pop(id, None) is not None:
+                pending.survived.append(id)
 
     def _now(self) -> float:
         """The store's own clock."""
