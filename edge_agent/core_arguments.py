@@ -105,9 +105,12 @@ class Arguments:
         body = command.body
         assert isinstance(body, m.Invoke)
         operands: list[Operand] = []
+        names: list[bytes] = []
+        begun: dict[int, list[Held]] = {}
         frames = iter(command.frames)
-        names = [argument if type(argument) is bytes else b"" for argument in body.args] if body.fold else []
-        begun = self._begun(body) if body.fold is not None else {}
+        if body.fold is not None:
+            names = [argument if type(argument) is bytes else b"" for argument in body.args]
+            begun = self._begun(body)
         for place, argument in enumerate(body.args):
             if type(argument) is bytes:
                 source = self.source(argument)

@@ -43,7 +43,7 @@ class Command:
     )
 
     def __init__(
-        self, body: m.Invoke | m.Put, digest: bytes, frames: tuple[m.Frame, ...], order: int, deadline: float
+        self, body: m.Invoke | m.Put, digest: bytes, frames: tuple[m.Frame, ...], *, order: int, deadline: float
     ) -> None:
         self.body = body
         self.id = body.id

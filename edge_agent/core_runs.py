@@ -138,7 +138,7 @@ class Runs:
         desk, id = self._desk, body.id
         self._order = order = self._order + 1
         deadline = desk.now + (body.deadline_ms or m.DEFAULT_DEADLINE_MS) / 1000
-        command = self._commands[id] = Command(body, digest, frames, order, deadline)
+        command = self._commands[id] = Command(body, digest, frames, order=order, deadline=deadline)
         if self._expires_at is None or deadline < self._expires_at:
             self._expires_at = deadline
         if desk.log_level <= DEBUG:

@@ -50,7 +50,7 @@ def test_every_step_from_every_step(
 
 def test_a_command_that_leaves_its_table_tells_its_story() -> None:
     """The id, the step asked for, and all steps before."""
-    command = Command(m.Invoke(id=result_id(1), plan=DemoPlan().id, args=[]), b"", (), 1, 0)
+    command = Command(m.Invoke(id=result_id(1), plan=DemoPlan().id, args=[]), b"", (), order=1, deadline=0)
     command.move(Step.READY)
     with pytest.raises(
         InvalidTransition, match=r"command 73650001 cannot go from ready to recorded; before it: taken; ready"
