@@ -43,6 +43,11 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 _SWITCH_SECONDS = 0.0005
 """How long one thread may keep the others from running. The threads beside the driver's (disk, blobs) have no hurry."""
 
+_COLLECTED_AFTER = (10_000, 20, 50)
+"""How many objects more than before make Python look for cycles among them, and how much more seldom among those that
+are older. By default it does at 700, which are what a hundred commands under way are made of, and finds nothing.
+"""
+
 _RUNTIMES = {"torch": "torch", "onnx": "onnxruntime"}
 """The runtimes, the one to prefer first, and the package that each needs."""
 
@@ -149,6 +154,7 @@ def run(
     agent = Agent(broker, device, store, runtime=name, threads=threads, config=config)
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.freeze()  # what is loaded by now stays: don't look through it again and again
+    gc.set_threshold(*_COLLECTED_AFTER)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.request_stop())
     try:

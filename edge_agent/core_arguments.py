@@ -67,16 +67,14 @@ class Arguments:
         """
         body = command.body
         assert isinstance(body, m.Invoke)
-        frames, uses = 0, self._uses
+        frames, uses, releasing, find = 0, self._uses, self._releasing, self._catalog.find
         for place, argument in enumerate(body.args):
             if type(argument) is bytes:
                 uses[argument] = uses.get(argument, 0) + 1
-                if argument in self._releasing or (
-                    (maker := producing.get(argument)) and argument in (maker.dropped or ())
-                ):
+                if argument in releasing or ((maker := producing.get(argument)) and argument in (maker.dropped or ())):
                     self._forget_uses(body.args[place + 1 :])
                     return argument_failed(argument, failure("ResultReleased", f"{argument.hex()} was released"))
-                if self._catalog.find(argument) is None and argument not in self._borrowed:
+                if find(argument) is None and argument not in self._borrowed:
                     self._wait(command, argument, here=argument in producing)
             elif argument is None:
                 frames += 1
@@ -107,9 +105,12 @@ class Arguments:
         body = command.body
         assert isinstance(body, m.Invoke)
         operands: list[Operand] = []
+        names: list[bytes] = []
+        begun: dict[int, list[Held]] = {}
         frames = iter(command.frames)
-        names = [argument if type(argument) is bytes else b"" for argument in body.args] if body.fold else []
-        begun = self._begun(body) if body.fold is not None else {}
+        if body.fold is not None:
+            names = [argument if type(argument) is bytes else b"" for argument in body.args]
+            begun = self._begun(body)
         for place, argument in enumerate(body.args):
             if type(argument) is bytes:
                 source = self.source(argument)
@@ -150,7 +151,8 @@ class Arguments:
         """Where the value of ``id`` is."""
         held = self._catalog.find(id)
         if held is not None:
-            return as_source(held.source, held.check)
+            where = held.source
+            return where if type(where) is bytes else as_source(where, held.check)
         borrowed = self._borrowed.get(id)
         if borrowed is None:
             return None

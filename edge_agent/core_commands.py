@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 
 from broker.protocol import messages as m
 from broker.protocol.ids import INCARNATION_BYTES, short
@@ -37,7 +38,6 @@ class Command:
         "outputs",
         "plan",
         "progress",
-        "session",
         "step",
         "story",
     )
@@ -46,12 +46,11 @@ class Command:
         self, body: m.Invoke | m.Put, digest: bytes, frames: tuple[m.Frame, ...], *, order: int, deadline: float
     ) -> None:
         self.body = body
-        self.id = id = body.id
+        self.id = body.id
         self.digest = digest
         self.frames = frames
         self.order = order
         self.deadline = deadline
-        self.session = id[:INCARNATION_BYTES]
         self.outputs = body.outputs if isinstance(body, m.Invoke) else 1
         self.plan: Plan | None = None
         self.missing = 0
@@ -72,6 +71,11 @@ class Command:
         self.story.append(step)
 
     @property
+    def session(self) -> bytes:
+        """Whose command it is."""
+        return self.id[:INCARNATION_BYTES]
+
+    @property
     def queued(self) -> bool:
         """Whether it waits to be started, with all its arguments."""
         return self.step is READY or self.step is WAITING_PLAN
@@ -90,11 +94,15 @@ class StartQueue:
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, Command]] = []  # by their order: numbers are compared without a call
+        self._last: deque[Command] = deque()  # those that came after all that waited then, as most do: no search
+        self._heap: list[tuple[int, Command]] = []  # the others, by their order: numbers are compared without a call
         self._parked: dict[bytes, list[tuple[int, Command]]] = {}  # session to a heap of its commands
 
     def __bool__(self) -> bool:
         """Whether any command waits to be started, for its plan too; one that has ended meanwhile does not count."""
+        for command in self._last:
+            if command.queued:
+                return True
         for heap in (self._heap, *self._parked.values()):
             for _, command in heap:
                 if command.queued:
@@ -108,18 +116,22 @@ class StartQueue:
 
     def push(self, command: Command) -> None:
         """Its arguments are here."""
-        heapq.heappush(self._heap, (command.order, command))
+        last = self._last
+        if not last or last[-1].order < command.order:
+            last.append(command)
+        else:
+            heapq.heappush(self._heap, (command.order, command))
 
     def pop(self) -> Command | None:
         """The next to start, or to `park`. None: there is none now."""
-        heap = self._heap
-        while heap:
-            entry = heapq.heappop(heap)
-            command = entry[1]
+        heap, last = self._heap, self._last
+        while heap or last:
+            in_turn = last and (not heap or last[0].order < heap[0][0])
+            command = last.popleft() if in_turn else heapq.heappop(heap)[1]
             if command.step is not READY and command.step is not WAITING_PLAN:
                 continue  # it has ended while it waited
-            if self._parked and (parked := self._parked.get(command.session)) and parked[0] < entry:
-                heapq.heappush(parked, entry)
+            if self._parked and (parked := self._parked.get(command.session)) and parked[0][0] < command.order:
+                heapq.heappush(parked, (command.order, command))
                 continue
             return command
         return None

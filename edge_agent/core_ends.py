@@ -68,16 +68,17 @@ class Ends:
             return
         inline = inline and nbytes <= m.INLINE_RESULT_BYTES
         frames: tuple[m.Frame, ...] = ()
+        tags = command.body.tags
         if inline:
             event = m.ResultReady(id=command.id, digest=command.digest, inline=True)
             frames = tuple(found)
         else:
             event = m.ResultReady(id=command.id, digest=command.digest, infos=[held.info for held in values])
-        durable = not inline or bool(command.body.tags)
+        durable = not inline or bool(tags)
         ended = Ended(id=command.id, event=event, outputs=command.outputs)
         left = command.deadline - self._desk.now
         self._desk.do(e.KeepResult(ended=ended, values=values, durable=durable, left=left))
-        if command.body.tags and (changed := self._tags.added(values)) is not None:
+        if tags and (changed := self._tags.added(values)) is not None:
             self._link.announce(changed)
         if durable:
             command.event = event
@@ -88,9 +89,10 @@ class Ends:
         self._leave(command)
         if durable:
             command.frames = frames  # to be announced with the event, once that is on the disk
+        producing, arguments = self._producing, self._arguments
         for held in values:
-            self._producing.pop(held.id, None)
-            self._arguments.here(held.id)
+            producing.pop(held.id, None)
+            arguments.here(held.id)
         if command.dropped:
             self.drop([id for id in command.dropped if self._arguments.let_go(id)])
 

@@ -224,7 +224,8 @@ class Link:
         if self.step is not LINK_REGISTERED:
             return []
         announced = self._outbox.acknowledge(n, self._desk.now)
-        return [event.id for event, _ in announced if not isinstance(event, m.TagsChanged)]
+        other = m.TagsChanged
+        return [event.id for event, _ in announced if not isinstance(event, other)]
 
     def flush(self) -> None:
         """The batch has ended: send what is due."""

@@ -21,7 +21,17 @@ from edge_agent.core_puts import Puts
 from edge_agent.core_quota import Quota
 from edge_agent.core_tags import TagIndex
 from edge_agent.core_worker import WorkerDesk
-from edge_agent.jobs import File, JobFailed, JobFinished, JobProgress, PlanLoaded, PlanRefused, RunJob, UnloadPlan
+from edge_agent.jobs import (
+    File,
+    JobFailed,
+    JobFinished,
+    JobProgress,
+    Output,
+    PlanLoaded,
+    PlanRefused,
+    RunJob,
+    UnloadPlan,
+)
 from edge_agent.transitions import (
     ANNOUNCED,
     PLAN_LOADED,
@@ -125,16 +135,16 @@ class Runs:
         """A command has come; perhaps one that has come before."""
         if self._known(body.id, digest):
             return
-        desk = self._desk
-        self._order += 1
+        desk, id = self._desk, body.id
+        self._order = order = self._order + 1
         deadline = desk.now + (body.deadline_ms or m.DEFAULT_DEADLINE_MS) / 1000
-        command = self._commands[body.id] = Command(body, digest, frames, order=self._order, deadline=deadline)
+        command = self._commands[id] = Command(body, digest, frames, order=order, deadline=deadline)
         if self._expires_at is None or deadline < self._expires_at:
             self._expires_at = deadline
         if desk.log_level <= DEBUG:
-            desk.log(DEBUG, "invocation_taken", result=body.id.hex(), kind=type(body).__name__)
+            desk.log(DEBUG, "invocation_taken", result=id.hex(), kind=type(body).__name__)
         why = self.arguments.take(command, self.producing) if isinstance(body, m.Invoke) else None
-        if deaths := self._catalog.deaths(body.id):
+        if deaths := self._catalog.deaths(id):
             command.deaths = deaths
             if deaths >= self._max_deaths:
                 why = self._died_of(command, "before the agent was started again")
@@ -175,7 +185,7 @@ class Runs:
 
     def _claim(self, command: Command) -> m.Failure | None:
         """Say that the command will make its ids."""
-        if command.session == self._own:
+        if command.id.startswith(self._own):
             return failure("IdConflict", f"the id {command.id.hex()} is the device's own to give")
         if command.outputs == 1:
             self.producing[command.id] = command
@@ -315,26 +325,15 @@ class Runs:
             return
         body = command.body
         assert isinstance(body, m.Invoke)
-        tags = tuple(body.tags)
-        values: list[Held] = []
-        for id, output in zip(command.ids or (command.id,), answer.outputs, strict=True):
-            source = output.source
-            where, check = (source.path, source.check) if isinstance(source, File) else (source, None)
-            values.append(
-                Held(
-                    id=id,
-                    dtype=output.dtype,
-                    shape=tuple(output.shape),
-                    nbytes=output.nbytes,
-                    source=where,
-                    check=check,
-                    tags=tags,
-                    description=body.description,
-                )
-            )
+        if command.ids is None:  # by far the most, and to pair one with one is not worth a loop
+            [output] = answer.outputs
+            values: tuple[Held, ...] = (_held(command.id, output, body),)
+        else:
+            pairs = zip(command.ids, answer.outputs, strict=True)
+            values = tuple([_held(id, output, body) for id, output in pairs])
         if self._desk.log_level <= DEBUG:
             self._desk.log(DEBUG, "invocation_finished", result=command.id.hex(), seconds=round(answer.seconds, 6))
-        self.ends.store(command, tuple(values), inline=body.inline)
+        self.ends.store(command, values, inline=body.inline)
 
     def job_failed(self, answer: JobFailed) -> None:
         """A command has failed in the worker."""
@@ -438,3 +437,19 @@ class Runs:
         if self._expires_at is None:
             return timer
         return self._expires_at if timer is None else min(timer, self._expires_at)
+
+
+def _held(id: bytes, output: Output, body: m.Invoke) -> Held:
+    """A result as a value."""
+    source = output.source
+    where, check = (source, None) if isinstance(source, bytes) else (source.path, source.check)
+    return Held(
+        id=id,
+        dtype=output.dtype,
+        shape=output.shape,
+        nbytes=output.nbytes,
+        source=where,
+        check=check,
+        tags=tuple(body.tags),
+        description=body.description,
+    )

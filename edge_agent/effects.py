@@ -201,7 +201,7 @@ class Assign(_Effect, frozen=True, kw_only=True):
     orders: list[Order]
 
 
-class KeepResult(_Effect, frozen=True, kw_only=True):
+class KeepResult(_Effect, frozen=True, kw_only=True, gc=False):
     """Keep what a command has ended with. With ``durable``, `Kept` or `KeepFailed` follows, once a batch. ``left``: the
     seconds to its deadline, which its record and the lease of its values outlast.
     """

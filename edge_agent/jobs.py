@@ -41,11 +41,13 @@ CHECKPOINT_SECONDS = 30.0
 """How much work of a fold a crash costs at most: an SD card wears, and a checkpoint of a large carry takes time."""
 
 
-class _Spoken(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True):
-    """Something said on the pipe: a msgpack array with its tag in front."""
+class _Spoken(Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True, gc=False):
+    """Something said on the pipe: a msgpack array with its tag in front. It is data alone, which makes no cycles: the
+    collector of those need not look at it.
+    """
 
 
-class File(Struct, frozen=True, array_like=True):
+class File(Struct, frozen=True, array_like=True, gc=False):
     """What is in a file of the store. ``check``: the CRC-32 that the whole file must have, where known."""
 
     path: str
@@ -145,7 +147,7 @@ class Output(_Spoken, frozen=True, kw_only=True):
     """One result: its dtype, shape and size in bytes, and the tensor itself."""
 
     dtype: str
-    shape: list[int]
+    shape: tuple[int, ...]
     nbytes: int
     source: Source
 

@@ -27,16 +27,19 @@ class ValueCache:
             self._values.move_to_end(id)
         return held
 
-    def put(self, held: Held) -> None:
-        """Remember it, or what it is now."""
-        values, id = self._values, held.id
-        if id in values:
-            self.forget(id)
-        values[id] = held
-        self._bytes += len(held.source) + _OVERHEAD
-        while len(values) > _VALUES or self._bytes > _BYTES:
+    def put(self, *new: Held) -> None:
+        """Remember these, or what they are now. Many at once, since a batch that was written brings a thousand."""
+        values, count = self._values, self._bytes
+        for held in new:
+            id = held.id
+            if (before := values.pop(id, None)) is not None:
+                count -= len(before.source) + _OVERHEAD
+            values[id] = held
+            count += len(held.source) + _OVERHEAD
+        while len(values) > _VALUES or count > _BYTES:
             _, oldest = values.popitem(last=False)
-            self._bytes -= len(oldest.source) + _OVERHEAD
+            count -= len(oldest.source) + _OVERHEAD
+        self._bytes = count
 
     def forget(self, id: bytes) -> None:
         """It is not what it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from broker.protocol.ids import INCARNATION_BYTES
 from edge_agent.store_database import Database
@@ -31,12 +32,14 @@ class HighestIds:
                 self._known.popitem(last=False)
         return id > highest
 
-    def see(self, id: bytes) -> None:
-        """A command of this id has ended."""
-        session = id[:INCARNATION_BYTES]
-        highest = self._known.get(session)
-        if highest is not None and highest < id:
-            self._known[session] = id
+    def see(self, ids: Iterable[bytes]) -> None:
+        """Commands of these ids have ended."""
+        known = self._known
+        for id in ids:
+            session = id[:INCARNATION_BYTES]
+            highest = known.get(session)
+            if highest is not None and highest < id:
+                known[session] = id
 
     def _look_up(self, session: bytes) -> bytes:
         with self._database.read() as connection:

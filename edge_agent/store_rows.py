@@ -29,7 +29,7 @@ __all__ = [
     "VALUE",
     "RowDamaged",
     "check_rows",
-    "command_row",
+    "command_rows",
     "ended_of",
     "row_sum",
     "sum_all",
@@ -130,6 +130,7 @@ CHUNK = "n, name, id, first, skipped, total, rows, columns, data, created, until
 COMMAND = "id, event, outputs, recorded, ended, until, sum"
 
 _encode = msgspec.msgpack.Encoder().encode
+_crc32 = zlib.crc32
 _shapes = msgspec.msgpack.Decoder(tuple[int, ...])
 _texts = msgspec.msgpack.Decoder(tuple[str, ...])
 _events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -141,7 +142,7 @@ class RowDamaged(Exception):
 
 def row_sum(columns: tuple[Any, ...]) -> int:
     """The sum of a row of these columns."""
-    return zlib.crc32(_encode(columns))
+    return _crc32(_encode(columns))
 
 
 def value_row(
@@ -175,8 +176,7 @@ def value_runs(
     """
     runs: list[tuple[tuple[Any, ...], list[tuple[Any, ...]]]] = []
     alike: tuple[Any, ...] | None = None
-    first: tuple[Any, ...] = ()
-    then: tuple[Any, ...] = ()
+    dtype, shape, nbytes, check, file, tags, text, blob = "", b"", 0, None, 0, b"", "", None
     rows: list[tuple[Any, ...]] = []
     for held in values:
         id = held.id
@@ -184,11 +184,12 @@ def value_runs(
         what = (held.dtype, held.shape, held.tags, held.nbytes, frame is None, held.description, held.blob, held.check)
         if what != alike:
             alike, rows = what, []
-            first = (0, held.dtype, _encode(held.shape), held.nbytes)
-            then = (int(frame is None), _encode(held.tags), held.description, held.blob, created)
-            runs.append(((*first, *then, held.check), rows))
+            dtype, shape, nbytes, check = held.dtype, _encode(held.shape), held.nbytes, held.check
+            file, tags, text, blob = int(frame is None), _encode(held.tags), held.description, held.blob
+            runs.append(((0, dtype, shape, nbytes, file, tags, text, blob, created, check), rows))
         lease = leases[id]
-        rows.append((id, frame, lease, row_sum((id, *first, frame, *then, lease, held.check))))
+        columns = (id, 0, dtype, shape, nbytes, frame, file, tags, text, blob, created, lease, check)
+        rows.append((id, frame, lease, _crc32(_encode(columns))))  # as `row_sum`, without the call
     return runs
 
 
@@ -211,11 +212,15 @@ def value_columns(row: tuple[Any, ...], path: str) -> Held:
     )
 
 
-def command_row(ended: Ended, now: float, until: float) -> tuple[Any, ...]:
-    """The row of an ended command."""
-    event = _encode(ended.event)
-    columns = (ended.id, event, ended.outputs, now, until)
-    return (ended.id, event, ended.outputs, int(ended.recorded), now, until, 2 * row_sum(columns) + ended.recorded)
+def command_rows(commands: Iterable[Ended], now: float, untils: Mapping[bytes, float]) -> list[tuple[Any, ...]]:
+    """The rows of commands that have ended; ``untils``: when the retention of each is over."""
+    rows: list[tuple[Any, ...]] = []
+    for ended in commands:
+        id, event, outputs, recorded = ended.id, _encode(ended.event), ended.outputs, int(ended.recorded)
+        until = untils[id]
+        check = 2 * _crc32(_encode((id, event, outputs, now, until))) + recorded  # as `row_sum`, without the call
+        rows.append((id, event, outputs, recorded, now, until, check))
+    return rows
 
 
 def ended_of(row: tuple[Any, ...]) -> Ended:

@@ -295,25 +295,25 @@ class StoreShelf:
     ) -> None:
         """As `Shelf.keep`."""
         pending = self._pending
-        until = self._now() + RETENTION_SECONDS
-        if left > 0:
-            until += left
+        until = self._now() + RETENTION_SECONDS + (left if left > 0 else 0.0)
         # An untagged inline value is part of the broker's record: what stays here of it only saves fetching it.
         event = None if ended is None else ended.event
         lent = isinstance(event, ResultReady) and event.inline
         for held in values:
-            pending.values[held.id] = held
-            pending.leases[held.id] = until if held.tags or not lent else 0.0
+            id, tags = held.id, held.tags
+            pending.values[id] = held
+            pending.leases[id] = 0.0 if lent and not tags else until
             self.used += size_of(held.nbytes)
-            if held.tags:
+            if tags:
                 pending.tags_changed = True
         if ended is not None:
-            pending.ended[ended.id] = ended
-            pending.until[ended.id] = until
+            id = ended.id
+            pending.ended[id] = ended
+            pending.until[id] = until
             if durable:
-                pending.durable.append(ended.id)
-            if self._deaths and self._deaths.pop(ended.id, None) is not None:
-                pending.survived.append(ended.id)
+                pending.durable.append(id)
+            if self._deaths and self._deaths.pop(id, None) is not None:
+                pending.survived.append(id)
 
     def _now(self) -> float:
         """The store's own clock."""
@@ -448,13 +448,9 @@ class StoreShelf:
         self._writing = None
         self._ends.append(end)
         if end.failure is None:
-            dropped, remember = self._pending.dropped, self._cache.put
-            for id, held in end.batch.values.items():
-                if id not in dropped:
-                    remember(held)
-            see = self._highest.see
-            for id in end.batch.ended:
-                see(id)
+            values, dropped = end.batch.values, self._pending.dropped
+            self._cache.put(*(held for id, held in values.items() if id not in dropped))
+            self._highest.see(end.batch.ended)
             return
         # What was announced without waiting stays on record at the broker; what was to be on the disk first has failed.
         for held in end.batch.values.values():

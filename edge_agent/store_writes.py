@@ -22,7 +22,7 @@ from broker.protocol.messages import Failure
 from edge_agent.catalog import Ended, Held
 from edge_agent.store_database import Database
 from edge_agent.store_disk import DISK, Connection, Disk
-from edge_agent.store_rows import COMMAND, SHARED, command_row, value_runs
+from edge_agent.store_rows import COMMAND, SHARED, command_rows, value_runs
 from edge_agent.store_statements import Statement
 from edge_agent.tensor_files import tensor_path
 
@@ -103,8 +103,7 @@ class Batch:
             if self.values:
                 self._write_values(connection, now)
             if self.ended:
-                until = self.until
-                _KEEP_COMMANDS.run(connection, [command_row(one, now, until[id]) for id, one in self.ended.items()])
+                _KEEP_COMMANDS.run(connection, command_rows(self.ended.values(), now, self.until))
             if self.recorded:
                 _MARK_RECORDED.run(connection, [(command,) for command in self.recorded])
             if self.survived:

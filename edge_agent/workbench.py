@@ -383,7 +383,7 @@ class Workbench:
             else:
                 path = tensor_path(self._folder, nth(job.id, k))
                 source = File(str(path), write(path, form.dtype, form.shape, self._runtime.elements(tensor)))
-            outputs.append(Output(dtype=form.dtype, shape=list(form.shape), nbytes=form.nbytes, source=source))
+            outputs.append(Output(dtype=form.dtype, shape=tuple(form.shape), nbytes=form.nbytes, source=source))
         return outputs
 
     def _mapped(self, file: File) -> Opened:

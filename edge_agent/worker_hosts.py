@@ -83,13 +83,10 @@ class _Piped:
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.say(orders)
-        for order in orders:
-            # The worker hears the pipe between two jobs only. It may be about to start this one, so say it here, too;
-            # unless it is just leaving another one: then it hears of this one in time.
-            if isinstance(order, CancelJob):
-                doing, leave = self._board.doing, self._board.leave
-                if leave != Board.ALL and (not doing or doing != leave):
-                    self._board.leave = order.n
+        if CancelJob in map(type, orders):  # hardly ever, which this finds out in no time
+            for order in orders:
+                if isinstance(order, CancelJob):
+                    self._leave(order.n, self._board)
 
     def flush(self) -> None:
         """Give it the orders that did not fit."""
@@ -111,6 +108,15 @@ class _Piped:
         ours, theirs = socket.socketpair()
         self._end, self._pipe, self._board = ours, agent_end(ours), board
         return theirs
+
+    @staticmethod
+    def _leave(n: int, board: Board) -> None:
+        """The worker hears the pipe between two jobs only. It may be about to start this one, so say it on the board,
+        too; unless it is just leaving another one: then it hears of this one in time.
+        """
+        doing, leave = board.doing, board.leave
+        if leave != Board.ALL and (not doing or doing != leave):
+            board.leave = n
 
     def _leave_all(self) -> None:
         """Let it leave what it is at between two ops, and end."""

@@ -232,7 +232,7 @@ class Device:
         """The worker has run a job; its outputs are ``sources``, or small vectors."""
         self.orders.remove(job)
         given = sources or tuple(tensor_frame(k, job.n) for k in range(job.outputs))
-        outputs = [Output(dtype="float32", shape=[2], nbytes=nbytes, source=source) for source in given]
+        outputs = [Output(dtype="float32", shape=(2,), nbytes=nbytes, source=source) for source in given]
         self.feed(JobFinished(n=job.n, outputs=outputs))
 
     def finish_all(self) -> list[bytes]:

@@ -39,7 +39,7 @@ def test_what_is_said_is_heard(ends: Ends) -> None:
     orders: list[Order] = [job(1), CancelJob(n=1), UnloadPlan(plan=b"p" * 32)]
     agent.say(orders)
     assert worker.hear() == orders
-    output = Output(dtype="float32", shape=[2], nbytes=8, source=File("tensors/y"))
+    output = Output(dtype="float32", shape=(2,), nbytes=8, source=File("tensors/y"))
     answers: list[Answer] = [WorkerReady(pid=1, runtime="torch"), JobFinished(n=1, outputs=[output])]
     worker.say(answers)
     assert agent.hear() == answers

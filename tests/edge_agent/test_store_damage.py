@@ -17,7 +17,7 @@ from edge_agent import Store
 from edge_agent.catalog import Ended, Held
 from edge_agent.cli import cli
 from edge_agent.store import StoreDamaged, StoreError, ValueDamaged
-from edge_agent.store_rows import RowDamaged, command_row, ended_of
+from edge_agent.store_rows import RowDamaged, command_rows, ended_of
 from edge_agent.store_salvage import salvage
 from edge_agent.store_shelf import StoreShelf
 from tests.edge_agent.device import result_id, tensor_frame
@@ -89,7 +89,8 @@ def test_a_bit_that_has_changed_in_the_index_is_noticed(tmp_path: Path) -> None:
 def test_a_mark_that_is_none_any_more_is_noticed(mark: object) -> None:
     """A bit of the index can make a number anything, also nothing: that is damage, and no error of ours."""
     event = m.ResultReady(id=result_id(1), digest=b"d" * 16)
-    id, encoded, outputs, recorded, *rest = command_row(Ended(id=result_id(1), event=event, recorded=True), 1.0, 2.0)
+    ended = Ended(id=result_id(1), event=event, recorded=True)
+    [(id, encoded, outputs, recorded, *rest)] = command_rows([ended], 1.0, {ended.id: 2.0})
     assert ended_of((id, encoded, outputs, recorded, *rest)).recorded
     with pytest.raises(RowDamaged, match="was altered"):
         ended_of((id, encoded, outputs, mark, *rest))

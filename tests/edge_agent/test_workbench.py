@@ -100,7 +100,7 @@ def test_a_result_says_what_it_is(bench: Workbench) -> None:
     answer = run(bench, small_plans.double_abs(), vector(-1, 2, 3))
     assert isinstance(answer, JobFinished)
     [output] = answer.outputs
-    assert (output.dtype, output.shape, output.nbytes) == ("float32", [3], 12)
+    assert (output.dtype, output.shape, output.nbytes) == ("float32", (3,), 12)
 
 
 def test_large_tensors_are_files(bench: Workbench, tmp_path: Path) -> None:

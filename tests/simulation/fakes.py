@@ -59,7 +59,7 @@ def answer_outputs(job: RunJob, plans: dict[bytes, FakePlan]) -> list[Output] | 
     if plans[job.plan].fails:
         return Failure(code="ExecutionFailed", message="this plan always fails", details={"op_index": 0})
     frames = answer_frames(job.plan, tuple(job.args), job.outputs)
-    return [Output(dtype="int64", shape=[], nbytes=8, source=frame) for frame in frames]
+    return [Output(dtype="int64", shape=(), nbytes=8, source=frame) for frame in frames]
 
 
 @functools.cache
