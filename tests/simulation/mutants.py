@@ -79,7 +79,7 @@ def forget_what_is_unacknowledged(patch: Patch) -> None:
     """A sender counts as delivered what was under way when a connection broke."""
 
     def rewind(self: Outbox[object]) -> None:
-        self._items.clear()
+        self.items.clear()
         self._sent = 0
 
     patch.setattr(Outbox, "rewind", rewind)
