@@ -62,7 +62,7 @@ from broker.protocol.bundles import BUNDLE_MESSAGES, unpack
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
 from broker.protocol.framing import encode
-from broker.protocol.messages import AskStats, Blobs, Frame
+from broker.protocol.messages import Announce, AskStats, Blobs, Frame, Submit
 from broker.publishing import Publisher
 from broker.sending import Sending
 from broker.sockets import free, waiting
@@ -86,6 +86,11 @@ gets there."""
 
 WRITER_STOPS_WITHIN = 20.0
 """Seconds that a broker that ends gives its ledger to write what waits."""
+
+_NUMBERED = frozenset({Submit, Announce})
+"""Of these many come in one bundle. Whatever else comes with them is answered after what the streams say by then."""
+
+_NOTHING = (None, (), 0)
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 _BATCH_ENDED = BatchEnded()
@@ -377,15 +382,14 @@ class BrokerServer:
         for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True, routed=True):
             now = monotonic()
             unpacked = unpack(parts)
-            left = len(unpacked)
-            for message, frames, size in unpacked:
-                left -= 1
+            for (message, frames, size), following in zip(unpacked, (*unpacked[1:], _NOTHING), strict=True):
+                more = type(following[0]) in _NUMBERED
                 if isinstance(message, ProtocolError):
-                    do(Malformed(peer=peer, reason=str(message), size=size), now, left > 0)
+                    do(Malformed(peer=peer, reason=str(message), size=size), now, more)
                     continue
                 if type(message) is AskStats:
                     self._count_blobs(now)
-                do(Received(message=message, frames=frames, peer=peer, size=size), now, left > 0)
+                do(Received(message=message, frames=frames, peer=peer, size=size), now, more)
             taken += len(unpacked)
             if taken >= MESSAGES_A_BATCH:
                 return

@@ -263,7 +263,7 @@ def test_devices_search_and_status(tcp: World, broker: Program) -> None:
     for row in mine.values():
         assert row["online"] is True
         assert row["runtimes"] == ["torch"]
-        assert row["version"] == [1, 0]
+        assert row["version"] == [1, 1]
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["last_seen"])
 
     found = printed(edgeplan(broker, "search", tag, "odd", "--json"))

@@ -13,12 +13,14 @@ from broker.protocol.framing import encode
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
+    AskStats,
     Bundle,
     Deliver,
     Put,
     Refused,
     Register,
     Registered,
+    Stats,
     Submit,
 )
 from tests.broker.raw_peer import WITHIN_MS, RawPeer
@@ -101,6 +103,15 @@ def test_one_message_alone_is_sent_as_it_is(served: Served) -> None:
     header, frame = device.socket.recv_multipart()
     assert msgspec.msgpack.decode(header)[0] == Deliver.__struct_config__.tag
     assert frame == b"abcd"
+
+
+def test_a_question_is_answered_after_what_came_before_it(served: Served) -> None:
+    """What was submitted before it in the same bundle has left for its device by then."""
+    device_of(served, PROTOCOL_VERSION)
+    session, incarnation = served.session()
+    commands = [[encode(put(incarnation, n)), b"abcd"] for n in (1, 2, 3)]
+    session.say(Bundle(messages=[*commands[:2], [encode(AskStats(r=1))], commands[2], [encode(AskStats(r=2))]]))
+    assert [session.hear(Stats).total.commands for _ in range(2)] == [2, 3]
 
 
 @pytest.mark.parametrize("wrong", [[b"\xff\xff"], [], [encode(Bundle(messages=[]))]])

@@ -334,9 +334,9 @@ def mix_up_values(patch: Patch) -> None:
     original: Any = Result.end
     last: list[tuple[bytes, ...]] = []
 
-    def end(self: Result, step: Any, *, frames: tuple[bytes, ...] = (), **rest: Any) -> None:
+    def end(self: Result, step: Any, frames: tuple[bytes, ...] = (), *rest: Any, **named: Any) -> None:
         mine, last[:] = (last[0] if last else frames), [frames] if len(frames) == 1 else last
-        original(self, step, frames=mine if len(mine) == len(frames) else frames, **rest)
+        original(self, step, mine if len(mine) == len(frames) else frames, *rest, **named)
 
     patch.setattr(Result, "end", end)
 
