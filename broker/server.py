@@ -42,6 +42,8 @@ from broker.effects import (
     LedgerUnwritable,
     LedgerWritable,
     Malformed,
+    PeerBusy,
+    PeerUnreachable,
     Persist,
     Persisted,
     PinBlobs,
@@ -163,6 +165,7 @@ class BrokerServer:
         self._writer: LedgerWriter | None = None
         self._broken: BaseException | None = None
         self._follow_up: deque[Event] = deque()
+        self._gone: deque[PeerUnreachable] = deque()
         self._unstored: StoreBlobs | None = None  # the last that the disk did not take
         self._stopping = threading.Event()
         self._listening = threading.Event()
@@ -237,7 +240,7 @@ class BrokerServer:
                 wall_offset=time.time() - now,
                 now=now,
             )
-            self._sending = Sending(self._router, self._core, self._follow_up.append)
+            self._sending = Sending(self._router, self._core, self._on_unsent)
             if self._ledger.waits:
                 self._writer = LedgerWriter(
                     self._ledger,
@@ -340,6 +343,8 @@ class BrokerServer:
                 wake.recv(4096)
                 self._handle_posted(monotonic())
             self._flush()
+            if self._gone:
+                self._let_go()
             now = monotonic()
             if ready and now < chores_at:
                 wait = math.ceil(CHORES_SECONDS * 1000)
@@ -351,7 +356,7 @@ class BrokerServer:
                 self._do(_TICK, now)
             self._do(_BATCH_ENDED, now)
             self._flush()
-            wait = self._timeout_ms(now)
+            wait = 0 if self._gone else self._timeout_ms(now)
         if self._broken is not None:
             raise self._broken
         self._run(core.flush(monotonic()))
@@ -420,6 +425,20 @@ class BrokerServer:
         while self._follow_up:
             self._run(self._core.handle(self._follow_up.popleft(), time.monotonic()))
             self._sending.flush()
+
+    def _on_unsent(self, event: PeerBusy | PeerUnreachable) -> None:
+        if type(event) is PeerUnreachable:
+            self._gone.append(event)
+        else:
+            self._follow_up.append(event)
+
+    def _let_go(self) -> None:
+        """Tell the core who has gone, once it has heard what they said last: that may have been goodbye."""
+        self._drain()
+        gone, self._gone = self._gone, deque()
+        for event in gone:
+            self._do(event, time.monotonic())
+        self._flush()
 
     # ------------------------------------------------------------------------------------------ ledger and blobs
 

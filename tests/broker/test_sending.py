@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from collections.abc import Sequence
 
 import msgspec
 import pytest
+import zmq
 
+from broker import logs
 from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES
-from broker.protocol.framing import encode
+from broker.protocol.framing import decode, encode
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
     AskStats,
     Bundle,
     Deliver,
+    DeviceList,
+    Frame,
+    Goodbye,
+    ListDevices,
     Put,
     Refused,
     Register,
@@ -23,6 +31,7 @@ from broker.protocol.messages import (
     Stats,
     Submit,
 )
+from broker.sockets import send
 from tests.broker.raw_peer import WITHIN_MS, RawPeer
 from tests.broker.served import Served
 
@@ -138,3 +147,29 @@ def test_what_was_gathered_for_a_device_that_has_gone_comes_when_it_is_back(serv
         pass
     back = device_of(served, PROTOCOL_VERSION)
     hear_all(back, [4] * 8, first=9)
+
+
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_who_has_gone_is_heard_before_that_is_told(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], goodbye: bool
+) -> None:
+    """A device that has said goodbye has left, also where the broker finds it gone before it comes to that word."""
+    logs.configure(level=logs.INFO, json=True)
+    device = device_of(served, PROTOCOL_VERSION)
+    session, incarnation = served.session()
+
+    def leaves_now(router: zmq.Socket[bytes], first: Frame, rest: Sequence[Frame] = ()) -> None:
+        if isinstance(decode(bytes(rest[0])), Deliver):
+            if goodbye:
+                device.say(Goodbye())
+                assert router.poll(WITHIN_MS)
+            raise zmq.ZMQError(errno.EHOSTUNREACH)
+        send(router, first, rest)
+
+    monkeypatch.setattr("broker.sending.send", leaves_now)
+    session.say(put(incarnation, 1), b"abcd")
+    session.say(ListDevices(r=1))
+    while session.hear(DeviceList).devices[0].online:
+        session.say(ListDevices(r=1))
+    events = {record["event"] for record in map(msgspec.json.decode, capsys.readouterr().err.splitlines())}
+    assert events & {"device_left", "device_lost"} == {"device_left" if goodbye else "device_lost"}
