@@ -15,7 +15,6 @@ import zmq
 
 from broker.protocol.framing import decode, encode
 from broker.protocol.messages import (
-    PROTOCOL_VERSION,
     Accepted,
     Goodbye,
     Invoke,
@@ -34,6 +33,10 @@ MANIFEST = b"a plan that nobody runs"
 PLAN = hashlib.sha256(MANIFEST).digest()
 WINDOW = 1024
 PATIENCE_MS = 60_000
+
+
+READS_NO_BUNDLES = (1, 0)
+"""The version of the protocol that the peers here speak: they look at one message at a time."""
 
 
 class _Peer:
@@ -60,12 +63,12 @@ def accepted_per_second(endpoint: str, count: int) -> float:
     incarnation = os.urandom(8)
     try:
         device = _Peer(context, endpoint)
-        device.say(Register(version=PROTOCOL_VERSION, device=name, store=os.urandom(16), boot=os.urandom(16)))
+        device.say(Register(version=READS_NO_BUNDLES, device=name, store=os.urandom(16), boot=os.urandom(16)))
         device.hear(Registered)
         device.say(Goodbye())
         device.socket.close()
         session = _Peer(context, endpoint)
-        session.say(OpenSession(version=PROTOCOL_VERSION, incarnation=incarnation))
+        session.say(OpenSession(version=READS_NO_BUNDLES, incarnation=incarnation))
         session.hear(SessionOpened)
         session.say(Submit(n=1, devices=[], command=StorePlan(plan=PLAN, parts=[], attached=[PLAN])), MANIFEST)
         session.hear(Accepted)
