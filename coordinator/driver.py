@@ -471,6 +471,7 @@ class SessionDriver:
             # core has introduced itself there.
             while self._dealer is not None and self._receive(self._dealer) == MESSAGES_A_ROUND:
                 pass
+            self._bundles = False  # until the broker, which may be another one, has answered on this connection
             with self.lock.raw:
                 self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())
 
