@@ -64,13 +64,6 @@ def _size_of(output: Output) -> int:
 
 def value_at_hand(fleet: Fleet, output: Output) -> Value | None:
     """The value of an output that has ended, if it is in this process already."""
-    result, k = output
-    if result.state is _INLINE and result.released is None and (frame := result.frames[k]) is not None:
-        # The common case, without asking what else it may be: every value that came with its notification goes by here.
-        try:
-            return _decoder()(frame)
-        except (TensorRefused, OSError) as error:
-            return _refused(fleet, output, error)
     raw = _raw_at_hand(output)
     return None if raw is None else _value(fleet, output, raw)
 
@@ -81,14 +74,10 @@ def _value(fleet: Fleet, output: Output, raw: _Raw) -> Value:
     try:
         return read_tensor(raw) if isinstance(raw, Path) else _decoder()(raw)
     except (TensorRefused, OSError) as error:
-        return _refused(fleet, output, error)
+        return fleet.error(Failure(code="TensorRefused", message=str(error)), *output)
     finally:
         if isinstance(raw, Path):
             raw.unlink(missing_ok=True)
-
-
-def _refused(fleet: Fleet, output: Output, error: Exception) -> EdgePlanError:
-    return fleet.error(Failure(code="TensorRefused", message=str(error)), *output)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Unpacked, bundled, unpack
 from broker.protocol.effects import LinkDown, LinkUp
-from broker.protocol.framing import MESSAGE_LIMIT, encode
+from broker.protocol.framing import MESSAGE_LIMIT, encode, size_of
 from broker.protocol.messages import Frame, Message
 from broker.sockets import send, waiting
 
@@ -124,10 +124,7 @@ class BrokerSocket:
         if self.dealer is None:
             return
         header = encode(message)
-        size = len(header)
-        for frame in frames:
-            size += len(frame)
-        if not self.reads_bundles or size > BUNDLED_BYTES:
+        if not self.reads_bundles or len(header) + size_of(frames) > BUNDLED_BYTES:
             self.flush()
             send(self.dealer, header, frames)
             return
