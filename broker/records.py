@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Record", "cancel_of", "failure_of_ending"]
 
+_HOPEFUL = UNENDED | {ResultStatus.DONE}
+
 
 class Record(Struct, kw_only=True, eq=False):
     """What the broker knows of ``width`` consecutive ids, made by one command on one device.
@@ -118,6 +120,8 @@ class Record(Struct, kw_only=True, eq=False):
 
     def failure_of(self, id: bytes) -> Failure | None:
         """Why ``id`` has no value for anybody who asks now; None: it has one, or has not ended."""
+        if not (self.wanted or self.released) and self.status in _HOPEFUL:
+            return None  # as nearly always
         status = self.status_of(id)
         if status is ResultStatus.RELEASED or (self.wanted & self.bit(id) and self.unended):
             return Failure(code="ResultReleased", message=f"the result {id.hex()} was released")

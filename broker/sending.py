@@ -17,16 +17,6 @@ from broker.sockets import send
 __all__ = ["Sending"]
 
 
-class _Gathered:
-    """What will go to one peer together: each message as its frames, and the bytes of all of them."""
-
-    __slots__ = ("messages", "size")
-
-    def __init__(self) -> None:
-        self.messages: list[Sequence[Frame]] = []
-        self.size = 0
-
-
 class Sending:
     """What goes to peers by ``router``. Messages to one of them keep their order; see `broker.protocol.bundles`.
 
@@ -39,24 +29,27 @@ class Sending:
         self._router = router
         self._core = core
         self._failed = failed
-        self._gathered: dict[bytes, _Gathered] = {}
+        self._gathered: dict[bytes, list[Sequence[Frame]]] = {}
+        """What will go to each peer together: messages as their frames."""
+        self._sizes: dict[bytes, int] = {}
+        """... and the bytes of all of them."""
 
     def send(self, peer: bytes, header: bytes, payload: Sequence[Frame] = ()) -> None:
         """Send a message: with the next `flush` at the latest."""
         size = len(header) + size_of(payload) if payload else len(header)
+        frames = (header, *payload)
         gathered = self._gathered.get(peer)
         if size > BUNDLED_BYTES or (gathered is None and not self._core.reads_bundles(peer)):
             if gathered is not None:
                 self._send_gathered(peer)
-            self._transmit(peer, (header, *payload), size)
-            return
-        if gathered is None:
-            gathered = self._gathered[peer] = _Gathered()
-        messages = gathered.messages
-        messages.append((header, *payload))
-        gathered.size += size
-        if len(messages) == BUNDLE_MESSAGES:
-            self._send_gathered(peer)
+            self._transmit(peer, frames, size)
+        elif gathered is None:
+            self._gathered[peer], self._sizes[peer] = [frames], size
+        else:
+            gathered.append(frames)
+            self._sizes[peer] += size
+            if len(gathered) == BUNDLE_MESSAGES:
+                self._send_gathered(peer)
 
     def flush(self) -> None:
         """Send what was gathered."""
@@ -65,8 +58,7 @@ class Sending:
                 self._send_gathered(peer)
 
     def _send_gathered(self, peer: bytes) -> None:
-        gathered = self._gathered.pop(peer)
-        self._transmit(peer, bundled(gathered.messages), gathered.size)
+        self._transmit(peer, bundled(self._gathered.pop(peer)), self._sizes.pop(peer))
 
     def _transmit(self, peer: bytes, frames: Sequence[Frame], size: int) -> None:
         try:

@@ -67,7 +67,7 @@ from broker.protocol.framing import encode
 from broker.protocol.messages import Announce, AskStats, Blobs, Frame, Submit
 from broker.publishing import Publisher
 from broker.sending import Sending
-from broker.sockets import free, waiting
+from broker.sockets import free, poll, waiting
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 
@@ -77,6 +77,11 @@ MESSAGES_A_BATCH = 256
 CHORES_SECONDS = 0.004
 """For how long timers, and what is told of a batch when it ends, may be put off while peers keep talking. What follows
 a message that was sent stands in its way: ZeroMQ's own thread often waits for the same core.
+"""
+
+AT_ONCE_SECONDS = 50e-6
+"""Who waits for a message, and has it within this time, finds others behind it: only then it is worth asking for them
+before anything else is done.
 """
 
 LONGEST_WAIT = 3600.0
@@ -330,18 +335,20 @@ class BrokerServer:
         poller.register(pub, zmq.POLLIN)
         poller.register(wake, zmq.POLLIN)
         monotonic = time.monotonic
-        wait, chores_at = self._timeout_ms(monotonic()), 0.0
+        now, chores_at = monotonic(), 0.0
+        wait = self._timeout_ms(now)
         while not self._stopping.is_set():
-            ready = dict(poller.poll(wait))
-            if router in ready:
-                self._drain()
-            if pub in ready:
-                demand = self._publisher.hear()
-                if demand is not None:
-                    self._do(demand, monotonic())
-            if wake.fileno() in ready:
-                wake.recv(4096)
-                self._handle_posted(monotonic())
+            ready = poll(poller, wait)
+            for source, _ in ready:
+                if source is router:
+                    self._drain(MESSAGES_A_BATCH if monotonic() - now < AT_ONCE_SECONDS else 1)
+                elif source is pub:
+                    demand = self._publisher.hear()
+                    if demand is not None:
+                        self._do(demand, monotonic())
+                else:
+                    wake.recv(4096)
+                    self._handle_posted(monotonic())
             self._flush()
             if self._gone:
                 self._let_go()
@@ -376,15 +383,15 @@ class BrokerServer:
         self._posted.put(event)
         self._wake()
 
-    def _timeout_ms(self, now: float) -> int | None:
+    def _timeout_ms(self, now: float) -> int:
         timer = self._core.next_timer()
-        return None if timer is None else max(0, math.ceil(min(timer - now, LONGEST_WAIT) * 1000))
+        return -1 if timer is None else max(0, math.ceil(min(timer - now, LONGEST_WAIT) * 1000))
 
-    def _drain(self) -> None:
-        """Handle what peers have sent, up to a batch of it."""
+    def _drain(self, most: int = MESSAGES_A_BATCH) -> None:
+        """Handle what peers have sent, up to a batch of it, in ``most`` of ZeroMQ's messages."""
         taken = sent_at = 0
         do, monotonic = self._do, time.monotonic
-        for peer, *parts in waiting(self._router, MESSAGES_A_BATCH, ready=True, routed=True):
+        for peer, *parts in waiting(self._router, most, ready=True, routed=True):
             now = monotonic()
             unpacked = unpack(parts)
             for (message, frames, size), following in zip(unpacked, (*unpacked[1:], _NOTHING), strict=True):

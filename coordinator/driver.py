@@ -352,13 +352,15 @@ class SessionDriver:
         try:
             with self._io:
                 self._open()
+            happened: list[int] = []
+            woken = self._wakeup.fileno()
             while not self._closed:
-                wait = self._round()
+                wait = self._round(happened)
                 self._soon = wait <= CHORES_MS
-                for descriptor, _ in self._poll.poll(wait):
-                    if descriptor == self._wakeup.fileno():
-                        self._wakeup.take()
+                happened = [descriptor for descriptor, _ in self._poll.poll(wait)]
                 self._soon = False
+                if woken in happened:
+                    self._wakeup.take()
             with self._io:
                 self._send_all()
         except zmq.ContextTerminated:
@@ -386,14 +388,17 @@ class SessionDriver:
         self._dealer = dealer
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
-        self._poll.register(dealer.fileno(), select.POLLIN)
+        self._dealer_fd, self._monitor_fd = dealer.fileno(), -1
+        self._poll.register(self._dealer_fd, select.POLLIN)
         if self.endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
             dealer.connect(self.endpoint)
             with self.lock.raw:
                 self._feed(LinkUp())
         else:
             self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-            self._poll.register(self._monitor.fileno(), select.POLLIN)
+            self._monitor_fd = self._monitor.fileno()
+            self._poll.register(self._monitor_fd, select.POLLIN)
+            self._watch(self._monitor)  # a descriptor tells of what comes after the last look that found nothing
             dealer.connect(self.endpoint)
 
     def _disconnect(self, *, linger: int) -> None:
@@ -408,20 +413,23 @@ class SessionDriver:
             self._monitor = None
         dealer.close(linger=linger)
 
-    def _round(self) -> int:
-        """Take in and send all that can be; how long to wait for more, in milliseconds."""
+    def _round(self, happened: Sequence[int]) -> int:
+        """Take in and send all that can be; how long to wait for more, in milliseconds. ``happened``: the descriptors
+        that can be read.
+        """
         with self._io:
             if self._reopen:
                 self._replace_connection()
+                happened = ()
             dealer = self._dealer
             assert dealer is not None
-            received = self._receive(dealer)
+            received = self._receive(dealer, ready=self._dealer_fd in happened)
             now = time.monotonic()
             if 0 < received < MESSAGES_A_ROUND and now < self._chores_at and not (self._finishing or self._reopen):
                 # Whoever was woken needs the interpreter's lock, which this thread gives back only when it sleeps.
                 return CHORES_MS
             self._chores_at = now + CHORES_MS / 1000
-            if self._monitor is not None:
+            if self._monitor is not None and self._monitor_fd in happened:
                 self._watch(self._monitor)
             with self.lock.raw:
                 self._feed(BatchEnded())
@@ -430,11 +438,11 @@ class SessionDriver:
                 if timer is not None and time.monotonic() >= timer:
                     self._feed(Tick())
                     timer = self.core.next_timer()
-            self._send_all()
+            sent = self._send_all()
             if self._finishing and not self.core.unaccepted and not self._outgoing:
                 self._idle.set()
-            if self._reopen or readable(dealer) or (self._monitor is not None and readable(self._monitor)):
-                return 0
+            if self._reopen or received == MESSAGES_A_ROUND or (sent and readable(dealer)):
+                return 0  # what came while something was sent, the descriptor may not tell of
         if timer is None:
             return LOOK_MS
         return min(LOOK_MS, max(0, int((timer - time.monotonic()) * 1000) + 1))
@@ -447,12 +455,14 @@ class SessionDriver:
             self._feed(LinkDown())
         self._open()
 
-    def _receive(self, dealer: zmq.Socket[bytes]) -> int:
-        """Hand the core what the broker has sent, `MESSAGES_A_ROUND` at most; how many of ZeroMQ's messages it was."""
+    def _receive(self, dealer: zmq.Socket[bytes], *, ready: bool = False) -> int:
+        """Hand the core what the broker has sent, `MESSAGES_A_ROUND` at most; how many of ZeroMQ's messages it was.
+        ``ready``: the descriptor says that there is one.
+        """
         handle, execute, lock = self.core.handle, self._execute, self.lock.raw
         now = time.monotonic()
         count = 0
-        for parts in waiting(dealer, MESSAGES_A_ROUND):
+        for parts in waiting(dealer, MESSAGES_A_ROUND, ready=ready):
             count += 1
             for message, frames, _ in unpack(parts, limit=ANSWER_LIMIT):
                 if isinstance(message, ProtocolError):
@@ -491,13 +501,18 @@ class SessionDriver:
                 break
         return bundled(gathered)
 
-    def _send_all(self) -> None:
+    def _send_all(self) -> bool:
+        """Send what is waiting; whether there was anything."""
         outgoing, dealer = self._outgoing, self._dealer
+        sent = False
         while outgoing and dealer is not None:
             header, *frames = self._next_out()
             send(dealer, header, frames)
+            sent = True
         if self._records and self.core.link is Link.OPEN and dealer is not None:
             records = [self._records.popleft() for _ in range(min(len(self._records), LOG_RECORDS_A_MESSAGE))]
-            dealer.send(encode(LogRecords(records=records)), zmq.NOBLOCK)
+            send(dealer, encode(LogRecords(records=records)))
+            sent = True
             if self._records:
                 self.wake()
+        return sent

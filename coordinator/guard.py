@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,20 @@ if TYPE_CHECKING:
 __all__ = ["Guard"]
 
 _get_ident = threading.get_ident
+_main = threading.main_thread().ident
 _SIGINT = int(signal.SIGINT)
 # `signal` itself wraps these in conversions from and to enums, which take twenty times as long, for every call.
 _quick: Any = importlib.import_module("_signal")
 _get_handler = _quick.getsignal
 _set_handler = _quick.signal
+
+
+def _forked() -> None:
+    global _main  # noqa: PLW0603  (the child's only thread is its main one)
+    _main = _get_ident()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Guard:
@@ -41,7 +51,7 @@ class Guard:
     def enter(self, *, blocking: bool = True) -> bool:
         """Take the lock; False, if somebody else has it and ``blocking`` is False. Call `leave` then."""
         # A handler of C, or none at all, raises nothing.
-        if _get_ident() != threading.main_thread().ident or not callable(before := _get_handler(_SIGINT)):
+        if _get_ident() != _main or not callable(before := _get_handler(_SIGINT)):
             return self.raw.acquire(blocking)
         try:
             _set_handler(_SIGINT, self._strike)

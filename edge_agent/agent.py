@@ -37,10 +37,11 @@ from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import ConnectionRefused, ProtocolError, VersionRefused
 from broker.protocol.ids import check_device_id
+from broker.sockets import poll
 from edge_agent import effects as e
 from edge_agent.agent_blobs import BlobDesk
 from edge_agent.agent_chores import Chores
-from edge_agent.agent_socket import BrokerSocket
+from edge_agent.agent_socket import BATCH, BrokerSocket
 from edge_agent.core import AgentCore
 from edge_agent.core_desk import AgentConfig
 from edge_agent.limits import Limits
@@ -57,6 +58,11 @@ _COMMIT_WRITES = 2048
 _CHORES_SECONDS = 0.004
 """For how long what nobody waits for may be put off while something keeps coming. What follows a message that was sent
 stands in its way: ZeroMQ's own thread, and the worker, often wait for the same core.
+"""
+
+_AT_ONCE_SECONDS = 50e-6
+"""Who waits for a message, and has it within this time, finds others behind it: only then it is worth asking for them
+before anything else is done.
 """
 
 _LOOK_SECONDS = 5.0
@@ -124,6 +130,7 @@ class Agent:
         self._broker: BrokerSocket
         self._poller = zmq.Poller()
         self._polled: dict[int, int] = {}
+        self._worker = -1  # the descriptor of its pipe, while that is polled
         self._commit_at = math.inf
         self._look_at = 0.0
         self._prune_at = _clock() + _PRUNE_SECONDS
@@ -292,7 +299,7 @@ class Agent:
 
     def _end_worker(self) -> None:
         if self._host.fileno() >= 0:
-            self._poll_out(self._host.fileno())
+            self._poll_out_worker()
             self._host.stop()
             self._host.bury()
 
@@ -301,13 +308,14 @@ class Agent:
     def _round(self) -> None:
         """Wait for whatever comes first, and bring the core up to date with it."""
         store_changed = False
-        happened = self._poller.poll(self._timeout_ms())
+        slept_at = _clock()
+        happened = poll(self._poller, self._timeout_ms(slept_at))
         for source, events in happened:
             if source is self._broker.dealer:
-                self._receive()
-            elif source == self._host.fileno():
+                self._receive(BATCH if _clock() - slept_at < _AT_ONCE_SECONDS else 1)
+            elif source == self._worker:
                 self._hear_worker(events)
-            elif source is self._broker.monitor:
+            elif source == self._broker.monitored:
                 self._said.extend(self._broker.watch(registered=self._core.registered, now=_clock()))
             elif source == self._wake.fileno():
                 with contextlib.suppress(BlockingIOError):
@@ -327,15 +335,16 @@ class Agent:
         if now >= self._tick_at:
             self._handle(Tick())
         self._handle(BatchEnded())
-        self._flush_broker()
-        if self._core.registered != self._registered:
-            self._tell_state()  # its tags have been announced: whoever waited for this may search
+        if self._broker.gathered:
+            self._flush_broker()
         if happened and now < self._chores_at and not self._shelf.must_commit:
             self._put_off_until = self._chores_at
         else:
             self._chores_at, self._put_off_until = now + _CHORES_SECONDS, math.inf
             self._do_chores(now)
             self._flush_broker()
+            if self._core.registered != self._registered:
+                self._tell_state()  # its tags have been announced: whoever waited for this may search
 
     def _do_chores(self, now: float) -> None:
         """What nobody waits for."""
@@ -352,11 +361,11 @@ class Agent:
         timer = core.next_timer()
         self._tick_at = math.inf if timer is None else timer
 
-    def _timeout_ms(self) -> int:
+    def _timeout_ms(self, now: float) -> int:
         if self._said:
             return 0
         due = min(self._look_at, self._commit_at, self._tick_at, self._broker.open_at, self._put_off_until)
-        left = due - _clock()
+        left = due - now
         return 0 if left <= 0 else math.ceil(left * 1000)
 
     def _handle(self, *events: e.AgentEvent) -> None:
@@ -434,9 +443,9 @@ class Agent:
 
     # ------------------------------------------------------------------------------------------- the broker
 
-    def _receive(self) -> None:
+    def _receive(self, most: int) -> None:
         do, handle, now = self._do, self._core.handle, _clock()
-        for message, frames, size in self._broker.receive():
+        for message, frames, size in self._broker.receive(most):
             if isinstance(message, ProtocolError):
                 self._log.warning("message_malformed", reason=str(message), bytes=size)
                 continue
@@ -491,7 +500,7 @@ class Agent:
             return
         answers = self._host.hear()
         if answers is None:
-            self._poll_out(self._host.fileno())
+            self._poll_out_worker()
             doing, reason = self._host.bury()
             self._handle(e.WorkerDied(doing=doing, reason=reason))
             return
@@ -499,15 +508,16 @@ class Agent:
 
     def _poll_worker(self) -> None:
         """Poll the worker's pipe: for writing only while orders wait for it."""
-        pipe = self._host.fileno()
-        if pipe >= 0:
-            self._poll_for(pipe, _POLLIN | _POLLOUT if self._host.clogged else _POLLIN)
+        self._worker = self._host.fileno()
+        if self._worker >= 0:
+            self._poll_for(self._worker, _POLLIN | _POLLOUT if self._host.clogged else _POLLIN)
 
     def _poll_for(self, descriptor: int, events: int) -> None:
         if self._polled.get(descriptor) != events:
             self._polled[descriptor] = events
             self._poller.register(descriptor, events)
 
-    def _poll_out(self, descriptor: int) -> None:
-        if self._polled.pop(descriptor, None) is not None:
-            self._poller.unregister(descriptor)
+    def _poll_out_worker(self) -> None:
+        if self._polled.pop(self._worker, None) is not None:
+            self._poller.unregister(self._worker)
+        self._worker = -1

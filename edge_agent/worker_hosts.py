@@ -81,8 +81,10 @@ class _Piped:
         """Give it orders. If it is gone they are lost with it: `hear` will tell."""
         if self._pipe is None or self._board is None:
             return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        try:  # noqa: SIM105  (every invocation passes here, and contextlib.suppress takes three calls)
             self._pipe.say(orders)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is gone
         if CancelJob in map(type, orders):  # hardly ever, which this finds out in no time
             for order in orders:
                 if isinstance(order, CancelJob):
