@@ -7,25 +7,21 @@ waits for a result leaves a callback, which is called on the thread when the res
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from broker import logs
-from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, bundled, reads_bundles, unpack
-from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
+from broker.protocol.bundles import BUNDLE_MESSAGES, reads_bundles, unpack
+from broker.protocol.effects import BatchEnded, LinkDown, Log, Received, Send, Tick
 from broker.protocol.errors import ProtocolError
-from broker.protocol.framing import ANSWER_LIMIT, encode, size_of
-from broker.protocol.messages import Failure, Frame, Invoke, LogRecords, Message, Put, SessionOpened
-from broker.sockets import readable, send, waiting
+from broker.protocol.framing import ANSWER_LIMIT
+from broker.protocol.messages import Failure, Invoke, LogRecords, Message, Put, SessionOpened
 from coordinator.core import SessionConfig, SessionCore
 from coordinator.core_events import (
     AllAccepted,
@@ -48,12 +44,11 @@ from coordinator.core_results import Result
 from coordinator.core_tables import Link
 from coordinator.guard import Guard
 from coordinator.session_errors import FleetClosed, NotAccepted, OutboxFull, session_error
+from coordinator.session_socket import Context, SessionSocket
 from coordinator.waiting import Deadline, Signal
 from coordinator.wakeup import Wakeup
 
 __all__ = ["Context", "SessionDriver"]
-
-Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 MESSAGES_A_ROUND = 256
 CHORES_MS = 4
@@ -109,13 +104,11 @@ class SessionDriver:
         self._sink = logs.StreamSink(self._records.append)
         self._log = logs.get_logger("session", sink=self._sink, session=self.core.incarnation.hex())
         self._wakeup = Wakeup()
-        self._io = threading.Lock()  # held while the sockets are used
+        self._socket = SessionSocket(endpoint, context, self._wakeup)
+        self._io = threading.Lock()  # held while that is used
         self._soon = False  # whether the thread will be awake within `CHORES_MS`, and sends what was left until then
         self._chores_at = 0.0  # when the thread's chores can't be put off any more
         self._reopen = False
-        self._bundles = False  # whether the broker reads them, on this connection
-        self._dealer: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
         self._execute: dict[type, Callable[[Any], None]] = {
             Send: self._outgoing.append,
             ResultEnded: self._on_result_ended,
@@ -218,10 +211,9 @@ class SessionDriver:
         if not self._io.acquire(blocking=False):
             self.wake()
             return
-        dealer = self._dealer
         try:
             self._send_all()
-            more = dealer is not None and readable(dealer)
+            more = self._socket.more
         except BaseException:
             # The handler of another signal than ctrl-C's, perhaps between two frames of one message: nobody can say
             # what the broker will make of this connection.
@@ -330,7 +322,7 @@ class SessionDriver:
 
     def _on_ready(self, ready: SessionReady) -> None:
         self.opened = ready.opened
-        self._bundles = reads_bundles(ready.opened.version)
+        self._socket.reads_bundles = reads_bundles(ready.opened.version)
         self.on_opened(ready.opened)
         self._settled.set()
 
@@ -352,14 +344,12 @@ class SessionDriver:
         try:
             with self._io:
                 self._open()
-            happened: list[int] = []
-            woken = self._wakeup.fileno()
             while not self._closed:
-                wait = self._round(happened)
+                wait = self._round()
                 self._soon = wait <= CHORES_MS
-                happened = [descriptor for descriptor, _ in self._poll.poll(wait)]
+                woken = self._socket.wait(wait)
                 self._soon = False
-                if woken in happened:
+                if woken:
                     self._wakeup.take()
             with self._io:
                 self._send_all()
@@ -367,7 +357,7 @@ class SessionDriver:
             pass  # whoever waited for the fleet to close was interrupted, and ends the context as it is
         finally:
             with self._io:
-                self._disconnect(linger=LINGER_MS)
+                self._socket.close(linger=LINGER_MS)
             self._idle.set()
             with self.lock.raw:
                 self._closed = True
@@ -376,61 +366,23 @@ class SessionDriver:
             self._wakeup.close()
 
     def _open(self) -> None:
-        dealer = self.context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.IPV6, 1)  # and IPv4, whichever the host's name gives
-        dealer.setsockopt(zmq.SNDHWM, 0)  # bounded by the core's windows
-        dealer.setsockopt(zmq.RCVHWM, 0)
-        dealer.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
-        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
-        self._dealer = dealer
-        self._poll = select.poll()
-        self._poll.register(self._wakeup, select.POLLIN)
-        self._dealer_fd, self._monitor_fd = dealer.fileno(), -1
-        self._poll.register(self._dealer_fd, select.POLLIN)
-        if self.endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
-            dealer.connect(self.endpoint)
+        for event in self._socket.open():
             with self.lock.raw:
-                self._feed(LinkUp())
-        else:
-            self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-            self._monitor_fd = self._monitor.fileno()
-            self._poll.register(self._monitor_fd, select.POLLIN)
-            self._watch(self._monitor)  # a descriptor tells of what comes after the last look that found nothing
-            dealer.connect(self.endpoint)
+                self._feed(event)
 
-    def _disconnect(self, *, linger: int) -> None:
-        dealer, self._dealer = self._dealer, None
-        self._bundles = False
-        if dealer is None:
-            return
-        if self._monitor is not None:
-            with suppress(zmq.ContextTerminated):  # it ends with the dealer as well
-                dealer.disable_monitor()
-            self._monitor.close(linger=0)
-            self._monitor = None
-        dealer.close(linger=linger)
-
-    def _round(self, happened: Sequence[int]) -> int:
-        """Take in and send all that can be; how long to wait for more, in milliseconds. ``happened``: the descriptors
-        that can be read.
-        """
+    def _round(self) -> int:
+        """Take in and send all that can be; how long to wait for more, in milliseconds."""
         with self._io:
             if self._reopen:
                 self._replace_connection()
-                happened = ()
-            dealer = self._dealer
-            assert dealer is not None
-            received = self._receive(dealer, ready=self._dealer_fd in happened)
+            received = self._receive()
             now = time.monotonic()
             if 0 < received < MESSAGES_A_ROUND and now < self._chores_at and not (self._finishing or self._reopen):
                 # Whoever was woken needs the interpreter's lock, which this thread gives back only when it sleeps.
                 return CHORES_MS
             self._chores_at = now + CHORES_MS / 1000
-            if self._monitor is not None and self._monitor_fd in happened:
-                self._watch(self._monitor)
+            if self._socket.changed:
+                self._watch()
             with self.lock.raw:
                 self._feed(BatchEnded())
                 self.core.log_level = self._log.level
@@ -441,28 +393,26 @@ class SessionDriver:
             sent = self._send_all()
             if self._finishing and not self.core.unaccepted and not self._outgoing:
                 self._idle.set()
-            if self._reopen or received == MESSAGES_A_ROUND or (sent and readable(dealer)):
-                return 0  # what came while something was sent, the descriptor may not tell of
+            if self._reopen or received == MESSAGES_A_ROUND or (sent and self._socket.more):
+                return 0
         if timer is None:
             return LOOK_MS
         return min(LOOK_MS, max(0, int((timer - time.monotonic()) * 1000) + 1))
 
     def _replace_connection(self) -> None:
         self._reopen = False
-        self._disconnect(linger=0)
+        self._socket.close(linger=0)
         self._outgoing.clear()  # the core says again whatever matters
         with self.lock.raw:
             self._feed(LinkDown())
         self._open()
 
-    def _receive(self, dealer: zmq.Socket[bytes], *, ready: bool = False) -> int:
-        """Hand the core what the broker has sent, `MESSAGES_A_ROUND` at most; how many of ZeroMQ's messages it was.
-        ``ready``: the descriptor says that there is one.
-        """
+    def _receive(self) -> int:
+        """Hand the core what the broker has sent, `MESSAGES_A_ROUND` at most; how many of ZeroMQ's messages it was."""
         handle, execute, lock = self.core.handle, self._execute, self.lock.raw
         now = time.monotonic()
         count = 0
-        for parts in waiting(dealer, MESSAGES_A_ROUND, ready=ready):
+        for parts in self._socket.receive(MESSAGES_A_ROUND):
             count += 1
             for message, frames, _ in unpack(parts, limit=ANSWER_LIMIT):
                 if isinstance(message, ProtocolError):
@@ -474,44 +424,22 @@ class SessionDriver:
                         execute[type(instruction)](instruction)
         return count
 
-    def _watch(self, monitor: zmq.Socket[bytes]) -> None:
-        while readable(monitor):
-            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+    def _watch(self) -> None:
+        for event in self._socket.watch():
             # All that waits came before that, on the connection that is gone: the next one brings nothing until the
             # core has introduced itself there.
-            while self._dealer is not None and self._receive(self._dealer) == MESSAGES_A_ROUND:
+            while self._receive() == MESSAGES_A_ROUND:
                 pass
-            self._bundles = False  # until the broker, which may be another one, has answered on this connection
+            self._socket.reads_bundles = False  # until the broker, which may be another one, has answered there
             with self.lock.raw:
-                self._feed(LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown())
-
-    def _next_out(self) -> Sequence[Frame]:
-        """What to send next: a message, or several small ones in one."""
-        outgoing, bundles = self._outgoing, self._bundles
-        gathered: list[Sequence[Frame]] = []
-        while outgoing and len(gathered) < BUNDLE_MESSAGES:
-            first = outgoing[0]
-            header, payload = encode(first.message), first.frames
-            frames = (header, *payload) if payload else (header,)
-            small = bundles and (size_of(frames) if payload else len(header)) <= BUNDLED_BYTES
-            if small or not gathered:
-                gathered.append(frames)
-                outgoing.popleft()
-            if not small:
-                break
-        return bundled(gathered)
+                self._feed(event)
 
     def _send_all(self) -> bool:
         """Send what is waiting; whether there was anything."""
-        outgoing, dealer = self._outgoing, self._dealer
-        sent = False
-        while outgoing and dealer is not None:
-            header, *frames = self._next_out()
-            send(dealer, header, frames)
-            sent = True
-        if self._records and self.core.link is Link.OPEN and dealer is not None:
+        sent = self._socket.send_all(self._outgoing)
+        if self._records and self.core.link is Link.OPEN and self._socket.is_open:
             records = [self._records.popleft() for _ in range(min(len(self._records), LOG_RECORDS_A_MESSAGE))]
-            send(dealer, encode(LogRecords(records=records)))
+            self._socket.send(LogRecords(records=records))
             sent = True
             if self._records:
                 self.wake()

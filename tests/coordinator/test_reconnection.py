@@ -240,7 +240,7 @@ def test_an_interrupted_call_does_not_spoil_the_connection(
                 raise KeyboardInterrupt
             send(socket, first, rest)
 
-        monkeypatch.setattr("coordinator.driver.send", interrupted)
+        monkeypatch.setattr("coordinator.session_socket.send", interrupted)
 
         def call_until_interrupted() -> None:
             while left:  # another thread may be at the socket: then that one sends

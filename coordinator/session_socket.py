@@ -1,0 +1,154 @@
+"""A session's socket to the broker.
+
+A connection that was given up is followed by a new socket, so that no old message meets a new introduction.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, bundled
+from broker.protocol.effects import LinkDown, LinkUp, Send
+from broker.protocol.framing import encode, size_of
+from broker.protocol.messages import Frame, Message
+from broker.sockets import readable, send, waiting
+from coordinator.wakeup import Wakeup
+
+__all__ = ["Context", "SessionSocket"]
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+
+
+class SessionSocket:
+    """A DEALER and its monitor. Of one thread at a time, but for `wait`: that is for the thread that opens and closes
+    it, which others end by ``wakeup``.
+    """
+
+    def __init__(self, endpoint: str, context: Context, wakeup: Wakeup) -> None:
+        self._endpoint = endpoint
+        self._context = context
+        self._wakeup = wakeup
+        self._dealer: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._poll = select.poll()
+        self._dealer_fd = self._monitor_fd = -1
+        self.reads_bundles = False
+        """Whether the broker does, on this connection."""
+        self.heard = False
+        """Whether the last `wait` has said that a message is there."""
+        self.changed = False
+        """... and that the connection has come up or gone down: `watch` is due."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a socket."""
+        return self._dealer is not None
+
+    def open(self) -> list[LinkUp]:
+        """Connect, for ever if need be; what is to be told of it at once."""
+        dealer = self._dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IPV6, 1)  # and IPv4, whichever the host's name gives
+        dealer.setsockopt(zmq.SNDHWM, 0)  # bounded by the core's windows
+        dealer.setsockopt(zmq.RCVHWM, 0)
+        dealer.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
+        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+        self._poll = select.poll()
+        self._poll.register(self._wakeup, select.POLLIN)
+        self._dealer_fd, self._monitor_fd = dealer.fileno(), -1
+        self._poll.register(self._dealer_fd, select.POLLIN)
+        self.heard = self.changed = False
+        if self._endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
+            dealer.connect(self._endpoint)
+            return [LinkUp()]
+        self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        readable(self._monitor)  # its descriptor tells of what comes after the last look that found nothing
+        self._monitor_fd = self._monitor.fileno()
+        self._poll.register(self._monitor_fd, select.POLLIN)
+        dealer.connect(self._endpoint)
+        return []
+
+    def close(self, *, linger: int) -> None:
+        """Close both; what is still to be sent has ``linger`` milliseconds."""
+        dealer, self._dealer = self._dealer, None
+        self.reads_bundles = False
+        if dealer is None:
+            return
+        if self._monitor is not None:
+            with suppress(zmq.ContextTerminated):  # it ends with the dealer as well
+                dealer.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
+        dealer.close(linger=linger)
+
+    # --------------------------------------------------------------------------------------------- in
+
+    def wait(self, timeout: int) -> bool:
+        """Wait until there is something to do, for ``timeout`` milliseconds at most; whether somebody has woken us."""
+        happened = [descriptor for descriptor, _ in self._poll.poll(timeout)]
+        self.heard = self._dealer_fd in happened
+        self.changed = self._monitor_fd in happened
+        return len(happened) > self.heard + self.changed
+
+    def receive(self, most: int) -> Iterator[Sequence[bytes]]:
+        """What the broker has sent: ``most`` of ZeroMQ's messages at most.
+
+        When there are fewer, the next `wait` tells of what comes then; otherwise, and where something was sent after
+        the last look, ask `more`.
+        """
+        ready, self.heard = self.heard, False
+        return iter(()) if self._dealer is None else waiting(self._dealer, most, ready=ready)
+
+    @property
+    def more(self) -> bool:
+        """Whether a message is there, of which the descriptor may not tell."""
+        return self._dealer is not None and readable(self._dealer)
+
+    def watch(self) -> Iterator[LinkUp | LinkDown]:
+        """What the connection has done. All that waits came before that: take it in before you take the next."""
+        self.changed = False
+        while self._monitor is not None and readable(self._monitor):
+            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            yield LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown()
+
+    # --------------------------------------------------------------------------------------------- out
+
+    def send_all(self, outgoing: deque[Send]) -> bool:
+        """Send all these, in order, small ones together; whether there was anything. Without a socket they stay."""
+        dealer = self._dealer
+        if dealer is None or not outgoing:
+            return False
+        while outgoing:
+            header, *frames = self._next_out(outgoing)
+            send(dealer, header, frames)
+        return True
+
+    def send(self, message: Message) -> None:
+        """Send a message of one frame, if there is a socket."""
+        if self._dealer is not None:
+            send(self._dealer, encode(message))
+
+    def _next_out(self, outgoing: deque[Send]) -> Sequence[Frame]:
+        """What to send next: a message, or several small ones in one."""
+        bundles = self.reads_bundles
+        gathered: list[Sequence[Frame]] = []
+        while outgoing and len(gathered) < BUNDLE_MESSAGES:
+            first = outgoing[0]
+            header, payload = encode(first.message), first.frames
+            frames = (header, *payload) if payload else (header,)
+            small = bundles and (size_of(frames) if payload else len(header)) <= BUNDLED_BYTES
+            if small or not gathered:
+                gathered.append(frames)
+                outgoing.popleft()
+            if not small:
+                break
+        return bundled(gathered)
