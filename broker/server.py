@@ -27,17 +27,10 @@ from typing import Any, Self, TypeAlias
 
 import zmq
 
-from broker.blob_effects import BlobArrived, BlobCounts, BlobEvent, BlobPeerRefused
-from broker.blob_server import BlobServer
+from broker.blob_desk import BlobDesk
 from broker.config import GROUP_COMMIT, BrokerConfig
 from broker.core import BrokerCore
 from broker.effects import (
-    BlobMoved,
-    BlobStored,
-    BlobsUnwritable,
-    BlobsWritable,
-    BlobUnavailable,
-    DropBlobs,
     Event,
     LedgerUnwritable,
     LedgerWritable,
@@ -46,15 +39,11 @@ from broker.effects import (
     PeerUnreachable,
     Persist,
     Persisted,
-    PinBlobs,
     PublishLogs,
     PublishNotification,
     SendBlobs,
-    StoreAgain,
-    StoreBlobs,
-    UnpinBlobs,
 )
-from broker.ledger.blob_store import BlobError, BlobMissing, BlobStore
+from broker.ledger.blob_store import BlobStore
 from broker.ledger.blobs import MemoryBlobs
 from broker.ledger.interface import Ledger
 from broker.ledger.memory import MemoryLedger
@@ -64,7 +53,7 @@ from broker.protocol.bundles import BUNDLE_MESSAGES, unpack
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import EdgePlanError, ProtocolError
 from broker.protocol.framing import encode
-from broker.protocol.messages import Announce, AskStats, Blobs, Frame, Submit
+from broker.protocol.messages import Announce, AskStats, Submit
 from broker.publishing import Publisher
 from broker.sending import Sending
 from broker.sockets import free, poll, waiting
@@ -161,8 +150,6 @@ class BrokerServer:
         self._own_context = context is None
         self._context: zmq.Context[_Socket] = zmq.Context() if context is None else context
         self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
-        self._store: BlobStore = MemoryBlobs() if store is None else store
-        self._store.on_altered = self._on_blob_altered
         self._publisher = Publisher()
         self._local_log = get_logger("broker")
         self._log = get_logger("broker", sink=self._publisher.sink)
@@ -171,22 +158,23 @@ class BrokerServer:
         self._broken: BaseException | None = None
         self._follow_up: deque[Event] = deque()
         self._gone: deque[PeerUnreachable] = deque()
-        self._unstored: StoreBlobs | None = None  # the last that the disk did not take
         self._stopping = threading.Event()
         self._listening = threading.Event()
         self._thread: threading.Thread | None = None
-        self._blob_counts: dict[tuple[str, str], BlobCounts] = {}
+        self._blobs = BlobDesk(
+            MemoryBlobs() if store is None else store,
+            self._log,
+            self._local_log,
+            follow_up=self._follow_up.append,
+            post=self._post,
+        )
         self._execute: dict[type, Callable[[Any], object]] = {
             Log: lambda log: emit(self._log, log),
             Persist: self._persist,
             PublishNotification: self._publisher.notification,
             PublishLogs: self._publisher.logs,
-            StoreBlobs: self._store_blobs,
-            StoreAgain: self._store_again,
             SendBlobs: self._send_blobs,
-            PinBlobs: lambda pin: self._store.pin(pin.name, pin.digests),
-            UnpinBlobs: lambda pin: self._store.unpin(pin.name, pin.digests),
-            DropBlobs: self._drop_blobs,
+            **self._blobs.instructions,
         }
 
     # ------------------------------------------------------------------------------------------ for its owner
@@ -240,7 +228,7 @@ class BrokerServer:
             self._core = BrokerCore(
                 self.config,
                 snapshot,
-                blobs=self._store,
+                blobs=self._blobs.store,
                 random_bytes=os.urandom,
                 wall_offset=time.time() - now,
                 now=now,
@@ -259,17 +247,12 @@ class BrokerServer:
             # What the core has to say about the ledger that it took up: it pins the blobs of unended commands, before
             # any that come in may evict them.
             self._do(_BATCH_ENDED, now)
-            self._blob_server = BlobServer(
-                self.endpoints.blobs, self._store, context=self._context, on_event=self._on_blob_event
-            )
             try:
-                self._blob_server.start()
+                blobs = self._blobs.serve(self.endpoints.blobs, self._context)
             except zmq.ZMQError as error:
                 raise CannotListen(self.endpoints.blobs, zmq.strerror(error.errno or 0)) from None
-            undo.callback(self._blob_server.stop)
-            self.endpoints = Endpoints(
-                listen=_bound(self._router), logs=_bound(pub), blobs=_for_peers(self._blob_server.endpoint)
-            )
+            undo.callback(self._blobs.stop)
+            self.endpoints = Endpoints(listen=_bound(self._router), logs=_bound(pub), blobs=_for_peers(blobs))
             self._core.endpoints(blobs=self.endpoints.blobs, logs=self.endpoints.logs)
             self._undo = undo.pop_all()
         self._log.info(
@@ -308,7 +291,7 @@ class BrokerServer:
 
     def _close_stores(self) -> None:
         self._ledger.close()
-        self._store.close()
+        self._blobs.store.close()
 
     def _serve(self) -> None:
         try:
@@ -400,7 +383,8 @@ class BrokerServer:
                     do(Malformed(peer=peer, reason=str(message), size=size), now, more)
                     continue
                 if type(message) is AskStats:
-                    self._count_blobs(now)
+                    for moved in self._blobs.moved():
+                        do(moved, now)
                 do(Received(message=message, frames=frames, peer=peer, size=size), now, more)
             taken += len(unpacked)
             if taken >= MESSAGES_A_BATCH:
@@ -462,70 +446,9 @@ class BrokerServer:
         self._stopping.set()
         self._wake()
 
-    def _store_blobs(self, store: StoreBlobs) -> None:
-        try:
-            self._store.put_many(store.frames, store.digests)
-        except (BlobError, OSError) as error:
-            self._log.error("blobs_not_stored", blobs=len(store.digests), reason=str(error))
-            self._unstored = store
-            self._follow_up.extend(BlobUnavailable(digest=digest, reason=str(error)) for digest in store.digests)
-            self._follow_up.append(BlobsUnwritable(reason=str(error)))
-
-    def _store_again(self, _again: StoreAgain) -> None:
-        assert self._unstored is not None
-        with contextlib.suppress(BlobError, OSError):  # it was said when it failed first, and is tried again
-            self._store.put_many(self._unstored.frames, self._unstored.digests)
-            self._unstored = None
-            self._follow_up.append(BlobsWritable())
-
     def _send_blobs(self, blobs: SendBlobs) -> None:
-        attached: list[bytes] = []
-        frames: list[Frame] = []
-        none = list(blobs.none)
-        for digest in blobs.attached:
-            try:
-                frames.append(self._store.read(digest))
-            except BlobMissing:
-                none.append(digest)
-            else:
-                attached.append(digest)
-        message = Blobs(attached=attached, pull=blobs.pull, none=none)
-        self._sending.send(blobs.peer, encode(message), frames)
-
-    def _drop_blobs(self, drop: DropBlobs) -> None:
-        for digest in drop.digests:
-            self._store.delete(digest)
-
-    def _on_blob_event(self, event: BlobEvent) -> None:
-        """On the blob server's thread."""
-        if type(event) is BlobArrived:
-            self._post(BlobStored(digest=event.digest))
-        elif type(event) is BlobPeerRefused:
-            device = event.name if event.role == "device" else ""
-            self._local_log.warning(
-                "blob_refused", device=device, reason=event.reason, blob=event.digest.hex(), unreported=event.unreported
-            )
-
-    def _on_blob_altered(self, digest: bytes) -> None:
-        """On any thread: a file is not what was stored. It is dropped, and whoever needs it has to send it again."""
-        self._local_log.error("blob_altered", blob=digest.hex())
-        self._post(BlobUnavailable(digest=digest, reason="its bytes were altered on the broker's disk"))
-
-    def _count_blobs(self, now: float) -> None:
-        """Somebody asks for the counters: tell the core what has moved on the blob channel since last time."""
-        counts = self._blob_server.counts()
-        for (role, name), after in counts.items():
-            before = self._blob_counts.get((role, name), BlobCounts())
-            if after != before:
-                moved = BlobMoved(
-                    device=name if role == "device" else "",
-                    bytes_in=after.bytes_in - before.bytes_in,
-                    bytes_out=after.bytes_out - before.bytes_out,
-                    whole_in=after.blobs_in - before.blobs_in,
-                    whole_out=after.blobs_out - before.blobs_out,
-                )
-                self._do(moved, now)
-        self._blob_counts = counts
+        answer, frames = self._blobs.answer(blobs)
+        self._sending.send(blobs.peer, encode(answer), frames)
 
 
 def _bound(made: _Socket) -> str:
