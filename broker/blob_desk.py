@@ -59,7 +59,7 @@ class BlobDesk:
         self.instructions: dict[type, Callable[[Any], object]] = {
             StoreBlobs: self._store_blobs,
             StoreAgain: self._store_again,
-            PinBlobs: lambda pin: store.pin(pin.name, pin.digests),
+            PinBlobs: self._pin,
             UnpinBlobs: lambda pin: store.unpin(pin.name, pin.digests),
             DropBlobs: self._drop,
         }
@@ -123,6 +123,11 @@ class BlobDesk:
             self.store.put_many(self._unstored.frames, self._unstored.digests)
             self._unstored = None
             self._follow_up(BlobsWritable())
+
+    def _pin(self, pin: PinBlobs) -> None:
+        """The channel's thread makes room by eviction, perhaps of what the core has found here a moment ago."""
+        for digest in self.store.pin(pin.name, pin.digests):
+            self._follow_up(BlobUnavailable(digest=digest, reason="it was evicted before it was pinned"))
 
     def _drop(self, drop: DropBlobs) -> None:
         for digest in drop.digests:
