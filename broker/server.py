@@ -83,7 +83,7 @@ gets there."""
 WRITER_STOPS_WITHIN = 20.0
 """Seconds that a broker that ends gives its ledger to write what waits."""
 
-_NUMBERED = frozenset({Submit, Announce})
+NUMBERED = frozenset({Submit, Announce})
 """Of these many come in one bundle. Whatever else comes with them is answered after what the streams say by then."""
 
 _NOTHING = (None, (), 0)
@@ -378,7 +378,7 @@ class BrokerServer:
             now = monotonic()
             unpacked = unpack(parts)
             for (message, frames, size), following in zip(unpacked, (*unpacked[1:], _NOTHING), strict=True):
-                more = type(following[0]) in _NUMBERED
+                more = type(following[0]) in NUMBERED
                 if isinstance(message, ProtocolError):
                     do(Malformed(peer=peer, reason=str(message), size=size), now, more)
                     continue
