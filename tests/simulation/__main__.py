@@ -52,6 +52,7 @@ def search(first: int, count: int, processes: int) -> int:
             failures=outcome.failures,
             messages=outcome.messages,
             lost=outcome.lost,
+            bundles=outcome.bundles,
             crashes=outcome.crashes,
         )
         kinds[outcome.scenario.kind] += 1

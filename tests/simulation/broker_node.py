@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import msgspec
+import zmq
 
 from broker import effects as b
 from broker.config import BrokerConfig
 from broker.core import BrokerCore
+from broker.protocol.bundles import Unpacked
 from broker.protocol.effects import Log, Received, Send
-from broker.protocol.messages import Accepted, Announce, Blobs, Frame, Message, SessionOpened
+from broker.protocol.errors import ProtocolError
+from broker.protocol.framing import encode
+from broker.protocol.messages import Accepted, Announce, Blobs, Frame, Registered, SessionOpened
+from broker.sending import Sending
+from broker.server import NUMBERED
 from tests.simulation.disks import LedgerDisk
 from tests.simulation.network import Connection
-from tests.simulation.nodes import Node
+from tests.simulation.nodes import NEWS, READS_NO_BUNDLES, SAYS_NEWS, Node
 from tests.simulation.promises import Promises
 from tests.simulation.world import World
 
@@ -36,13 +47,31 @@ TIGHT = BrokerConfig(
 WALL = 1.7e9
 """The true time at which every simulation begins, in seconds since the Unix epoch."""
 
+_MORE = int(zmq.SNDMORE)
+_ANSWERS = (Registered, SessionOpened)
+_NOTHING: tuple[None, tuple[Frame, ...], int] = (None, (), 0)
+
+
+class _Router:
+    """A ROUTER, as far as `Sending` uses one; each message that it is given whole is handed to ``transmit``."""
+
+    def __init__(self, transmit: Callable[[bytes, Sequence[Frame]], None]) -> None:
+        self._transmit = transmit
+        self._frames: list[Frame] = []
+
+    def send(self, frame: Frame, flags: int) -> None:
+        """Send a frame: the peer's, or one of those that go to it."""
+        self._frames.append(frame)
+        if not flags & _MORE:
+            (peer, *frames), self._frames = self._frames, []
+            self._transmit(cast("bytes", peer), frames)
+
 
 class BrokerNode(Node):
     """The broker. ``crash_points``: how many times it dies between two steps of a commit of its own accord."""
 
     def __init__(self, world: World, promises: Promises, *, crash_points: int = 0, tight: bool = False) -> None:
-        super().__init__(world, "broker")
-        self._promises = promises
+        super().__init__(world, "broker", promises)
         self._config = TIGHT if tight else CONFIG
         self.disk = LedgerDisk(world, promises)
         self.crash_points = crash_points
@@ -50,7 +79,9 @@ class BrokerNode(Node):
         self._asked: list[b.Persist] = []
         self._committing = False
         self.reachable = False
+        self._told_news: set[bytes] = set()  # since all that was gathered went
         self.broker: BrokerCore
+        self._sending: Sending
         nothing = (b.PinBlobs, b.UnpinBlobs, b.PublishNotification, b.PublishLogs)
         self._execute |= dict.fromkeys(nothing, lambda _: None)
         self._execute |= {
@@ -73,6 +104,8 @@ class BrokerNode(Node):
             wall_offset=WALL + self._clock_zero,
             now=self.clock(),
         )
+        self._sending = Sending(cast("zmq.Socket[bytes]", _Router(self._transmit)), self.broker, self._unsent)
+        self._told_news.clear()
         self.start(self.broker)
         self.reachable = True
         self._promises.grace_over = self.world.now + self._config.restart_grace
@@ -127,32 +160,62 @@ class BrokerNode(Node):
         """A client has connected."""
         self._connections[connection.peer] = connection
 
-    def receive(self, received: Received) -> None:
-        """A message has come."""
-        if received.peer in self._connections:
-            if type(received.message) is Announce:
-                self._promises.arrived(received.message.event)
-            self.feed(received)
+    def receive(self, connection: Connection, parts: Sequence[Unpacked]) -> None:
+        """A message, or a bundle of them, has come: hand them to the core as `broker.server` does."""
+        peer = connection.peer
+        if peer not in self._connections:
+            return
+        self._check_bundle(parts)
+        handle, now = self.broker.handle, self.clock()
+        for (message, frames, size), (following, _, _) in zip(parts, (*parts[1:], _NOTHING), strict=True):
+            event: b.Event
+            if isinstance(message, ProtocolError):
+                event = b.Malformed(peer=peer, reason=str(message), size=size)
+            else:
+                if type(message) is Announce:
+                    self._promises.arrived(message.event)
+                event = Received(message=message, frames=frames, peer=peer, size=size)
+            more = type(following) in NUMBERED
+            if not self._do(handle(event, now, more=more)):
+                return
+        self._begin_batch()
 
     def _send(self, send: Send) -> None:
-        connection = self._connections.get(send.peer)
-        if connection is not None:
-            kind = type(send.message)
-            if kind is Accepted or kind is SessionOpened:
-                self._check(connection, send.message)
-            if connection.alive:
-                connection.send(send.message, send.frames, up=False)
-                return
-        # A dead connection is noticed when something is sent over it; a half-open one is not noticed at all.
-        if connection is None or self.world.random.random() < 0.7:
-            self._connections.pop(send.peer, None)
-            self.later(0, lambda: self.feed(b.PeerUnreachable(peer=send.peer)))
-
-    def _check(self, connection: Connection, message: Message) -> None:
+        peer, message = send.peer, send.message
+        connection = self._connections.get(peer)
+        if connection is None:
+            self._unsent(b.PeerUnreachable(peer=peer))
+            return
+        if isinstance(message, _ANSWERS):
+            message = msgspec.structs.replace(message, version=self.version)
         if isinstance(message, SessionOpened):
             self._promises.opened(connection.incarnation, message.accepted, self.disk)
         elif isinstance(message, Accepted):
             self._promises.accepted(connection.incarnation, message.n, self.disk)
+        sending, gathers = self._sending, self.version != READS_NO_BUNDLES
+        waits = gathers and self.world.random.random() < connection.network.gather
+        if waits and self.version == SAYS_NEWS and peer not in self._told_news and self.broker.reads_bundles(peer):
+            self._told_news.add(peer)
+            sending.send(peer, NEWS)
+        sending.send(peer, encode(message), send.frames)
+        if not waits:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._told_news.clear()
+        self._sending.flush()
+
+    def _transmit(self, peer: bytes, frames: Sequence[Frame]) -> None:
+        connection = self._connections.get(peer)
+        if connection is not None and connection.alive:
+            connection.send(frames, up=False)
+        # A dead connection is noticed when something is sent over it; a half-open one is not noticed at all.
+        elif connection is None or self.world.random.random() < 0.7:
+            self._connections.pop(peer, None)
+            raise zmq.ZMQError(errno.EHOSTUNREACH)
+
+    def _unsent(self, event: b.PeerBusy | b.PeerUnreachable) -> None:
+        self.later(0, lambda: self.feed(event))
 
     def _log(self, log: Log) -> None:
         super()._log(log)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import Send
-from broker.protocol.messages import Announce, Failure
+from broker.protocol.messages import Announce, Failure, Message, Registered
 from edge_agent import effects as e
 from edge_agent.core import AgentConfig, AgentCore
 from edge_agent.jobs import (
@@ -42,9 +43,8 @@ class DeviceNode(Client):
         *,
         crash_points: int = 0,
     ) -> None:
-        super().__init__(world, name, network, broker)
+        super().__init__(world, name, network, broker, promises)
         self._broker_node = broker
-        self._promises = promises
         self._plans = plans
         self.crash_points = crash_points
         self.shelf = ShelfDisk(world, name)
@@ -164,6 +164,10 @@ class DeviceNode(Client):
         self.world.tell(self.name, "   gives up ", event)
         self.crash()
         self._promises.device_refused(self.name, event.code)
+
+    def _hear(self, message: Message) -> None:
+        if type(message) is Registered:
+            self.sends_bundles = reads_bundles(message.version)
 
     def _send(self, send: Send) -> None:
         if type(send.message) is Announce:

@@ -38,6 +38,7 @@ class Scenario:
     seconds: float
     tight: bool
     faults: Faults
+    gather: float
     disconnections: int
     half_open: int
     partitions: int
@@ -75,6 +76,7 @@ class Scenario:
                 jitter=random.choice((0.0, 0.01, 1.0)),
                 reorder=random.random() < 0.5 * bad,
             ),
+            gather=random.choice((0.0, 0.5, 0.9, 1.0)),
             disconnections=random.choice((0, 0, 2, 6)) if bad else 0,
             half_open=random.choice((0, 0, 0, 2)) if bad else 0,
             partitions=random.choice((0, 0, 1, 2)) if bad else 0,
@@ -102,6 +104,7 @@ class Outcome:
     failures: int
     messages: int
     lost: int
+    bundles: int
     crashes: int
     happened: int
     seconds: float
@@ -114,7 +117,7 @@ class Fleet:
         world = self.world = World(seed)
         scenario = self.scenario = Scenario.draw(world)
         self.promises = Promises(world, scenario.kind)
-        self.network = Network(world, scenario.faults)
+        self.network = Network(world, scenario.faults, gather=scenario.gather)
         self.crashes = 0
         self.broker = BrokerNode(world, self.promises, crash_points=scenario.broker_crash_points, tight=scenario.tight)
         plans = {plan.id: plan for plan in fake_plans()}
@@ -362,6 +365,7 @@ def run(seed: int) -> Outcome:
         failures=len(ends) - ends.count("value"),
         messages=fleet.network.sent,
         lost=fleet.network.lost,
+        bundles=fleet.network.bundles,
         crashes=fleet.crashes,
         happened=fleet.world.happened,
         seconds=fleet.world.now,

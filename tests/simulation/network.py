@@ -1,20 +1,23 @@
 """A network that delays, drops, repeats and reorders messages, and cuts connections.
 
 A `Connection` joins one client (a device or a session) and the broker. A message is encoded when it is sent and decoded
-when it arrives, so what no frame can carry does not arrive.
+when it arrives, so what no frame can carry does not arrive. A bundle is one message here: what befalls it befalls all
+of its parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from broker.protocol.effects import Received
-from broker.protocol.framing import decode, encode
-from broker.protocol.messages import Frame, Heartbeat, HeartbeatSeen, Message
+from broker.protocol.bundles import Unpacked, unpack
+from broker.protocol.messages import Frame, Heartbeat, HeartbeatSeen
 from tests.simulation.world import World
 
 __all__ = ["Connection", "Faults", "Network"]
+
+_HEARTBEATS = frozenset({Heartbeat, HeartbeatSeen})
+"""What the story leaves out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +36,17 @@ CALM = Faults()
 
 
 class Network:
-    """All connections, and what befalls them."""
+    """All connections, and what befalls them. ``gather``: how likely a message waits for others to the same peer, until
+    its sender has nothing else to do.
+    """
 
-    def __init__(self, world: World, faults: Faults) -> None:
+    def __init__(self, world: World, faults: Faults, *, gather: float = 0.0) -> None:
         self.world = world
         self.faults = faults
+        self.gather = gather
         self.sent = 0
         self.lost = 0
+        self.bundles = 0
 
     def calm(self) -> None:
         """From now on nothing goes wrong."""
@@ -54,8 +61,8 @@ class Connection:
         network: Network,
         name: str,
         *,
-        to_client: Callable[[Received], None],
-        to_broker: Callable[[Received], None],
+        to_client: Callable[[Connection, Sequence[Unpacked]], None],
+        to_broker: Callable[[Connection, Sequence[Unpacked]], None],
     ) -> None:
         self.network = network
         self.name = name
@@ -70,28 +77,33 @@ class Connection:
         """The connection is gone, with all that is on its way."""
         self.alive = False
 
-    def send(self, message: Message, frames: tuple[Frame, ...], *, up: bool) -> None:
-        """Put a message on its way, to the broker or from it."""
-        world, faults = self.network.world, self.network.faults
-        self.network.sent += 1
-        header = encode(message)
-        arrow = "->" if up else "<-"
+    def send(self, frames: Sequence[Frame], *, up: bool) -> None:
+        """Put what is one message for the network on its way, to the broker or from it."""
+        network = self.network
+        world, faults = network.world, network.faults
+        network.sent += 1
         if not self.alive or self.deaf[up] or world.random.random() < faults.drop:
-            self.network.lost += 1
-            world.tell(self.name, f"{arrow} lost ", message)
+            network.lost += 1
+            self._tell("-> lost " if up else "<- lost ", unpack(frames))  # type: ignore[arg-type]  # bytes, all of them
             return
         for _ in range(2 if world.random.random() < faults.repeat else 1):
             time = world.now + faults.delay * (0.5 + world.random.random()) + world.random.random() * faults.jitter
             if not faults.reorder:
                 time = self._last[up] = max(time, self._last[up])
-            world.at(time, lambda: self._arrive(header, frames, up, arrow))
+            world.at(time, lambda: self._arrive(frames, up))
 
-    def _arrive(self, header: bytes, frames: tuple[Frame, ...], up: bool, arrow: str) -> None:
+    def _arrive(self, frames: Sequence[Frame], up: bool) -> None:
         if not self.alive or self.deaf[up]:
             self.network.lost += 1
             return
-        message = decode(header)
-        if not isinstance(message, Heartbeat | HeartbeatSeen):
-            self.network.world.tell(self.name, f"{arrow} ", message)
-        size = len(header) + sum(map(len, frames))
-        self._deliver[up](Received(message=message, frames=frames, peer=self.peer if up else b"", size=size))
+        parts = unpack(frames)  # type: ignore[arg-type]  # bytes, all of them
+        self.network.bundles += len(parts) > 1
+        self._tell("-> " if up else "<- ", parts)
+        self._deliver[up](self, parts)
+
+    def _tell(self, what: str, parts: Sequence[Unpacked]) -> None:
+        tell = self.network.world.tell
+        for message, _, _ in parts:
+            if type(message) not in _HEARTBEATS:
+                tell(self.name, what, message)
+            what = "   and "

@@ -5,14 +5,32 @@ under the virtual clock.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
+from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Unpacked, bundled, reads_bundles
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
+from broker.protocol.errors import ProtocolError
+from broker.protocol.framing import encode, size_of
+from broker.protocol.messages import Frame, Message, OpenSession, Register
 from tests.simulation.network import Connection, Network
+from tests.simulation.promises import Promises
 from tests.simulation.world import World
 
-__all__ = ["Client", "Core", "Node", "seeded"]
+__all__ = ["NEWS", "READS_BUNDLES", "READS_NO_BUNDLES", "SAYS_NEWS", "Client", "Core", "Node", "seeded"]
+
+READS_NO_BUNDLES = (1, 0)
+READS_BUNDLES = (1, 1)
+SAYS_NEWS = (1, 2)
+"""The versions of the protocol that programs speak here. The last one begins each bundle with `NEWS`."""
+
+NEWS = msgspec.msgpack.encode([120, "what is new in 1.2"])
+"""A message of a later minor version, which means nothing to anybody here."""
+
+_BATCH_ENDED = BatchEnded()
+_INTRODUCTIONS = (OpenSession, Register)
 
 LONGEST_UPTIME = 1e8
 """No machine's monotonic clock says more than this when it comes into the world: some three years, in seconds."""
@@ -33,13 +51,21 @@ class Core(Protocol):
 class Node:
     """A core with its driver: batches what arrives together, ticks when it is time, executes instructions in order.
 
+    What it sends at one moment may leave in bundles, at the end of the batch at the latest: see `_flush`.
+
     Each machine has a clock of its own, which says what it likes when the machine boots and goes at the same pace as
     all others.
     """
 
-    def __init__(self, world: World, name: str) -> None:
+    versions: tuple[tuple[int, int], ...] = (*(READS_NO_BUNDLES,) * 2, *(READS_BUNDLES,) * 9, SAYS_NEWS)
+    """One of these is the version of a program that starts."""
+
+    def __init__(self, world: World, name: str, promises: Promises) -> None:
         self.world = world
         self.name = name
+        self._promises = promises
+        self.version = READS_BUNDLES
+        """The version of the protocol that the program speaks, since its start: it may have been replaced by then."""
         self.core: Core | None = None
         self._life = 0  # counts up when the node ends: what was planned for an earlier life does not happen
         self._batch = False
@@ -68,6 +94,7 @@ class Node:
         self._life += 1
         self._batch = False
         self._tick_at = float("inf")
+        self.version = self.world.random.choice(self.versions)
         self.core = core
 
     def crash(self) -> None:
@@ -83,37 +110,52 @@ class Node:
     def feed(self, event: object) -> None:
         """Hand an event to the core, and do what it says."""
         core = self.core
-        if core is None:
-            return
+        if core is not None and self._do(core.handle(event, self.clock())):
+            self._begin_batch()
+
+    def _do(self, instructions: list[Any]) -> bool:
+        """Do what the core says; whether the program still runs then."""
         life = self._life
         execute = self._execute
-        for instruction in core.handle(event, self.clock()):
+        for instruction in instructions:
             execute[type(instruction)](instruction)
             if self._life != life:
-                return
-        if not self._batch and type(event) is not BatchEnded:
+                return False
+        return True
+
+    def _begin_batch(self) -> None:
+        """See to the end of the batch."""
+        if not self._batch:
             self._batch = True
-            self.later(self.world.random.choice((0.0, 0.0, 0.0005)), self._end_batch)
+            self.later(0.0005 if self.world.random.random() < 0.3 else 0.0, self._end_batch)
+
+    def _end_batch(self) -> None:
+        core = self.core
+        self._batch = False
+        if core is None or not self._do(core.handle(_BATCH_ENDED, self.clock())):
+            return
+        self._flush()
         timer = core.next_timer()
         if timer is not None and timer < self._tick_at:
             self._tick_at = timer
             self.later(timer + self._clock_zero - self.world.now, lambda: self._tick(timer))
 
-    def _end_batch(self) -> None:
-        self._batch = False
-        self.feed(BatchEnded())
-
     def _tick(self, timer: float) -> None:
         if timer == self._tick_at:
             self._clock_last = max(self._clock_last, timer)  # the two clocks' difference is rounded
-            self._batch = (
-                True  # a tick is a batch of its own: what falls due must be flushed before the next one is set
-            )
+            self._batch = True  # of its own: what falls due must be flushed before the next one is set
             life = self._life
             self.feed(Tick())
             if self._life == life:
                 self._tick_at = float("inf")
                 self._end_batch()
+
+    def _flush(self) -> None:
+        """Let what was gathered for peers go."""
+
+    def _check_bundle(self, parts: Sequence[Unpacked]) -> None:
+        if len(parts) > 1 and not reads_bundles(self.version):
+            self._promises.broken("who reads no bundles gets none", f"{self.name} got one of {len(parts)}")
 
     def _log(self, log: Log) -> None:
         self.world.tell(self.name, "   ", log)
@@ -122,11 +164,14 @@ class Node:
 class Client(Node):
     """A node with one connection to the broker, which it makes again whenever it is gone."""
 
-    def __init__(self, world: World, name: str, network: Network, broker: BrokerEnd) -> None:
-        super().__init__(world, name)
+    def __init__(self, world: World, name: str, network: Network, broker: BrokerEnd, promises: Promises) -> None:
+        super().__init__(world, name, promises)
         self.network = network
         self._broker = broker
         self.connection: Connection | None = None
+        self.sends_bundles = False
+        """Whether the broker has said on this connection that it reads them."""
+        self._gathered: list[Sequence[Frame]] = []
         self._execute[Send] = self._send
 
     def connect(self) -> None:
@@ -137,26 +182,37 @@ class Client(Node):
         if not self._broker.reachable:
             self.later(0.5 + self.world.random.random(), self._connected)
             return
-        life = self._life
-
-        def to_client(received: Received) -> None:
-            if self._life == life and self.connection is connection:
-                self.feed(received)
-
-        connection = Connection(self.network, self.name, to_client=to_client, to_broker=self._broker.receive)
+        connection = Connection(self.network, self.name, to_client=self._receive, to_broker=self._broker.receive)
         self._present(connection)
         self.connection = connection
+        self.sends_bundles = False
         self._broker.accept(connection)
         self.feed(LinkUp())
 
     def _present(self, connection: Connection) -> None:
         """Write upon a new connection what the checker needs to know of it."""
 
+    def _receive(self, connection: Connection, parts: Sequence[Unpacked]) -> None:
+        core, now = self.core, self.clock()
+        if core is None or self.connection is not connection:
+            return
+        self._check_bundle(parts)
+        for message, frames, size in parts:
+            if isinstance(message, ProtocolError):
+                continue
+            self._hear(message)
+            alive = self._do(core.handle(Received(message=message, frames=frames, size=size), now))
+            if not alive or self.connection is not connection:
+                return
+        self._begin_batch()
+
+    def _hear(self, message: Message) -> None:
+        """Note what the driver needs to know of a message."""
+
     def disconnect(self) -> None:
         """The connection breaks, and this end sees it."""
         if self.connection is not None:
-            self.connection.cut()
-            self.connection = None
+            self._hang_up(self.connection)
             self.world.tell(self.name, "   connection lost")
             self.feed(LinkDown())
             self.connect()
@@ -171,12 +227,37 @@ class Client(Node):
         """As `Node.crash`; the connection breaks, too."""
         super().crash()
         if self.connection is not None:
-            self.connection.cut()
-            self.connection = None
+            self._hang_up(self.connection)
+
+    def _hang_up(self, connection: Connection) -> None:
+        connection.cut()
+        self.connection = None
+        self._gathered.clear()
 
     def _send(self, send: Send) -> None:
-        if self.connection is not None:
-            self.connection.send(send.message, send.frames, up=True)
+        connection, message = self.connection, send.message
+        if connection is None:
+            return
+        if isinstance(message, _INTRODUCTIONS):
+            message = msgspec.structs.replace(message, version=self.version)
+        frames = (encode(message), *send.frames)
+        if not self.sends_bundles or size_of(frames) > BUNDLED_BYTES:
+            self._flush()
+            connection.send(frames, up=True)
+            return
+        waits = self.world.random.random() < self.network.gather
+        gathered = self._gathered
+        if waits and not gathered and self.version == SAYS_NEWS:
+            gathered.append((NEWS,))
+        gathered.append(frames)
+        if not waits or len(gathered) >= BUNDLE_MESSAGES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            assert self.connection is not None  # nothing is gathered for none
+            self.connection.send(bundled(gathered), up=True)
 
 
 class BrokerEnd(Protocol):
@@ -187,8 +268,8 @@ class BrokerEnd(Protocol):
     def accept(self, connection: Connection) -> None:
         """A client has connected."""
 
-    def receive(self, received: Received) -> None:
-        """A message has come from a client."""
+    def receive(self, connection: Connection, parts: Sequence[Unpacked]) -> None:
+        """A message, or a bundle of them, has come from a client."""
 
 
 def seeded(world: World) -> random.Random:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
+from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import Send
 from broker.protocol.messages import AskStatus, Fetch, Frame, StatusReport, Submit, Values
 from coordinator.core import SessionConfig, SessionCore
@@ -29,7 +30,7 @@ from coordinator.core_events import (
 from coordinator.core_results import Result
 from tests.simulation.broker_node import BrokerNode
 from tests.simulation.network import Connection, Network
-from tests.simulation.nodes import Client
+from tests.simulation.nodes import READS_BUNDLES, READS_NO_BUNDLES, Client
 from tests.simulation.promises import Promises
 from tests.simulation.world import World
 
@@ -39,12 +40,14 @@ __all__ = ["SessionNode"]
 class SessionNode(Client):
     """A coordinator. ``session``: its name, perhaps empty. ``results`` are all that its user has pointers to."""
 
+    # A broker refuses what it does not know, and to a session that introduces itself again a refusal is the end.
+    versions = (READS_NO_BUNDLES, *(READS_BUNDLES,) * 5)
+
     def __init__(
         self, world: World, name: str, network: Network, broker: BrokerNode, promises: Promises, *, session: str = ""
     ) -> None:
-        super().__init__(world, name, network, broker)
+        super().__init__(world, name, network, broker, promises)
         self._broker_node = broker
-        self._promises = promises
         self.session_name = session
         self.opened = False
         self.fenced = False  # whether another incarnation may have taken its place
@@ -122,8 +125,9 @@ class SessionNode(Client):
 
     # ------------------------------------------------------------------------------------------ what it learns
 
-    def _ready(self, _ready: SessionReady) -> None:
+    def _ready(self, ready: SessionReady) -> None:
         self.opened = True
+        self.sends_bundles = reads_bundles(ready.opened.version)
 
     def _submitted(self, submitted: Submitted) -> None:
         for result in submitted.results:

@@ -36,6 +36,7 @@ def test_promises_hold_under_many_seeds(first: int) -> None:
     """Fifty fleets with faults of all kinds keep every promise; a broken one is reported with its seed and story."""
     outcomes = [run(seed) for seed in range(first, first + CHUNK)]
     assert sum(outcome.values for outcome in outcomes) > 5 * CHUNK, "fleets that compute nothing prove nothing"
+    assert sum(outcome.bundles for outcome in outcomes) > 5 * CHUNK, "so do bundles that nobody sends"
 
 
 def test_the_scenarios_have_every_kind_of_trouble() -> None:
@@ -43,6 +44,7 @@ def test_the_scenarios_have_every_kind_of_trouble() -> None:
     drawn = [Scenario.draw(World(seed)) for seed in range(SEEDS)]
     assert {one.kind for one in drawn} == set(Kind)
     assert any(not one.faults.drop and not one.partitions for one in drawn)
+    assert {one.gather for one in drawn} >= {0.0, 1.0}
     for fault in ("drop", "repeat", "reorder"):
         assert any(getattr(one.faults, fault) for one in drawn), fault
     for mishap in MISHAPS:
