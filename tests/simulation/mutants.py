@@ -14,10 +14,13 @@ import pytest
 
 from broker.acknowledgements import Acknowledgements
 from broker.announcements import Announcements
+from broker.core import BrokerCore
 from broker.devices import Device
 from broker.effects import Persisted
 from broker.ledger.interface import RecordTerminal
 from broker.mailboxes import Mailbox
+from broker.protocol.bundles import unpack
+from broker.protocol.errors import ProtocolError
 from broker.protocol.messages import Registered
 from broker.protocol.streams import Inbox, Outbox, Verdict
 from broker.records import Record
@@ -245,6 +248,49 @@ def keep_lost_values(patch: Patch) -> None:
     patch.setattr(Announcements, "store_lost", lambda *_: None)
 
 
+# ------------------------------------------------------------------------------------------------- bundles
+
+
+def forget_what_is_due_while_more_follows(patch: Patch) -> None:
+    """What a message lets the broker's streams say is forgotten, if another one follows in the same bundle."""
+    original: Any = BrokerCore.handle
+
+    def handle(self: BrokerCore, event: Any, now: float, *, more: bool = False) -> list[object]:
+        instructions: list[object] = original(self, event, now, more=more)
+        if more:
+            self._context.due = {}
+        return instructions
+
+    patch.setattr(BrokerCore, "handle", handle)
+
+
+def do_nothing_while_more_follows(patch: Patch) -> None:
+    """What the broker's core says to a message is not done, if another one follows in the same bundle."""
+    original: Any = BrokerCore.handle
+
+    def handle(self: BrokerCore, event: Any, now: float, *, more: bool = False) -> list[object]:
+        instructions: list[object] = original(self, event, now, more=more)
+        return [] if more else instructions
+
+    patch.setattr(BrokerCore, "handle", handle)
+
+
+def drop_the_rest_of_a_bundle(patch: Patch) -> None:
+    """After a part of a bundle that means nothing to it a receiver looks at no other."""
+
+    def unpack_until(frames: Any, **options: Any) -> list[Any]:
+        parts = unpack(frames, **options)
+        wrong = [k for k, part in enumerate(parts) if isinstance(part[0], ProtocolError)]
+        return parts[: wrong[0] + 1] if wrong else parts
+
+    patch.setattr("tests.simulation.network.unpack", unpack_until)
+
+
+def send_bundles_to_everybody(patch: Patch) -> None:
+    """The broker sends bundles to peers that can't read them."""
+    patch.setattr(BrokerCore, "reads_bundles", lambda *_: True)
+
+
 # ------------------------------------------------------------------------------------------------- the device
 
 
@@ -373,6 +419,10 @@ MUTANTS = (
     Mutant(mutate=release_what_is_needed, seeds=(47, 62)),
     Mutant(mutate=release_at_once, seeds=(39, 47)),
     Mutant(mutate=keep_lost_values, seeds=(84, 87)),
+    Mutant(mutate=forget_what_is_due_while_more_follows, seeds=(7, 33)),
+    Mutant(mutate=do_nothing_while_more_follows, seeds=(1, 2)),
+    Mutant(mutate=drop_the_rest_of_a_bundle, seeds=(23, 31)),
+    Mutant(mutate=send_bundles_to_everybody, seeds=(3, 5)),
     Mutant(mutate=announce_before_the_sync, seeds=(0, 1)),
     Mutant(mutate=run_again_what_has_ended, seeds=(8, 13)),
     Mutant(mutate=start_in_reverse, seeds=(0, 1)),
