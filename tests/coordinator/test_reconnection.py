@@ -4,6 +4,7 @@ stopped and started.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from torch import nn
 from broker.config import BrokerConfig
 from broker.protocol import messages as m
 from broker.protocol.bundles import unpack
+from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import decode, encode
 from broker.server import BrokerServer
 from broker.sockets import send
@@ -165,13 +167,7 @@ def test_what_the_old_connection_brought_is_taken_in_before_the_next_one() -> No
             for n in range(1, count + 1):
                 router.send_multipart([peer, encode(m.Notify(n=n, device="d1", event=event))])
             router.close(linger=int(WITHIN * 1000))
-            router = context.socket(zmq.ROUTER)
-            monitor = router.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-            wait_until(lambda: bound(router, port))
-            came = monitor.poll(int(WITHIN * 1000))
-            router.disable_monitor()
-            monitor.close(linger=0)
-            assert came
+            router = next_broker(context, port)
         while not isinstance(hello := decode(router.recv_multipart()[1]), m.OpenSession):
             pass
         assert hello.seen == count
@@ -212,6 +208,84 @@ def test_what_is_called_while_the_broker_has_yet_to_accept_goes_in_one(version: 
         driver.close(0.0)
         router.close(linger=0)
         context.term()
+
+
+@pytest.mark.parametrize("who_hangs_up", ["the broker", "the session"])
+def test_a_broker_that_has_not_answered_gets_no_bundles(who_hangs_up: str) -> None:
+    """What was left over when a connection ended, to a broker that read them, goes each alone on the next one."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    driver = SessionDriver(f"tcp://127.0.0.1:{port}", config=SessionConfig(), context=context)
+    peer = b""
+
+    def answer(version: tuple[int, int]) -> None:
+        opened = m.SessionOpened(
+            version=version, ledger=b"ledger-1", accepted=0, heartbeat_ms=60_000, max_message=1 << 20
+        )
+        router.send_multipart([peer, encode(opened)])
+
+    def submit(count: int) -> None:
+        for _ in range(count):
+            put = m.Put(id=driver.core.take_ids(1))
+            driver.submit(SubmitCommand(devices=("d1",), command=put, frames=(b"value",)))
+            driver.flush()
+
+    def hear() -> m.Message:
+        nonlocal peer
+        assert router.poll(int(WITHIN * 1000))
+        peer, *frames = router.recv_multipart()
+        heard = [message for message, _, _ in unpack(frames)]
+        assert len(heard) == 1
+        assert not isinstance(heard[0], ProtocolError)
+        return heard[0]
+
+    try:
+        assert isinstance(hear(), m.OpenSession)
+        answer((1, 1))
+        assert isinstance(hear(), m.Seen)
+        with contextlib.ExitStack() as held:
+            with driver._io:
+                held.enter_context(driver.lock)  # the thread neither sends nor looks at the connection meanwhile
+                submit(1)
+                if who_hangs_up == "the broker":
+                    router.close(linger=0)
+                    router = next_broker(context, port)
+                else:
+                    driver._reopen = True
+            if who_hangs_up == "the session":
+                wait_until(lambda: not driver._outgoing)  # of what is left over this is dropped
+            submit(4)
+        left_over: list[m.Message] = []
+        while not isinstance(message := hear(), m.OpenSession):
+            left_over.append(message)
+        assert len(left_over) == (5 if who_hangs_up == "the broker" else 4)
+        answer((1, 0))
+        for n in range(1, 6):
+            again = hear()
+            assert isinstance(again, m.Submit)
+            assert again.n == n
+    finally:
+        driver.close(0.0)
+        router.close(linger=0)
+        context.term()
+
+
+def next_broker(context: zmq.Context[zmq.Socket[bytes]], port: int) -> zmq.Socket[bytes]:
+    """A ROUTER in the place of one that was closed, once somebody has connected to it."""
+    router = context.socket(zmq.ROUTER)
+    monitor = router.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    came = 0
+    try:
+        wait_until(lambda: bound(router, port))
+        came = monitor.poll(int(WITHIN * 1000))
+    finally:
+        router.disable_monitor()
+        monitor.close(linger=0)
+        if not came:
+            router.close(linger=0)
+    assert came
+    return router
 
 
 def bound(router: zmq.Socket[bytes], port: int) -> bool:
