@@ -7,6 +7,7 @@ and counts what is accepted. Nothing is delivered, so that it is the accepting t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections import deque
@@ -32,7 +33,8 @@ __all__ = ["accepted_per_second"]
 MANIFEST = b"a plan that nobody runs"
 PLAN = hashlib.sha256(MANIFEST).digest()
 WINDOW = 1024
-PATIENCE_MS = 60_000
+PATIENCE_SECONDS = 60.0
+"""How long to wait for any one message, whatever else comes meanwhile."""
 
 
 READS_NO_BUNDLES = (1, 0)
@@ -43,17 +45,23 @@ class _Peer:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 1000)
-        self.socket.setsockopt(zmq.RCVTIMEO, PATIENCE_MS)
         self.socket.connect(endpoint)
 
     def say(self, message: Message, *frames: bytes) -> None:
         self.socket.send_multipart([encode(message), *frames])
 
     def hear(self, kind: type[Message]) -> Message:
-        while True:
-            message = decode(self.socket.recv_multipart()[0])
+        """The next message of that kind; others are dropped. Raises TimeoutError."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            self.socket.setsockopt(zmq.RCVTIMEO, math.ceil(left * 1000))
+            try:
+                message = decode(self.socket.recv_multipart()[0])
+            except zmq.Again:
+                break
             if isinstance(message, kind):
                 return message
+        raise TimeoutError(f"heard no {kind.__name__} within {PATIENCE_SECONDS:g} s")
 
 
 def accepted_per_second(endpoint: str, count: int) -> float:
