@@ -209,16 +209,18 @@ class AgentCore:
         self._runs.tick()
 
     def _batch_ended(self, _event: BatchEnded) -> None:
-        registered = self._link.registered
-        self._runs.flush()
-        if self._reannounce:
-            # What the broker has not on record. Those being stored are announced when they are on the disk.
+        registered, reannounce = self._link.registered, self._reannounce
+        if reannounce:
+            # What the broker has not on record. Those being stored are announced when they are on the disk. Before
+            # anything else ends in this batch: what is being kept by an instruction of this call is not listed yet.
             self._reannounce = False
             unrecorded = self._catalog.unrecorded()
             for ended in unrecorded:
                 if not self._runs.live(ended.id):
                     self._link.announce(*announcement(self._catalog, ended))
             self._runs.fail_unwritten({ended.id for ended in unrecorded})
+        self._runs.flush()
+        if reannounce:
             self._link.announce(self._tags.whole())  # last: it says that there is no more
         self._link.flush()
         self._runs.arguments.flush(registered=registered)

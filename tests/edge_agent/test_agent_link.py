@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol import messages as m
-from broker.protocol.effects import LinkDown, LinkUp
+from broker.protocol.effects import LinkDown, LinkUp, Received
 from edge_agent import effects as e
 from edge_agent.core import AgentConfig
 from tests.edge_agent.device import LEDGER, STORE, DemoPlan, Device, own_value, result_id
@@ -158,6 +158,33 @@ def test_an_end_that_could_not_be_written_is_not_kept_from_the_broker() -> None:
     device.feed(LinkDown())
     device.register(epoch=1, first=4)
     assert device.announced() == []
+
+
+def test_what_fails_while_the_device_registers_has_one_end() -> None:
+    """In the same batch, for what became of another command: it is announced once, as what it is."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, result_id(9), counter=1)
+    device.invoke(PLAN, result_id(1), counter=2)
+    device.feed(LinkDown())
+    device.feed(LinkUp())
+    device.sent.clear()
+    registered = m.Registered(
+        version=m.PROTOCOL_VERSION,
+        ledger=LEDGER,
+        epoch=1,
+        token=b"token-01",
+        first=4,
+        heartbeat_ms=10_000,
+        max_message=4 << 20,
+    )
+    cancel = m.Deliver(n=4, digest=bytes(16), command=m.Cancel(id=result_id(1)))
+    device.feed(Received(message=registered), Received(message=cancel))
+    assert device.failure_of(result_id(2)).code == "ArgumentFailed"
+    ended = device.shelf.ended(result_id(2))
+    assert ended is not None
+    assert [event for event in device.announced() if event.id == result_id(2)] == [ended.event]
+    assert [log.event for log in device.logs if log.event == "end_lost"] == []
 
 
 def test_another_ledger_is_told_everything() -> None:
