@@ -288,8 +288,8 @@ class Promises:
         if not command.word:
             command.word = word
         elif command.word != word:
-            taken_back = self._grace_has_passed(command, word)
-            if not (command.forgotten_by_both or taken_back) and self.kind is Kind.USUAL:
+            taken_back = command.forgotten_by_both or self._grace_has_passed(command, word)
+            if not taken_back and self.kind is Kind.USUAL:
                 self.broken("one end", f"{command} ended as {command.word}, and then as {word}")
             command.word = word
             command.taken_back = command.taken_back or taken_back
