@@ -12,21 +12,24 @@ from broker.effects import PeerBusy, PeerUnreachable
 from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, bundled
 from broker.protocol.framing import size_of
 from broker.protocol.messages import Frame
-from broker.sockets import send
 
 __all__ = ["Sending"]
 
 
 class Sending:
-    """What goes to peers by ``router``. Messages to one of them keep their order; see `broker.protocol.bundles`.
+    """What goes to peers. Messages to one of them keep their order; see `broker.protocol.bundles`.
 
-    ``failed`` is called with the event that tells ``core`` that something did not go; ``core`` also counts what went.
+    ``transmit`` sends frames to a peer by a ROUTER, and raises what that does. ``failed`` is called with the event that
+    tells ``core`` that something did not go; ``core`` also counts what went.
     """
 
     def __init__(
-        self, router: zmq.Socket[bytes], core: BrokerCore, failed: Callable[[PeerBusy | PeerUnreachable], None]
+        self,
+        transmit: Callable[[bytes, Sequence[Frame]], None],
+        core: BrokerCore,
+        failed: Callable[[PeerBusy | PeerUnreachable], None],
     ) -> None:
-        self._router = router
+        self._send_now = transmit
         self._core = core
         self._failed = failed
         self._gathered: dict[bytes, list[Sequence[Frame]]] = {}
@@ -62,7 +65,7 @@ class Sending:
 
     def _transmit(self, peer: bytes, frames: Sequence[Frame], size: int) -> None:
         try:
-            send(self._router, peer, frames)
+            self._send_now(peer, frames)
         except zmq.Again:
             self._failed(PeerBusy(peer=peer))
         except zmq.ZMQError as error:

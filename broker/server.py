@@ -14,6 +14,7 @@ others are passed on as they came.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import queue
@@ -56,7 +57,7 @@ from broker.protocol.framing import encode
 from broker.protocol.messages import Announce, AskStats, Submit
 from broker.publishing import Publisher
 from broker.sending import Sending
-from broker.sockets import free, poll, waiting
+from broker.sockets import free, poll, send, waiting
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 
@@ -233,7 +234,7 @@ class BrokerServer:
                 wall_offset=time.time() - now,
                 now=now,
             )
-            self._sending = Sending(self._router, self._core, self._on_unsent)
+            self._sending = Sending(functools.partial(send, self._router), self._core, self._on_unsent)
             if self._ledger.waits:
                 self._writer = LedgerWriter(
                     self._ledger,

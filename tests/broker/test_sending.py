@@ -31,7 +31,6 @@ from broker.protocol.messages import (
     Stats,
     Submit,
 )
-from broker.sockets import send
 from tests.broker.raw_peer import WITHIN_MS, RawPeer
 from tests.broker.served import Served
 
@@ -158,15 +157,18 @@ def test_who_has_gone_is_heard_before_that_is_told(
     device = device_of(served, PROTOCOL_VERSION)
     session, incarnation = served.session()
 
-    def leaves_now(router: zmq.Socket[bytes], first: Frame, rest: Sequence[Frame] = ()) -> None:
-        if isinstance(decode(bytes(rest[0])), Deliver):
+    sending = served.server._sending
+    send_now = sending._send_now
+
+    def leaves_now(peer: bytes, frames: Sequence[Frame]) -> None:
+        if isinstance(decode(bytes(frames[0])), Deliver):
             if goodbye:
                 device.say(Goodbye())
-                assert router.poll(WITHIN_MS)
+                assert served.server._router.poll(WITHIN_MS)
             raise zmq.ZMQError(errno.EHOSTUNREACH)
-        send(router, first, rest)
+        send_now(peer, frames)
 
-    monkeypatch.setattr("broker.sending.send", leaves_now)
+    monkeypatch.setattr(sending, "_send_now", leaves_now)
     session.say(put(incarnation, 1), b"abcd")
     session.say(ListDevices(r=1))
     while session.hear(DeviceList).devices[0].online:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import msgspec
 import zmq
@@ -47,24 +46,8 @@ TIGHT = BrokerConfig(
 WALL = 1.7e9
 """The true time at which every simulation begins, in seconds since the Unix epoch."""
 
-_MORE = int(zmq.SNDMORE)
 _ANSWERS = (Registered, SessionOpened)
 _NOTHING: tuple[None, tuple[Frame, ...], int] = (None, (), 0)
-
-
-class _Router:
-    """A ROUTER, as far as `Sending` uses one; each message that it is given whole is handed to ``transmit``."""
-
-    def __init__(self, transmit: Callable[[bytes, Sequence[Frame]], None]) -> None:
-        self._transmit = transmit
-        self._frames: list[Frame] = []
-
-    def send(self, frame: Frame, flags: int) -> None:
-        """Send a frame: the peer's, or one of those that go to it."""
-        self._frames.append(frame)
-        if not flags & _MORE:
-            (peer, *frames), self._frames = self._frames, []
-            self._transmit(cast("bytes", peer), frames)
 
 
 class BrokerNode(Node):
@@ -104,7 +87,7 @@ class BrokerNode(Node):
             wall_offset=WALL + self._clock_zero,
             now=self.clock(),
         )
-        self._sending = Sending(cast("zmq.Socket[bytes]", _Router(self._transmit)), self.broker, self._unsent)
+        self._sending = Sending(self._transmit, self.broker, self._unsent)
         self._told_news.clear()
         self.start(self.broker)
         self.reachable = True
