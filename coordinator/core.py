@@ -109,7 +109,6 @@ _FOR_GOOD = frozenset(code.value for code in RefusalCode) - _FOR_NOW
 _OPEN = Link.OPEN
 _NEXT = Verdict.NEXT
 _READY_INLINE = ResultInput.READY_INLINE
-_BEFORE_OPEN = (Link.OPENING, Link.WAITING)
 
 
 class SessionCore:
@@ -401,8 +400,9 @@ class SessionCore:
                 self._link.go(LinkInput.REFUSED_FOR_NOW)
                 self._link_lost()
                 self._retry_at = now + self.config.open_patience
-        elif self._link.takes(LinkInput.REFUSED) and (message.code in _FOR_GOOD or self._link.state in _BEFORE_OPEN):
-            # Once open, any other code is about one message, and its sender hears of it by no acknowledgement.
+        elif self._link.takes(LinkInput.REFUSED) and (message.code in _FOR_GOOD or not self._opened_once):
+            # Once it was open, any other code is about one message, perhaps one of before, and its sender hears of it
+            # by no acknowledgement.
             self._link.go(LinkInput.REFUSED)
             self._link_lost()
             details: dict[str, LogValue] = {"refusal": message.code, "session": self.config.session}

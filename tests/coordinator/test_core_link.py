@@ -196,6 +196,22 @@ def test_a_refused_message_does_not_end_an_open_session() -> None:
     assert session.of(SessionEnded)
 
 
+def test_a_late_refusal_of_a_message_does_not_end_a_session_that_introduces_itself_again() -> None:
+    """A broker that was started anew knows nobody, and may be an older one: it answers each message that was under way
+    to the one before, and of what it cannot read it says so.
+    """
+    session = Session()
+    session.open()
+    result = session.invoke(1.0)
+    session.told(m.Stranger())
+    assert session.sent(m.OpenSession)
+    session.told(refused("malformed"))
+    assert not session.of(SessionEnded)
+    assert session.opened()
+    session.ready(result)
+    assert result.failure is None
+
+
 def test_close_says_goodbye_and_ends_what_waits() -> None:
     """Closing an open session says so to the broker; what waits ends as FleetClosed."""
     session = Session()
