@@ -381,8 +381,7 @@ class SessionDriver:
                 # Whoever was woken needs the interpreter's lock, which this thread gives back only when it sleeps.
                 return CHORES_MS
             self._chores_at = now + CHORES_MS / 1000
-            if self._socket.changed:
-                self._watch()
+            self._watch()  # also where nothing was heard of it: what is sent to another broker than before differs
             with self.lock.raw:
                 self._feed(BatchEnded())
                 self.core.log_level = self._log.level

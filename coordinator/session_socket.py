@@ -38,13 +38,11 @@ class SessionSocket:
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._poll = select.poll()
-        self._dealer_fd = self._monitor_fd = -1
+        self._dealer_fd = -1
         self.reads_bundles = False
         """Whether the broker does, on this connection."""
         self.heard = False
         """Whether the last `wait` has said that a message is there."""
-        self.changed = False
-        """... and that the connection has come up or gone down: `watch` is due."""
 
     @property
     def is_open(self) -> bool:
@@ -64,16 +62,15 @@ class SessionSocket:
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
-        self._dealer_fd, self._monitor_fd = dealer.fileno(), -1
+        self._dealer_fd = dealer.fileno()
         self._poll.register(self._dealer_fd, select.POLLIN)
-        self.heard = self.changed = False
+        self.heard = False
         if self._endpoint.startswith("inproc:"):  # such a link never breaks, and has no events
             dealer.connect(self._endpoint)
             return [LinkUp()]
         self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         readable(self._monitor)  # its descriptor tells of what comes after the last look that found nothing
-        self._monitor_fd = self._monitor.fileno()
-        self._poll.register(self._monitor_fd, select.POLLIN)
+        self._poll.register(self._monitor.fileno(), select.POLLIN)
         dealer.connect(self._endpoint)
         return []
 
@@ -96,8 +93,7 @@ class SessionSocket:
         """Wait until there is something to do, for ``timeout`` milliseconds at most; whether somebody has woken us."""
         happened = [descriptor for descriptor, _ in self._poll.poll(timeout)]
         self.heard = self._dealer_fd in happened
-        self.changed = self._monitor_fd in happened
-        return len(happened) > self.heard + self.changed
+        return self._wakeup.fileno() in happened
 
     def receive(self, most: int) -> Iterator[Sequence[bytes]]:
         """What the broker has sent: ``most`` of ZeroMQ's messages at most.
@@ -115,7 +111,6 @@ class SessionSocket:
 
     def watch(self) -> Iterator[LinkUp | LinkDown]:
         """What the connection has done. All that waits came before that: take it in before you take the next."""
-        self.changed = False
         while self._monitor is not None and readable(self._monitor):
             event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
             yield LinkUp() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else LinkDown()
