@@ -125,7 +125,9 @@ class BlobDesk:
             self._follow_up(BlobsWritable())
 
     def _pin(self, pin: PinBlobs) -> None:
-        """The channel's thread makes room by eviction, perhaps of what the core has found here a moment ago."""
+        """The channel's thread makes room by eviction, perhaps of what the core has found here a moment ago. A plan has
+        to come again then; a command that names such a blob itself ends on its device as `ResultLost`.
+        """
         for digest in self.store.pin(pin.name, pin.digests):
             self._follow_up(BlobUnavailable(digest=digest, reason="it was evicted before it was pinned"))
 

@@ -141,7 +141,7 @@ class BlobExchange:
         self._complain(str(error), now, peer=known)
         if known is None:
             return []
-        refused = m.Refused(version=m.PROTOCOL_VERSION, code="malformed", reason=str(error)[:200])
+        refused = m.Refused(version=m.PROTOCOL_VERSION, code=m.DropCode.MALFORMED, reason=str(error)[:200])
         return [*self.gone(peer, now), Send(message=refused, peer=peer)]
 
     def _open(self, peer: bytes, message: m.OpenBlobChannel, now: float) -> list[Instruction]:

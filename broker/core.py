@@ -55,6 +55,7 @@ from broker.protocol.messages import (
     AskStatus,
     DeadLetters,
     DeviceList,
+    DropCode,
     Fetch,
     Found,
     Goodbye,
@@ -88,19 +89,12 @@ from broker.submissions import Submissions
 from broker.unstored import Unstored
 from broker.values import Values as ValueDesk
 
-__all__ = ["MALFORMED", "TOO_LARGE", "BrokerCore"]
-
-MALFORMED = "malformed"
-"""The code of `Refused` for one message that was dropped: it is none of this protocol, or none that its sender
-may send."""
+__all__ = ["BrokerCore"]
 
 _DEAD_LETTERS = 1000
 """The most of them in one answer."""
 
 _NEXT = Verdict.NEXT
-
-TOO_LARGE = "too_large"
-"""The code of `Refused` for one message that was dropped because of its size."""
 
 
 class BrokerCore:
@@ -313,7 +307,7 @@ class BrokerCore:
     def _on_malformed(self, event: Malformed) -> None:
         context = self._context
         context.total.bytes_in += event.size
-        code = TOO_LARGE if event.too_large else MALFORMED
+        code = DropCode.TOO_LARGE if event.too_large else DropCode.MALFORMED
         device = self.devices.by_peer.get(event.peer)
         context.log(
             WARNING, "message_refused", device="" if device is None else device.name, code=code, reason=event.reason

@@ -88,7 +88,9 @@ class BlobStored(_Effect, frozen=True, kw_only=True):
 
 
 class BlobUnavailable(_Effect, frozen=True, kw_only=True):
-    """A blob that was to be stored is not: whoever needs it asks again."""
+    """A blob is not here: it could not be stored, was evicted before it was pinned, or its bytes were altered. Whoever
+    needs it asks again. May be said more than once.
+    """
 
     digest: Digest
     reason: str = ""
@@ -193,7 +195,7 @@ class SendBlobs(_Effect, frozen=True, kw_only=True):
 
 
 class PinBlobs(_Effect, frozen=True, kw_only=True):
-    """Keep these blobs from eviction, in the name of ``name``."""
+    """Keep these blobs from eviction, in the name of ``name``; `BlobUnavailable` follows for each that is not here."""
 
     name: str
     digests: list[Digest]

@@ -65,7 +65,8 @@ def receive(socket: zmq.Socket[bytes], *, routed: bool = False) -> list[bytes]:
 def waiting(
     socket: zmq.Socket[bytes], most: int, *, ready: bool = False, routed: bool = False
 ) -> Iterator[list[bytes]]:
-    """The messages that wait, ``most`` of them at most. ``ready``: a poller has just said that there is one.
+    """The messages that wait, ``most`` of them at most. ``ready``: a poller has just said that there is one; or the
+    socket's descriptor, by which ZeroMQ says no more than that something has happened.
     ``routed``: see `receive`.
 
     Whether there is a second is asked before the first is handed out: what that brings about must not wait for it. To

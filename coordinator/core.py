@@ -24,6 +24,7 @@ from broker.protocol.messages import (
     Busy,
     DeadLetters,
     DeviceList,
+    DropCode,
     Event,
     Failure,
     Found,
@@ -106,6 +107,8 @@ class SessionConfig:
 
 _FOR_NOW = frozenset({RefusalCode.FULL.value})
 _FOR_GOOD = frozenset(code.value for code in RefusalCode) - _FOR_NOW
+_OF_A_MESSAGE = frozenset(code.value for code in DropCode)
+_BEFORE_OPEN = (Link.OPENING, Link.WAITING)
 _OPEN = Link.OPEN
 _NEXT = Verdict.NEXT
 _READY_INLINE = ResultInput.READY_INLINE
@@ -400,13 +403,17 @@ class SessionCore:
                 self._link.go(LinkInput.REFUSED_FOR_NOW)
                 self._link_lost()
                 self._retry_at = now + self.config.open_patience
-        elif self._link.takes(LinkInput.REFUSED) and (message.code in _FOR_GOOD or not self._opened_once):
-            # Once it was open, any other code is about one message, perhaps one of before, and its sender hears of it
-            # by no acknowledgement.
+        elif self._link.takes(LinkInput.REFUSED) and (message.code in _FOR_GOOD or self._is_about_us(message.code)):
             self._link.go(LinkInput.REFUSED)
             self._link_lost()
             details: dict[str, LogValue] = {"refusal": message.code, "session": self.config.session}
             self._end_session(Failure(code="ConnectionRefused", message=message.reason, details=details), out)
+
+    def _is_about_us(self, code: str) -> bool:
+        """Whether a refusal that is not `_FOR_GOOD` means this session. Once open, it is about one message, whose
+        sender hears of it by no acknowledgement; and so it may be, late, while it introduces itself again.
+        """
+        return self._link.state in _BEFORE_OPEN and not (self._opened_once and code in _OF_A_MESSAGE)
 
     def _end_session(self, failure: Failure, out: list[object]) -> None:
         self.failure = failure

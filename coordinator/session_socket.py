@@ -42,7 +42,7 @@ class SessionSocket:
         self.reads_bundles = False
         """Whether the broker does, on this connection."""
         self.heard = False
-        """Whether the last `wait` has said that a message is there."""
+        """Whether the last `wait` has said that something has happened there: mostly, that a message has come."""
 
     @property
     def is_open(self) -> bool:

@@ -171,6 +171,15 @@ class RefusalCode(enum.StrEnum):
     """The broker carries as many peers as it may."""
 
 
+class DropCode(enum.StrEnum):
+    """Why one message was dropped: `Refused` says this as well, and the connection goes on."""
+
+    MALFORMED = "malformed"
+    """It is none of this protocol, or none that its sender may send."""
+    TOO_LARGE = "too_large"
+    """It is larger than the broker takes."""
+
+
 class ResultStatus(enum.StrEnum):
     """What can be said of a result id."""
 

@@ -212,6 +212,18 @@ def test_a_late_refusal_of_a_message_does_not_end_a_session_that_introduces_itse
     assert result.failure is None
 
 
+def test_a_refusal_for_a_new_reason_ends_a_session_that_introduces_itself_again() -> None:
+    """A newer broker has a code that is not known here: its user is told, and does not wait for ever."""
+    session = Session()
+    session.open()
+    result = session.invoke(1.0)
+    session.told(m.Stranger())
+    session.told(refused("of tomorrow"))
+    assert session.of(SessionEnded)
+    assert result.failure is not None
+    assert result.failure.details["refusal"] == "of tomorrow"
+
+
 def test_close_says_goodbye_and_ends_what_waits() -> None:
     """Closing an open session says so to the broker; what waits ends as FleetClosed."""
     session = Session()

@@ -40,7 +40,7 @@ __all__ = ["SessionNode"]
 class SessionNode(Client):
     """A coordinator. ``session``: its name, perhaps empty. ``results`` are all that its user has pointers to."""
 
-    # A broker refuses what it does not know, and to a session that introduces itself again a refusal is the end.
+    # None says `NEWS`: what a session makes of a late refusal of such a message, the tests of its core say.
     versions = (READS_NO_BUNDLES, *(READS_BUNDLES,) * 5)
 
     def __init__(
