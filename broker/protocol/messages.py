@@ -66,6 +66,7 @@ __all__ = [
     "Deliver",
     "DeviceInfo",
     "DeviceList",
+    "DropCode",
     "Event",
     "Expired",
     "Failure",
