@@ -35,7 +35,6 @@ from broker.effects import (
     Event,
     LedgerUnwritable,
     LedgerWritable,
-    Malformed,
     PeerBusy,
     PeerUnreachable,
     Persist,
@@ -44,6 +43,7 @@ from broker.effects import (
     PublishNotification,
     SendBlobs,
 )
+from broker.hearing import events_of
 from broker.ledger.blob_store import BlobStore
 from broker.ledger.blobs import MemoryBlobs
 from broker.ledger.interface import Ledger
@@ -52,12 +52,12 @@ from broker.ledger.writer import LedgerWriter
 from broker.logs import emit, get_logger
 from broker.protocol.bundles import BUNDLE_MESSAGES, unpack
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
-from broker.protocol.errors import EdgePlanError, ProtocolError
+from broker.protocol.errors import EdgePlanError
 from broker.protocol.framing import encode
-from broker.protocol.messages import Announce, AskStats, Submit
+from broker.protocol.messages import AskStats
 from broker.publishing import Publisher
 from broker.sending import Sending
-from broker.sockets import free, poll, send, waiting
+from broker.sockets import AT_ONCE_SECONDS, free, poll, send, waiting
 
 __all__ = ["BrokerServer", "CannotListen", "Endpoints"]
 
@@ -69,11 +69,6 @@ CHORES_SECONDS = 0.004
 a message that was sent stands in its way: ZeroMQ's own thread often waits for the same core.
 """
 
-AT_ONCE_SECONDS = 50e-6
-"""Who waits for a message, and has it within this time, finds others behind it: only then it is worth asking for them
-before anything else is done.
-"""
-
 LONGEST_WAIT = 3600.0
 """Seconds until the loop looks at its timers again: some are due in months, and poll(2) takes 24 days at most."""
 
@@ -83,11 +78,6 @@ gets there."""
 
 WRITER_STOPS_WITHIN = 20.0
 """Seconds that a broker that ends gives its ledger to write what waits."""
-
-NUMBERED = frozenset({Submit, Announce})
-"""Of these many come in one bundle. Whatever else comes with them is answered after what the streams say by then."""
-
-_NOTHING = (None, (), 0)
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 _BATCH_ENDED = BatchEnded()
@@ -378,15 +368,11 @@ class BrokerServer:
         for peer, *parts in waiting(self._router, most, ready=True, routed=True):
             now = monotonic()
             unpacked = unpack(parts)
-            for (message, frames, size), following in zip(unpacked, (*unpacked[1:], _NOTHING), strict=True):
-                more = type(following[0]) in NUMBERED
-                if isinstance(message, ProtocolError):
-                    do(Malformed(peer=peer, reason=str(message), size=size), now, more)
-                    continue
-                if type(message) is AskStats:
+            for event, more in events_of(peer, unpacked):
+                if type(event) is Received and type(event.message) is AskStats:
                     for moved in self._blobs.moved():
                         do(moved, now)
-                do(Received(message=message, frames=frames, peer=peer, size=size), now, more)
+                do(event, now, more)
             taken += len(unpacked)
             if taken >= MESSAGES_A_BATCH:
                 return

@@ -16,7 +16,12 @@ from zmq.backend import zmq_poll
 
 from broker.protocol.messages import Frame
 
-__all__ = ["free", "poll", "readable", "receive", "send", "waiting"]
+__all__ = ["AT_ONCE_SECONDS", "free", "poll", "readable", "receive", "send", "waiting"]
+
+AT_ONCE_SECONDS: Final = 50e-6
+"""Whoever waits for a message, and has it within this time, finds others behind it: only then it is worth asking for
+them before anything else is done.
+"""
 
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)

@@ -37,7 +37,7 @@ from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import BatchEnded, Log, Received, Send, Tick
 from broker.protocol.errors import ConnectionRefused, ProtocolError, VersionRefused
 from broker.protocol.ids import check_device_id
-from broker.sockets import poll
+from broker.sockets import AT_ONCE_SECONDS, poll
 from edge_agent import effects as e
 from edge_agent.agent_blobs import BlobDesk
 from edge_agent.agent_chores import Chores
@@ -58,11 +58,6 @@ _COMMIT_WRITES = 2048
 _CHORES_SECONDS = 0.004
 """For how long what nobody waits for may be put off while something keeps coming. What follows a message that was sent
 stands in its way: ZeroMQ's own thread, and the worker, often wait for the same core.
-"""
-
-_AT_ONCE_SECONDS = 50e-6
-"""Who waits for a message, and has it within this time, finds others behind it: only then it is worth asking for them
-before anything else is done.
 """
 
 _LOOK_SECONDS = 5.0
@@ -312,7 +307,7 @@ class Agent:
         happened = poll(self._poller, self._timeout_ms(slept_at))
         for source, events in happened:
             if source is self._broker.dealer:
-                self._receive(BATCH if _clock() - slept_at < _AT_ONCE_SECONDS else 1)
+                self._receive(BATCH if _clock() - slept_at < AT_ONCE_SECONDS else 1)
             elif source == self._worker:
                 self._hear_worker(events)
             elif source == self._broker.monitored:

@@ -12,13 +12,12 @@ import zmq
 from broker import effects as b
 from broker.config import BrokerConfig
 from broker.core import BrokerCore
+from broker.hearing import events_of
 from broker.protocol.bundles import Unpacked
 from broker.protocol.effects import Log, Received, Send
-from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import encode
 from broker.protocol.messages import Accepted, Announce, Blobs, Frame, Registered, SessionOpened
 from broker.sending import Sending
-from broker.server import NUMBERED
 from tests.simulation.disks import LedgerDisk
 from tests.simulation.network import Connection
 from tests.simulation.nodes import NEWS, READS_NO_BUNDLES, SAYS_NEWS, Node
@@ -47,7 +46,6 @@ WALL = 1.7e9
 """The true time at which every simulation begins, in seconds since the Unix epoch."""
 
 _ANSWERS = (Registered, SessionOpened)
-_NOTHING: tuple[None, tuple[Frame, ...], int] = (None, (), 0)
 
 
 class BrokerNode(Node):
@@ -150,15 +148,9 @@ class BrokerNode(Node):
             return
         self._check_bundle(parts)
         handle, now = self.broker.handle, self.clock()
-        for (message, frames, size), (following, _, _) in zip(parts, (*parts[1:], _NOTHING), strict=True):
-            event: b.Event
-            if isinstance(message, ProtocolError):
-                event = b.Malformed(peer=peer, reason=str(message), size=size)
-            else:
-                if type(message) is Announce:
-                    self._promises.arrived(message.event)
-                event = Received(message=message, frames=frames, peer=peer, size=size)
-            more = type(following) in NUMBERED
+        for event, more in events_of(peer, parts):
+            if isinstance(event, Received) and isinstance(event.message, Announce):
+                self._promises.arrived(event.message.event)
             if not self._do(handle(event, now, more=more)):
                 return
         self._begin_batch()
