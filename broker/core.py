@@ -46,6 +46,7 @@ from broker.effects import (
 )
 from broker.ledger.interface import Snapshot
 from broker.plans import Plans
+from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import BatchEnded, Received, Tick
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
@@ -237,7 +238,7 @@ class BrokerCore:
     def reads_bundles(self, peer: bytes) -> bool:
         """Whether ``peer`` may be sent a `Bundle`."""
         known = self._device_at(peer) or self._session_at(peer)
-        return known is not None and known.reads_bundles
+        return known is not None and reads_bundles(known.version)
 
     def sent(self, peer: bytes, size: int) -> None:
         """A message of ``size`` bytes, all frames, has left for ``peer``: for the counters."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from broker.context import DEBUG, INFO, WARNING, Context, Tally
 from broker.ledger.interface import ChangeTags, DropDevice, RecordDevice
 from broker.mailboxes import Mailbox
-from broker.protocol.bundles import reads_bundles
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
     DeviceInfo,
@@ -76,7 +75,6 @@ class Device:
         "ops",
         "peer",
         "presented",
-        "reads_bundles",
         "recorded",
         "registrations",
         "retiring",
@@ -104,7 +102,6 @@ class Device:
         self.issued = b""
         self.confirming = False  # whether its next word confirms the token
         self.version: tuple[int, int] = PROTOCOL_VERSION
-        self.reads_bundles = True
         self.runtimes: list[str] = []
         self.labels: dict[str, str] = {}
         self.ops = 0
@@ -262,7 +259,6 @@ class Devices:
         device.store = message.store
         device.boot = message.boot
         device.version = message.version
-        device.reads_bundles = reads_bundles(message.version)
         device.runtimes = message.runtimes
         device.labels = message.labels
         device.ops = message.ops

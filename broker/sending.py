@@ -34,23 +34,20 @@ class Sending:
         self._failed = failed
         self._gathered: dict[bytes, list[Sequence[Frame]]] = {}
         """What will go to each peer together: messages as their frames."""
-        self._sizes: dict[bytes, int] = {}
-        """... and the bytes of all of them."""
 
     def send(self, peer: bytes, header: bytes, payload: Sequence[Frame] = ()) -> None:
         """Send a message: with the next `flush` at the latest."""
-        size = len(header) + size_of(payload) if payload else len(header)
         frames = (header, *payload)
+        size = size_of(frames)
         gathered = self._gathered.get(peer)
         if size > BUNDLED_BYTES or (gathered is None and not self._core.reads_bundles(peer)):
             if gathered is not None:
                 self._send_gathered(peer)
             self._transmit(peer, frames, size)
         elif gathered is None:
-            self._gathered[peer], self._sizes[peer] = [frames], size
+            self._gathered[peer] = [frames]
         else:
             gathered.append(frames)
-            self._sizes[peer] += size
             if len(gathered) == BUNDLE_MESSAGES:
                 self._send_gathered(peer)
 
@@ -61,7 +58,8 @@ class Sending:
                 self._send_gathered(peer)
 
     def _send_gathered(self, peer: bytes) -> None:
-        self._transmit(peer, bundled(self._gathered.pop(peer)), self._sizes.pop(peer))
+        messages = self._gathered.pop(peer)
+        self._transmit(peer, bundled(messages), sum(map(size_of, messages)))
 
     def _transmit(self, peer: bytes, frames: Sequence[Frame], size: int) -> None:
         try:

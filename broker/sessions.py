@@ -15,7 +15,6 @@ from broker.devices import refusal_of_version
 from broker.effects import PublishNotification
 from broker.intervals import Intervals
 from broker.ledger.interface import DropSession, MarkSeen, RecordSession
-from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
@@ -62,7 +61,6 @@ class Session:
         "name",
         "outbox",
         "peer",
-        "reads_bundles",
         "rejected",
         "renumber",
         "repeat",
@@ -79,7 +77,6 @@ class Session:
         self.name = name
         self.peer: bytes | None = None
         self.version: tuple[int, int] = PROTOCOL_VERSION
-        self.reads_bundles = True
         self.heard = 0.0
         self.watched = False
         self.retiring = False
@@ -287,7 +284,6 @@ class Sessions:
             del self.by_peer[session.peer]
         session.peer = peer
         session.version = message.version
-        session.reads_bundles = reads_bundles(message.version)
         session.heard = context.now
         session.closed = False
         self.by_peer[peer] = session

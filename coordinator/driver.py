@@ -48,7 +48,7 @@ from coordinator.session_socket import Context, SessionSocket
 from coordinator.waiting import Deadline, Signal
 from coordinator.wakeup import Wakeup
 
-__all__ = ["Context", "SessionDriver"]
+__all__ = ["SessionDriver"]
 
 MESSAGES_A_ROUND = 256
 CHORES_MS = 4
@@ -381,7 +381,9 @@ class SessionDriver:
                 # Whoever was woken needs the interpreter's lock, which this thread gives back only when it sleeps.
                 return CHORES_MS
             self._chores_at = now + CHORES_MS / 1000
-            self._watch()  # also where nothing was heard of it: what is sent to another broker than before differs
+            # Also where nothing was heard of it: its descriptor tells of what comes after the last look that found
+            # nothing, and what is sent to another broker than before differs.
+            self._watch()
             with self.lock.raw:
                 self._feed(BatchEnded())
                 self.core.log_level = self._log.level

@@ -7,7 +7,7 @@ import os
 import zmq
 
 from broker.server import BrokerServer
-from coordinator.driver import Context
+from coordinator.session_socket import Context
 
 __all__ = ["Embedded"]
 

@@ -43,7 +43,7 @@ from coordinator.core import SEEN_EVERY, SessionConfig
 from coordinator.core_events import Answered, SubmitCommand
 from coordinator.core_results import Result
 from coordinator.device import Device
-from coordinator.driver import Context, SessionDriver
+from coordinator.driver import SessionDriver
 from coordinator.errors import ForeignPointer, ResultTimeout, error_from_failure
 from coordinator.log_stream import LogStream
 from coordinator.notifications import AsCompleted, Notifications
@@ -51,6 +51,7 @@ from coordinator.pointers import PointerTensor
 from coordinator.recovery import take_up, take_up_session
 from coordinator.scopes import Scope
 from coordinator.session_errors import BrokerUnreachable, LedgerLost, session_error
+from coordinator.session_socket import Context
 from coordinator.subscriptions import Subscription
 from coordinator.transfers import Blobs, endpoint_beside
 from coordinator.values import Gathering

@@ -11,7 +11,7 @@ from broker.logs import DEBUG, LEVELS, Record
 from coordinator.subscriptions import Subscription
 
 if TYPE_CHECKING:
-    from coordinator.driver import Context
+    from coordinator.session_socket import Context
 
 __all__ = ["LogStream"]
 

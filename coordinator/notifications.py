@@ -16,8 +16,9 @@ from coordinator.subscriptions import Subscription
 from coordinator.waiting import AsyncSignal, Deadline, Signal
 
 if TYPE_CHECKING:
-    from coordinator.driver import Context, SessionDriver
+    from coordinator.driver import SessionDriver
     from coordinator.pointers import PointerTensor
+    from coordinator.session_socket import Context
 
 __all__ = ["AsCompleted", "Notification", "Notifications"]
 

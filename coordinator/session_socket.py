@@ -69,7 +69,6 @@ class SessionSocket:
             dealer.connect(self._endpoint)
             return [LinkUp()]
         self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        readable(self._monitor)  # its descriptor tells of what comes after the last look that found nothing
         self._poll.register(self._monitor.fileno(), select.POLLIN)
         dealer.connect(self._endpoint)
         return []

@@ -18,7 +18,7 @@ from coordinator.errors import FleetClosed
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from coordinator.driver import Context
+    from coordinator.session_socket import Context
 
 __all__ = ["Subscription"]
 

@@ -224,8 +224,7 @@ class Link:
         if self.step is not LINK_REGISTERED:
             return []
         announced = self._outbox.acknowledge(n, self._desk.now)
-        other = m.TagsChanged
-        return [event.id for event, _ in announced if not isinstance(event, other)]
+        return [event.id for event, _ in announced if not isinstance(event, m.TagsChanged)]
 
     def flush(self) -> None:
         """The batch has ended: send what is due."""
