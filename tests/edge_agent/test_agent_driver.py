@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from broker.protocol.framing import command_digest, encode
 from broker.protocol.tensors import decode_array, encode_array
 from edge_agent import Store
 from edge_agent.agent import Agent, AgentConfig
+from edge_agent.core_commands import Command
 from edge_agent.store_database import StoreInUse
 from edge_agent.store_shelf import StoreShelf
+from edge_agent.worker_hosts import ProcessWorker
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
 from tests.edge_agent.router_peer import RouterPeer
@@ -203,17 +206,24 @@ def test_a_killed_worker_is_replaced_and_its_command_tried_once_more(process_age
 
 
 def working(agent: Agent, broker: RouterPeer, id: bytes) -> int:
-    """Wait until a worker is at a command, as heartbeats say; the worker's pid."""
+    """Wait until a worker is at this command itself, not just at loading its plan; the worker's pid.
+
+    Heartbeats are what is waited for. They name a command from when the worker is given it, and may have been under way
+    for a while: which order the worker is at, the board in shared memory says.
+    """
     broker.heartbeat_ms = 20
     broker.send(m.HeartbeatSeen(heartbeat_ms=20))
-    while True:
-        beat, _ = broker.wait_for(m.Heartbeat)
-        pid = agent.worker_pid
-        host = agent._host
-        if id in beat.running and pid is not None and getattr(host, "_board", None) is not None:
-            board = host._board  # type: ignore[attr-defined]  # the test looks into shared memory
-            if board is not None and board.doing:
-                return pid
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        broker.wait_for(m.Heartbeat)
+        pid = agent.worker_pid  # before its board: the next worker has its board before its pid
+        host, under_way = agent._host, agent._core._runs.worker.under_way
+        assert isinstance(host, ProcessWorker)
+        board = host._board
+        at = under_way.get(board.doing) if board is not None else None
+        if pid is not None and isinstance(at, Command) and at.id == id:
+            return pid
+    pytest.fail(f"no worker came to command {id.hex()} within {PATIENCE} s")
 
 
 def test_an_idle_worker_ends_and_comes_back(process_agent: Agent, broker: RouterPeer) -> None:
