@@ -78,6 +78,16 @@ class BlobDesk:
 
     # ------------------------------------------------------------------------------------------ on the driver's thread
 
+    def size(self, digest: bytes) -> int | None:
+        """For the core, which decides by it: the size of a blob; None: it is not here. The channel's thread makes room
+        by eviction, but not of what was asked for here, until `decided`.
+        """
+        return self.store.keep_for_now(digest)
+
+    def decided(self) -> None:
+        """What the core has decided by sizes is carried out."""
+        self.store.let_go()
+
     def answer(self, blobs: SendBlobs) -> tuple[Blobs, list[Frame]]:
         """The message that answers who asked for blobs, and its payload."""
         attached: list[bytes] = []
@@ -125,11 +135,11 @@ class BlobDesk:
             self._follow_up(BlobsWritable())
 
     def _pin(self, pin: PinBlobs) -> None:
-        """The channel's thread makes room by eviction, perhaps of what the core has found here a moment ago. A plan has
-        to come again then; a command that names such a blob itself ends on its device as `ResultLost`.
+        """A blob that was found altered since the core has asked for it is here no longer. A plan has to come again
+        then; a command that names such a blob itself ends on its device as `ResultLost`.
         """
         for digest in self.store.pin(pin.name, pin.digests):
-            self._follow_up(BlobUnavailable(digest=digest, reason="it was evicted before it was pinned"))
+            self._follow_up(BlobUnavailable(digest=digest, reason="it was gone before it was pinned"))
 
     def _drop(self, drop: DropBlobs) -> None:
         for digest in drop.digests:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Blobs(Protocol):
-    """What the core asks the blob store: `broker.ledger.blob_store.BlobStore` has it."""
+    """What the core asks about blobs: of `broker.blob_desk.BlobDesk`, which keeps them until the answer was used."""
 
     def size(self, digest: bytes) -> int | None:
         """The size of a blob that is there, whole; None: it is not."""

@@ -88,8 +88,8 @@ class BlobStored(_Effect, frozen=True, kw_only=True):
 
 
 class BlobUnavailable(_Effect, frozen=True, kw_only=True):
-    """A blob is not here: it could not be stored, was evicted before it was pinned, or its bytes were altered. Whoever
-    needs it asks again. May be said more than once.
+    """A blob is not here: it could not be stored, or its bytes were altered. Whoever needs it asks again. May be said
+    more than once.
     """
 
     digest: Digest

@@ -219,7 +219,7 @@ class BrokerServer:
             self._core = BrokerCore(
                 self.config,
                 snapshot,
-                blobs=self._blobs.store,
+                blobs=self._blobs,
                 random_bytes=os.urandom,
                 wall_offset=time.time() - now,
                 now=now,
@@ -396,6 +396,7 @@ class BrokerServer:
                 send(instruction.peer, encode(instruction.message), instruction.frames)
             else:
                 self._execute[type(instruction)](instruction)
+        self._blobs.decided()
 
     def _flush(self) -> None:
         """Let what was gathered for peers go, and hand the core what comes of that."""

@@ -146,6 +146,7 @@ class BlobStore(abc.ABC):
         self._lock = threading.Lock()
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # least recently used first
         self._pins: dict[bytes, set[str]] = {}
+        self._kept_for_now: set[bytes] = set()  # kept for a moment, for who decides whether to pin them
         self._reserved: dict[bytes, int] = {}  # what is coming in
         self._parked: OrderedDict[bytes, int] = OrderedDict()  # what came of some, kept for another time; oldest first
         self._used = 0  # of _sizes
@@ -163,6 +164,20 @@ class BlobStore(abc.ABC):
         """Its size in bytes; None: it is not here."""
         with self._lock:
             return self._sizes.get(digest)
+
+    def keep_for_now(self, digest: bytes) -> int | None:
+        """As `size`; and the blob is not evicted before `let_go`, so that it is still here when it is pinned."""
+        with self._lock:
+            size = self._sizes.get(digest)
+            if size is not None:
+                self._kept_for_now.add(digest)
+            return size
+
+    def let_go(self) -> None:
+        """Take all holds back."""
+        if self._kept_for_now:
+            with self._lock:
+                self._kept_for_now.clear()
 
     def lacking(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those of ``digests`` that are not here, in their order, each once."""
@@ -299,6 +314,7 @@ class BlobStore(abc.ABC):
             return False
         self._used -= size
         self._pins.pop(digest, None)
+        self._kept_for_now.discard(digest)
         self._remove(digest)
         return True
 
@@ -307,13 +323,14 @@ class BlobStore(abc.ABC):
             if ticket in self._reserved:
                 raise ValueError(f"expected one writer of blob {digest.hex()}, got a second")
             coming = sum(self._reserved.values())
-            pinned = sum(self._sizes[each] for each in self._pins)
-            if pinned + coming + size > self.quota:
-                raise BlobStoreFull(digest, size, self.quota, pinned + coming)
+            kept = self._kept_for_now.union(self._pins)
+            held = sum(self._sizes[each] for each in kept) + coming
+            if held + size > self.quota:
+                raise BlobStoreFull(digest, size, self.quota, held)
             self._parked.pop(ticket, None)  # its bytes are among those reserved now
             while self._parked and self._used + sum(self._parked.values()) + coming + size > self.quota:
                 self._discard(self._parked.popitem(last=False)[0])
-            for each in [each for each in self._sizes if each not in self._pins]:
+            for each in [each for each in self._sizes if each not in kept]:
                 if self._used + coming + size <= self.quota:
                     break
                 self._drop(each)

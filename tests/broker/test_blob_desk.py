@@ -59,10 +59,26 @@ def test_a_pinned_blob_is_not_evicted_and_an_unpinned_one_is() -> None:
     assert desk.store.size(digest_of(HERE)) is None
 
 
-def test_the_core_hears_of_a_blob_that_was_evicted_before_it_was_pinned() -> None:
+def test_what_the_core_has_found_here_is_here_when_it_is_pinned() -> None:
     """The blob channel has a thread of its own, and makes room whenever something comes."""
+    desk = Desk(quota=len(HERE) + len(OTHER))
+    desk.keep(HERE, OTHER)
+    assert desk.desk.size(digest_of(HERE)) == len(HERE)
+    coming = desk.store.begin(digest_of(b"third"), len(b"third"))  # by that thread
+    assert desk.do(PinBlobs(name="use", digests=[digest_of(HERE)])) == []
+    coming.abandon()
+    desk.do(UnpinBlobs(name="use", digests=[digest_of(HERE)]))
+    desk.desk.decided()
+    assert desk.keep(b"all of it") == []
+    assert desk.desk.size(digest_of(HERE)) is None
+
+
+def test_the_core_hears_of_a_blob_that_was_gone_before_it_was_pinned() -> None:
+    """Its file was found altered in between."""
     desk = Desk()
-    desk.keep(HERE)
+    desk.keep(HERE, OTHER)
+    assert desk.desk.size(digest_of(OTHER)) == len(OTHER)
+    desk.store.delete(digest_of(OTHER))
     [told] = desk.do(PinBlobs(name="plan", digests=[digest_of(HERE), digest_of(OTHER)]))
     assert isinstance(told, BlobUnavailable)
     assert told.digest == digest_of(OTHER)

@@ -150,6 +150,22 @@ def test_store_that_refuses(context: Context) -> None:
             peer.close()
 
 
+def test_a_value_that_was_looked_for_stays_until_that_is_decided(context: Context) -> None:
+    """And no longer: what nobody has pinned makes room again."""
+    store = MemoryBlobs(quota=100)
+    digest = store.put_bytes(bytes(100))
+    with BrokerServer("tcp://127.0.0.1:*", context=context, config=CONFIG, store=store) as server:
+        served = Served(context, server)
+        device = served.device()
+        device.say(NeedBlobs(digests=[digest]))
+        assert device.hear(Blobs).attached == [digest]
+        served.session()  # with a plan, for which there must be room
+        device.say(NeedBlobs(digests=[digest]))
+        assert device.hear(Blobs).none == [digest]
+        for peer in served.peers:
+            peer.close()
+
+
 class FullDisk(MemoryBlobs):
     """A blob store whose disk is full."""
 

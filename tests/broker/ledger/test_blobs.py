@@ -122,6 +122,33 @@ def test_a_pinned_blob_stays(make: Make) -> None:
     assert store.pins(digests[0]) == 0
 
 
+def test_a_blob_that_is_kept_for_now_stays_until_it_is_let_go(make: Make) -> None:
+    """Whoever decides to pin it finds it still there, whatever else comes in meanwhile."""
+    store = make(quota=300)
+    first, second = (store.put_bytes(bytes([n]) * 100) for n in range(2))
+    assert (store.keep_for_now(first), store.keep_for_now(bytes(32))) == (100, None)
+    third = store.put_bytes(b"3" * 200)
+    assert [store.has(each) for each in (first, second, third)] == [True, False, True]
+    with pytest.raises(BlobStoreFull, match="with 100 bytes pinned or coming in"):
+        store.put_bytes(b"x" * 201)
+    assert store.pin("one", [first]) == []
+    store.let_go()
+    store.put_bytes(b"4" * 200)
+    assert [store.has(each) for each in (first, third)] == [True, False]
+    store.unpin("one")
+    store.put_bytes(b"5" * 300)
+    assert not store.has(first)
+
+
+def test_a_blob_that_is_kept_for_now_can_be_dropped(make: Make) -> None:
+    """Its bytes were altered, say."""
+    store = make(quota=300)
+    digest = store.put_bytes(b"x" * 300)
+    store.keep_for_now(digest)
+    assert store.delete(digest)
+    store.put_bytes(b"y" * 300)
+
+
 def test_a_blob_larger_than_the_quota_evicts_nothing(make: Make) -> None:
     """What can't fit is refused before anything is dropped for it."""
     store = make(quota=300)
