@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import zmq
 
 from broker.core import BrokerCore
 from broker.effects import PeerBusy, PeerUnreachable
-from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, bundled
+from broker.protocol.bundles import Gathering, bundled
 from broker.protocol.framing import size_of
 from broker.protocol.messages import Frame
 
@@ -32,38 +33,27 @@ class Sending:
         self._send_now = transmit
         self._core = core
         self._failed = failed
-        self._gathered: dict[bytes, list[Sequence[Frame]]] = {}
-        """What will go to each peer together: messages as their frames."""
+        self._gatherings: dict[bytes, Gathering] = {}
+        """Of those to whom something was sent since the last `flush`."""
 
     def send(self, peer: bytes, header: bytes, payload: Sequence[Frame] = ()) -> None:
         """Send a message: with the next `flush` at the latest."""
-        frames = (header, *payload)
-        size = size_of(frames)
-        gathered = self._gathered.get(peer)
-        if size > BUNDLED_BYTES or (gathered is None and not self._core.reads_bundles(peer)):
-            if gathered is not None:
-                self._send_gathered(peer)
-            self._transmit(peer, frames, size)
-        elif gathered is None:
-            self._gathered[peer] = [frames]
-        else:
-            gathered.append(frames)
-            if len(gathered) == BUNDLE_MESSAGES:
-                self._send_gathered(peer)
+        gathering = self._gatherings.get(peer)
+        if gathering is None:
+            bundling = self._core.reads_bundles(peer)
+            gathering = self._gatherings[peer] = Gathering(partial(self._transmit, peer), bundling=bundling)
+        gathering.send(header, payload)
 
     def flush(self) -> None:
         """Send what was gathered."""
-        if self._gathered:
-            for peer in list(self._gathered):
-                self._send_gathered(peer)
+        if self._gatherings:
+            gatherings, self._gatherings = self._gatherings, {}
+            for gathering in gatherings.values():
+                gathering.flush()
 
-    def _send_gathered(self, peer: bytes) -> None:
-        messages = self._gathered.pop(peer)
-        self._transmit(peer, bundled(messages), sum(map(size_of, messages)))
-
-    def _transmit(self, peer: bytes, frames: Sequence[Frame], size: int) -> None:
+    def _transmit(self, peer: bytes, messages: Sequence[Sequence[Frame]]) -> None:
         try:
-            self._send_now(peer, frames)
+            self._send_now(peer, bundled(messages))
         except zmq.Again:
             self._failed(PeerBusy(peer=peer))
         except zmq.ZMQError as error:
@@ -71,4 +61,4 @@ class Sending:
                 raise
             self._failed(PeerUnreachable(peer=peer))
         else:
-            self._core.sent(peer, size)
+            self._core.sent(peer, sum(map(size_of, messages)))

@@ -322,7 +322,7 @@ class SessionDriver:
 
     def _on_ready(self, ready: SessionReady) -> None:
         self.opened = ready.opened
-        self._socket.reads_bundles = reads_bundles(ready.opened.version)
+        self._socket.out.bundling = reads_bundles(ready.opened.version)
         self.on_opened(ready.opened)
         self._settled.set()
 
@@ -431,7 +431,7 @@ class SessionDriver:
             # core has introduced itself there.
             while self._receive() == MESSAGES_A_ROUND:
                 pass
-            self._socket.reads_bundles = False  # until the broker, which may be another one, has answered there
+            self._socket.out.bundling = False  # until the broker, which may be another one, has answered there
             with self.lock.raw:
                 self._feed(event)
 

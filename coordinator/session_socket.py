@@ -14,9 +14,9 @@ from typing import TypeAlias
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, bundled
+from broker.protocol.bundles import Gathering, bundled
 from broker.protocol.effects import LinkDown, LinkUp, Send
-from broker.protocol.framing import encode, size_of
+from broker.protocol.framing import encode
 from broker.protocol.messages import Frame, Message
 from broker.sockets import readable, send, waiting
 from coordinator.wakeup import Wakeup
@@ -39,8 +39,8 @@ class SessionSocket:
         self._monitor: zmq.Socket[bytes] | None = None
         self._poll = select.poll()
         self._dealer_fd = -1
-        self.reads_bundles = False
-        """Whether the broker does, on this connection."""
+        self.out = Gathering(self._transmit)
+        """What goes to the broker, on this connection."""
         self.heard = False
         """Whether the last `wait` has said that something has happened there: mostly, that a message has come."""
 
@@ -76,7 +76,8 @@ class SessionSocket:
     def close(self, *, linger: int) -> None:
         """Close both; what is still to be sent has ``linger`` milliseconds."""
         dealer, self._dealer = self._dealer, None
-        self.reads_bundles = False
+        self.out.clear()
+        self.out.bundling = False
         if dealer is None:
             return
         if self._monitor is not None:
@@ -118,12 +119,13 @@ class SessionSocket:
 
     def send_all(self, outgoing: deque[Send]) -> bool:
         """Send all these, in order, small ones together; whether there was anything. Without a socket they stay."""
-        dealer = self._dealer
-        if dealer is None or not outgoing:
+        if self._dealer is None or not outgoing:
             return False
+        out = self.out
         while outgoing:
-            header, *frames = self._next_out(outgoing)
-            send(dealer, header, frames)
+            first = outgoing.popleft()
+            out.send(encode(first.message), first.frames)
+        out.flush()
         return True
 
     def send(self, message: Message) -> None:
@@ -131,18 +133,7 @@ class SessionSocket:
         if self._dealer is not None:
             send(self._dealer, encode(message))
 
-    def _next_out(self, outgoing: deque[Send]) -> Sequence[Frame]:
-        """What to send next: a message, or several small ones in one."""
-        bundles = self.reads_bundles
-        gathered: list[Sequence[Frame]] = []
-        while outgoing and len(gathered) < BUNDLE_MESSAGES:
-            first = outgoing[0]
-            header, payload = encode(first.message), first.frames
-            frames = (header, *payload) if payload else (header,)
-            small = bundles and (size_of(frames) if payload else len(header)) <= BUNDLED_BYTES
-            if small or not gathered:
-                gathered.append(frames)
-                outgoing.popleft()
-            if not small:
-                break
-        return bundled(gathered)
+    def _transmit(self, messages: Sequence[Sequence[Frame]]) -> None:
+        assert self._dealer is not None  # see `send_all`
+        header, *payload = bundled(messages)
+        send(self._dealer, header, payload)

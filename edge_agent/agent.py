@@ -330,7 +330,7 @@ class Agent:
         if now >= self._tick_at:
             self._handle(Tick())
         self._handle(BatchEnded())
-        if self._broker.gathered:
+        if self._broker.out:
             self._flush_broker()
         if happened and now < self._chores_at and not self._shelf.must_commit:
             self._put_off_until = self._chores_at
@@ -445,7 +445,7 @@ class Agent:
                 self._log.warning("message_malformed", reason=str(message), bytes=size)
                 continue
             if type(message) is m.Registered:
-                self._broker.reads_bundles = reads_bundles(message.version)
+                self._broker.out.bundling = reads_bundles(message.version)
             for instruction in handle(Received(message=message, frames=frames, size=size), now):
                 do[type(instruction)](instruction)
 
@@ -457,7 +457,7 @@ class Agent:
 
     def _flush_broker(self) -> None:
         try:
-            self._broker.flush()
+            self._broker.out.flush()
         except zmq.Again:
             self._log.debug("send_dropped", message="Bundle")
 

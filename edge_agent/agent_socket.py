@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Unpacked, bundled, unpack
+from broker.protocol.bundles import Gathering, Unpacked, bundled, unpack
 from broker.protocol.effects import LinkDown, LinkUp
-from broker.protocol.framing import MESSAGE_LIMIT, encode, size_of
+from broker.protocol.framing import MESSAGE_LIMIT, encode
 from broker.protocol.messages import Frame, Message
 from broker.sockets import readable, send, waiting
 
@@ -36,10 +36,8 @@ class BrokerSocket:
         self._endpoint = endpoint
         self._poller = poller
         self._fruitless = 0
-        self.gathered: list[Sequence[Frame]] = []
-        """What the next `flush` sends: messages as their frames."""
-        self.reads_bundles = False
-        """Whether the broker at the other end does."""
+        self.out = Gathering(self._transmit)
+        """What goes to the broker at the other end; nothing does while there is none."""
         self.dealer: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
         self.open_at = math.inf
@@ -95,8 +93,8 @@ class BrokerSocket:
 
     def close(self, linger: int = 0) -> None:
         """Close both sockets; what is still to be sent has ``linger`` milliseconds."""
-        self.gathered.clear()
-        self.reads_bundles = False
+        self.out.clear()
+        self.out.bundling = False
         dealer, self.dealer = self.dealer, None
         monitor, self.monitor = self.monitor, None
         if dealer is None:
@@ -126,24 +124,13 @@ class BrokerSocket:
                 return
 
     def send(self, message: Message, frames: tuple[Frame, ...]) -> None:
-        """Send, if there is a connection, with the next `flush` at the latest: the streams send again what matters.
-        Raises `zmq.Again`.
+        """Send, if there is a connection, with the next ``out.flush()`` at the latest: the streams send again what
+        matters. Both raise `zmq.Again`.
         """
-        if self.dealer is None:
-            return
-        header = encode(message)
-        if not self.reads_bundles or len(header) + size_of(frames) > BUNDLED_BYTES:
-            self.flush()
-            send(self.dealer, header, frames)
-            return
-        self.gathered.append((header, *frames))
-        if len(self.gathered) == BUNDLE_MESSAGES:
-            self.flush()
+        if self.dealer is not None:
+            self.out.send(encode(message), frames)
 
-    def flush(self) -> None:
-        """Send what was gathered to be sent in one. Raises `zmq.Again`."""
-        if self.gathered:
-            gathered, self.gathered = self.gathered, []
-            assert self.dealer is not None  # nothing is gathered for none
-            header, *frames = bundled(gathered)
-            send(self.dealer, header, frames)
+    def _transmit(self, messages: Sequence[Sequence[Frame]]) -> None:
+        assert self.dealer is not None  # nothing is gathered for none
+        header, *payload = bundled(messages)
+        send(self.dealer, header, payload)

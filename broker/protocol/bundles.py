@@ -8,14 +8,14 @@ by one, as if each had come alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import HEADER_LIMIT, NOT_A_MESSAGE, decode, decode_unjudged, encode, size_of
 from broker.protocol.messages import Bundle, Frame, Message
 
-__all__ = ["BUNDLED_BYTES", "BUNDLE_MESSAGES", "Unpacked", "bundled", "reads_bundles", "unpack"]
+__all__ = ["BUNDLED_BYTES", "BUNDLE_MESSAGES", "Gathering", "Unpacked", "bundled", "reads_bundles", "unpack"]
 
 BUNDLED_BYTES = 2048
 """The largest message, of all its frames, that goes into a bundle: to copy more costs more than it saves."""
@@ -37,6 +37,48 @@ def reads_bundles(version: tuple[int, int]) -> bool:
 def bundled(messages: Sequence[Sequence[Frame]]) -> Sequence[Frame]:
     """The frames to send for these messages, each given as its frames; there is one at least."""
     return messages[0] if len(messages) == 1 else (encode(Bundle(messages=messages)),)  # type: ignore[arg-type]  # sent, not read: any buffers do
+
+
+class Gathering:
+    """What goes to one peer, in its order: small messages with the next `flush`, together, if ``bundling``; any other
+    at once, after what was gathered before it.
+
+    ``transmit`` sends messages, each given as its frames, in one of ZeroMQ's (see `bundled`): one at least. What it
+    raises comes out of `send` and `flush`, and what it was given is gathered no longer.
+    """
+
+    __slots__ = ("_gathered", "_transmit", "bundling")
+
+    def __init__(self, transmit: Callable[[Sequence[Sequence[Frame]]], None], *, bundling: bool = False) -> None:
+        self._transmit = transmit
+        self._gathered: list[Sequence[Frame]] = []
+        self.bundling = bundling
+        """Whether the peer reads bundles, as far as is known."""
+
+    def __len__(self) -> int:
+        """How many messages are gathered."""
+        return len(self._gathered)
+
+    def send(self, header: bytes, payload: Sequence[Frame] = ()) -> None:
+        """Send a message, with the next `flush` at the latest."""
+        frames = (header, *payload) if payload else (header,)
+        if not self.bundling or (size_of(frames) if payload else len(header)) > BUNDLED_BYTES:
+            self.flush()
+            self._transmit((frames,))
+            return
+        self._gathered.append(frames)
+        if len(self._gathered) == BUNDLE_MESSAGES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            self._transmit(gathered)
+
+    def clear(self) -> None:
+        """Forget what was gathered."""
+        self._gathered.clear()
 
 
 def unpack(frames: Sequence[bytes], *, limit: int = HEADER_LIMIT) -> list[Unpacked]:

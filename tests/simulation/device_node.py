@@ -167,7 +167,7 @@ class DeviceNode(Client):
 
     def _hear(self, message: Message) -> None:
         if type(message) is Registered:
-            self.sends_bundles = reads_bundles(message.version)
+            self.out.bundling = reads_bundles(message.version)
 
     def _send(self, send: Send) -> None:
         if type(send.message) is Announce:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Unpacked, bundled, reads_bundles
+from broker.protocol.bundles import BUNDLED_BYTES, Gathering, Unpacked, bundled, reads_bundles
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
 from broker.protocol.errors import ProtocolError
-from broker.protocol.framing import encode, size_of
+from broker.protocol.framing import encode
 from broker.protocol.messages import Frame, Message, OpenSession, Register
 from tests.simulation.network import Connection, Network
 from tests.simulation.promises import Promises
@@ -169,9 +169,8 @@ class Client(Node):
         self.network = network
         self._broker = broker
         self.connection: Connection | None = None
-        self.sends_bundles = False
-        """Whether the broker has said on this connection that it reads them."""
-        self._gathered: list[Sequence[Frame]] = []
+        self.out = Gathering(self._transmit)
+        """What goes to the broker, on this connection."""
         self._execute[Send] = self._send
 
     def connect(self) -> None:
@@ -185,7 +184,7 @@ class Client(Node):
         connection = Connection(self.network, self.name, to_client=self._receive, to_broker=self._broker.receive)
         self._present(connection)
         self.connection = connection
-        self.sends_bundles = False
+        self.out.bundling = False
         self._broker.accept(connection)
         self.feed(LinkUp())
 
@@ -232,7 +231,7 @@ class Client(Node):
     def _hang_up(self, connection: Connection) -> None:
         connection.cut()
         self.connection = None
-        self._gathered.clear()
+        self.out.clear()
 
     def _send(self, send: Send) -> None:
         connection, message = self.connection, send.message
@@ -240,24 +239,21 @@ class Client(Node):
             return
         if isinstance(message, _INTRODUCTIONS):
             message = msgspec.structs.replace(message, version=self.version)
-        frames = (encode(message), *send.frames)
-        if not self.sends_bundles or size_of(frames) > BUNDLED_BYTES:
-            self._flush()
-            connection.send(frames, up=True)
-            return
-        waits = self.world.random.random() < self.network.gather
-        gathered = self._gathered
-        if waits and not gathered and self.version == SAYS_NEWS:
-            gathered.append((NEWS,))
-        gathered.append(frames)
-        if not waits or len(gathered) >= BUNDLE_MESSAGES:
-            self._flush()
+        out, header = self.out, encode(message)
+        gathers = out.bundling and len(header) + sum(map(len, send.frames)) <= BUNDLED_BYTES
+        waits = gathers and self.world.random.random() < self.network.gather
+        if waits and not out and self.version == SAYS_NEWS:
+            out.send(NEWS)
+        out.send(header, send.frames)
+        if not waits:
+            out.flush()
 
     def _flush(self) -> None:
-        if self._gathered:
-            gathered, self._gathered = self._gathered, []
-            assert self.connection is not None  # nothing is gathered for none
-            self.connection.send(bundled(gathered), up=True)
+        self.out.flush()
+
+    def _transmit(self, messages: Sequence[Sequence[Frame]]) -> None:
+        assert self.connection is not None  # nothing is gathered for none
+        self.connection.send(bundled(messages), up=True)
 
 
 class BrokerEnd(Protocol):

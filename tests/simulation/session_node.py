@@ -127,7 +127,7 @@ class SessionNode(Client):
 
     def _ready(self, ready: SessionReady) -> None:
         self.opened = True
-        self.sends_bundles = reads_bundles(ready.opened.version)
+        self.out.bundling = reads_bundles(ready.opened.version)
 
     def _submitted(self, submitted: Submitted) -> None:
         for result in submitted.results:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+import zmq
 
 from broker.protocol import messages as m
-from broker.protocol.bundles import bundled, reads_bundles, unpack
+from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Gathering, bundled, reads_bundles, unpack
 from broker.protocol.errors import MessageTooLarge, ProtocolError
 from broker.protocol.framing import HEADER_LIMIT, decode, encode
 
@@ -77,6 +80,75 @@ def test_the_limit_is_for_the_bundle_too() -> None:
 def test_an_empty_bundle_is_nothing() -> None:
     """And no error."""
     assert list(unpack([encode(m.Bundle(messages=[]))])) == []
+
+
+class Wire:
+    """Where a `Gathering` sends: each transmission as its messages. ``full``: it takes nothing."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[tuple[m.Frame, ...]]] = []
+        self.full = False
+
+    def transmit(self, messages: Sequence[Sequence[m.Frame]]) -> None:
+        """Take messages that go in one."""
+        if self.full:
+            raise zmq.Again
+        self.sent.append([tuple(frames) for frames in messages])
+
+
+def test_small_messages_go_together_and_none_overtakes_another() -> None:
+    """A large one goes at once, behind those before it."""
+    wire = Wire()
+    out = Gathering(wire.transmit, bundling=True)
+    out.flush()
+    out.send(b"1")
+    out.send(b"2", [b"value", b""])
+    assert (wire.sent, len(out)) == ([], 2)
+    large = bytes(BUNDLED_BYTES)
+    out.send(b"3", [large])
+    out.send(large)  # as large as a small one may be
+    out.flush()
+    out.flush()
+    assert wire.sent == [[(b"1",), (b"2", b"value", b"")], [(b"3", large)], [(large,)]]
+
+
+def test_as_many_as_go_into_one_are_not_kept_back() -> None:
+    """They leave without a flush."""
+    wire = Wire()
+    out = Gathering(wire.transmit, bundling=True)
+    for n in range(BUNDLE_MESSAGES + 1):
+        out.send(bytes([n]))
+    assert [len(messages) for messages in wire.sent] == [BUNDLE_MESSAGES]
+    assert len(out) == 1
+
+
+def test_a_peer_that_reads_no_bundles_gets_each_message_at_once() -> None:
+    """Also once it is known that it does not, behind what was gathered before."""
+    wire = Wire()
+    out = Gathering(wire.transmit)
+    out.send(b"1")
+    out.bundling = True
+    out.send(b"2")
+    out.send(b"3")
+    out.bundling = False
+    out.send(b"4")
+    assert wire.sent == [[(b"1",)], [(b"2",), (b"3",)], [(b"4",)]]
+
+
+def test_what_could_not_be_sent_is_said_once_and_not_gathered_any_more() -> None:
+    """Nor is what was forgotten."""
+    wire = Wire()
+    out = Gathering(wire.transmit, bundling=True)
+    out.send(b"1")
+    wire.full = True
+    with pytest.raises(zmq.Again):
+        out.flush()
+    out.flush()
+    out.send(b"2")
+    out.clear()
+    wire.full = False
+    out.flush()
+    assert (wire.sent, len(out)) == ([], 0)
 
 
 def test_who_reads_bundles() -> None:
