@@ -21,8 +21,8 @@ from coordinator.pointer_plan import PointerPlan
 from coordinator.pointers import PointerTensor
 from edge_agent import Store
 from edge_agent.plan.errors import ArgumentMismatch
-from tests.edge_agent.waiting import wait_until
 from tests.processes import running
+from tests.waiting import wait_until
 
 WITHIN = 60.0
 """Seconds that any one value may take."""

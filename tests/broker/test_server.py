@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -61,18 +61,10 @@ from broker.protocol.messages import DeviceList as DeviceListMessage
 from broker.server import BrokerServer, CannotListen, neighbours
 from tests.broker.raw_peer import WITHIN_MS
 from tests.broker.served import CONFIG, MANIFEST, PLAN, Served, run_one
+from tests.waiting import wait_until
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
-
-
-def wait_until(true: Callable[[], bool], within: float = WITHIN_MS / 1000) -> None:
-    """Ask again and again, for so long."""
-    end = time.monotonic() + within
-    asked = threading.Event()
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        asked.wait(0.01)
 
 
 # ------------------------------------------------------------------------------------------- the work

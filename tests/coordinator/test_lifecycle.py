@@ -23,6 +23,7 @@ from coordinator import VirtualWorker, connect, tagged
 from coordinator.core import SessionConfig
 from coordinator.driver import SessionDriver
 from coordinator.errors import BrokerUnreachable, FleetClosed, SessionTakenOver
+from tests.waiting import wait_until
 
 WITHIN = 30.0
 
@@ -247,10 +248,7 @@ def test_nothing_is_kept_of_what_has_ended(broker: BrokerServer) -> None:
         for _ in range(5):
             pointers = [device.send(torch.ones(1)) for _ in range(400)]
             assert len(fleet.get(pointers, timeout=WITHIN)) == 400
-        deadline = time.monotonic() + WITHIN
-        while fleet.driver.core.unaccepted:  # the acknowledgement may come after the value
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: fleet.driver.core.unaccepted == 0)  # the acknowledgement may come after the value
         assert fleet.driver.core.pending == 0
         assert not fleet.driver.core._commands._kept
 
@@ -262,7 +260,5 @@ def test_a_fleet_whose_last_reference_is_in_an_answer(broker: BrokerServer) -> N
     holding: list[object] = [fleet]
     driver.ask(lambda r: AskStats(r=r), lambda _answered: holding.clear())
     del fleet
-    deadline = time.monotonic() + WITHIN
-    while driver._thread.is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    driver._thread.join(WITHIN)
+    assert not driver._thread.is_alive()

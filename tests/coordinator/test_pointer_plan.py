@@ -27,6 +27,7 @@ from coordinator.errors import (
 from coordinator.fleet import Fleet
 from coordinator.pointers import PointerTensor
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed
+from tests.waiting import wait_until
 
 WITHIN = 30.0
 
@@ -124,9 +125,7 @@ def test_large_local_arguments(fleet: Fleet, device_1: VirtualWorker) -> None:
     assert torch.equal(pointer.get(WITHIN), torch.ones(60_001, 2))
     put = int(pointer.id[16:], 16) - 1
     passing = f"{fleet.session_id}{put:016x}"
-    deadline = time.monotonic() + WITHIN
-    while fleet.status(passing) is not ResultStatus.RELEASED:
-        assert time.monotonic() < deadline, fleet.status(passing)
+    wait_until(lambda: fleet.status(passing) is ResultStatus.RELEASED)
 
 
 def test_many_medium_arguments(device_1: VirtualWorker) -> None:

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from coordinator.core_tables import Link
 from coordinator.driver import MESSAGES_A_ROUND, SessionDriver
 from coordinator.fleet import Fleet
 from tests.processes import start_agent, start_broker
+from tests.waiting import wait_until
 
 WITHIN = 60.0
 
@@ -92,14 +92,6 @@ def restarting() -> Iterator[Restarting]:
     made = Restarting()
     yield made
     made.stop()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Wait for what has no event that a test could wait for."""
-    deadline = time.monotonic() + WITHIN
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def reach(driver: SessionDriver, link: Link) -> None:

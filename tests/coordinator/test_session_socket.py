@@ -18,7 +18,8 @@ from coordinator.core_tables import Link
 from coordinator.driver import SessionDriver
 from coordinator.session_socket import SessionSocket
 from coordinator.wakeup import Wakeup
-from tests.coordinator.test_reconnection import WITHIN, reach, wait_until
+from tests.coordinator.test_reconnection import WITHIN, reach
+from tests.waiting import wait_until
 
 NEVER = 3600.0
 """Seconds: whatever would look by itself after so long does not look within the test."""

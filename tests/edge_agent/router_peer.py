@@ -11,7 +11,7 @@ from broker.protocol import messages as m
 from broker.protocol.bundles import unpack
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import command_digest, encode
-from tests.edge_agent.waiting import PATIENCE
+from tests.waiting import PATIENCE
 
 __all__ = ["RouterPeer"]
 

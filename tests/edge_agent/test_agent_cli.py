@@ -24,7 +24,7 @@ from edge_agent import Store
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
 from tests.edge_agent.router_peer import RouterPeer
-from tests.edge_agent.waiting import PATIENCE
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 MOST_RESIDENT_KIB = 45_000_000 // 1024

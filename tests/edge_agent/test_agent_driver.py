@@ -27,7 +27,7 @@ from edge_agent.worker_hosts import ProcessWorker
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
 from tests.edge_agent.router_peer import RouterPeer
-from tests.edge_agent.waiting import PATIENCE
+from tests.waiting import PATIENCE
 
 PLAN = small_plans.double_abs()
 LONG = small_plans.long()

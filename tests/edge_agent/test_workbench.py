@@ -38,7 +38,7 @@ from edge_agent.workbench import Workbench, serve
 from edge_agent.worker_torch import TorchTensors
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
-from tests.edge_agent.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, wait_until
 
 LARGE = INLINE_TENSORS_BYTES // 4 + 1  # elements of float32
 

@@ -21,7 +21,7 @@ from edge_agent.worker_hosts import ProcessWorker, ThreadWorker
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
 from tests.edge_agent.test_worker_process import Host, Talk, job
-from tests.edge_agent.waiting import wait_until
+from tests.waiting import wait_until
 
 
 @functools.cache

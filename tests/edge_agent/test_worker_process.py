@@ -31,7 +31,7 @@ from edge_agent.worker import load_runtime
 from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
-from tests.edge_agent.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")

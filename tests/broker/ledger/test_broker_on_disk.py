@@ -47,7 +47,7 @@ from broker.protocol.messages import (
 from coordinator.local_processes import LocalProcess
 from tests.broker.raw_peer import RawPeer
 from tests.broker.served import MANIFEST, PLAN
-from tests.broker.test_server import wait_until
+from tests.waiting import wait_until
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from edge_agent.runtimes.lookout import Lookout
-from tests.edge_agent.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, wait_until
 
 QUICKLY = 0.001
 
