@@ -25,7 +25,7 @@ from coordinator.pointer_plan import PointerPlan
 from coordinator.pointers import PointerTensor
 from tests import processes
 from tests.acceptance.kernel import children, cpu_seconds
-from tests.benchmarks import floor
+from tests.benchmarks import floor, parts
 from tests.benchmarks.accepting import accepted_per_second
 from tests.benchmarks.report import Row, print_rows, quantile
 
@@ -191,6 +191,8 @@ def main() -> int:
             asleep = pointer_times(plan, argument, options.count)
             status.update("accepted commands")
             synced, in_memory = accepting(Path(folder) / "broker", options.rounds, options.pipelined)
+            status.update("parts")
+            of_parts = parts.rows(options.rounds)
     rows = [
         Row(name="invocation and its value, p50", unit="us", ours=ours["p50"], floor=theirs["p50"], at_most=3),
         Row(name="invocation and its value, p99", unit="us", ours=ours["p99"], floor=theirs["p99"]),
@@ -210,11 +212,12 @@ def main() -> int:
     print_rows(
         rows, console, f"{options.rounds} rounds of {options.count} round trips and {options.pipelined} pipelined"
     )
-    console.print("floor: raw pyzmq, a client, a Python ROUTER relay and an echo peer; the same bytes and hops")
+    console.print("floor above: raw pyzmq, a client, a Python ROUTER relay and an echo peer; the same bytes and hops")
     console.print(f"CPU, one at a time: {our_cpu}; floor: {their_cpu}")
     console.print(f"CPU, pipelined: {our_cpu_pipelined}; floor: {their_cpu_pipelined}")
     if not still_busy:
         console.print("[yellow]the device was no longer busy when the last pointer was made[/yellow]")
+    print_rows(of_parts, console, "in one process, each beside a peer")
     return 0
 
 

@@ -56,11 +56,14 @@ def print_rows(rows: Sequence[Row], console: Console, title: str) -> None:
         table.add_row(
             row.name,
             row.unit,
-            f"{statistics.median(row.ours):,.1f}",
-            f"{min(row.ours):,.0f}–{max(row.ours):,.0f}",
-            f"{statistics.median(row.floor):,.1f}" if row.floor else "",
-            f"{min(row.floor):,.0f}–{max(row.floor):,.0f}" if row.floor else "",
+            *_median_and_range(row.ours),
+            *(_median_and_range(row.floor) if row.floor else ("", "")),
             f"{row.ratio:.2f}" if row.floor else "",
             row.verdict(),
         )
     console.print(table)
+
+
+def _median_and_range(values: Sequence[float]) -> tuple[str, str]:
+    digits = 0 if min(values) >= 100 else 1 if min(values) >= 1 else 2
+    return f"{statistics.median(values):,.1f}", f"{min(values):,.{digits}f}–{max(values):,.{digits}f}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import threading
-import timeit
 from typing import Any
 
 import pytest
@@ -180,12 +180,16 @@ def test_lines_of_several_threads_stay_whole(written: io.StringIO) -> None:
     assert len(lines(written)) == 800
 
 
-@pytest.mark.alone
-def test_a_call_below_the_level_is_nearly_free(written: io.StringIO) -> None:
-    """Less than 3 us where 0.5 us is usual: the fast path logs each hop of each invocation."""
+def test_a_call_below_the_level_does_nothing(written: io.StringIO) -> None:
+    """The fast path logs each hop of each invocation: that call is all that it costs while nobody wants to know."""
     log = get_logger("broker", sink=StreamSink(lambda _record: None))
-    cost = min(timeit.repeat(lambda: log.debug("hop", n=1), number=2000, repeat=5)) / 2000
-    assert cost < 3e-6
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _called: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        log.debug("hop", n=1)
+    finally:
+        sys.setprofile(None)
+    assert len(called) <= 2, called  # the call, and its look at the level
     assert written.getvalue() == ""
 
 

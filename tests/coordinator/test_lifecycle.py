@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -218,12 +217,10 @@ print("done")
 
 def test_a_forgotten_fleet_does_not_keep_the_program() -> None:
     """A program that never closes its embedded fleet ends by itself, in order, and says nothing more."""
-    start = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORGOTTEN], capture_output=True, text=True, timeout=WITHIN, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
-    assert time.monotonic() - start < WITHIN
 
 
 def test_a_dropped_fleet_is_closed(broker: BrokerServer) -> None:

@@ -26,11 +26,3 @@ def test_a_row_says_what_travels_and_how_near_it_comes(name: str) -> None:
     measured, told = one.error(), float(error.rstrip("%")) / 100
     assert 0 < measured < LARGEST
     assert 0.5 < measured / told < 2
-
-
-@pytest.mark.alone
-def test_large_layers_are_faster_than_in_float32() -> None:
-    """A thousand rows and more, on one thread; the ratio is printed."""
-    plain, int8 = Measured("MLP 512-1024-1024-10").seconds(1)
-    print(f"int8 takes {int8 / plain:.2f} of the time of float32: {int8 * 1e6:.0f} of {plain * 1e6:.0f} us")
-    assert int8 < plain

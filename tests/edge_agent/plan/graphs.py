@@ -24,7 +24,7 @@ from edge_agent.plan.format import (
 )
 from edge_agent.runtimes.torch_tensors import encode_tensor
 
-__all__ = ["bundle_of", "double_abs", "graph_of", "listed", "net", "op", "value"]
+__all__ = ["bundle_of", "double_abs", "graph_of", "listed", "net", "op", "residual_blocks", "value"]
 
 
 def value(number: int) -> Special:
@@ -112,3 +112,20 @@ def bundle_of(
         state=[digest_of(frame) for frame in frames],
     )
     return PlanBundle(manifest, data, {digest_of(frame): frame for frame in frames}, beside or {})
+
+
+def residual_blocks(count: int) -> Graph:
+    """Many ops over a size that varies: ``count`` blocks of five, the output of each the input of the next."""
+    inputs = [Input(name="x", dtype="float32", shape=["n", 8]), Input(name="w", dtype="float32", shape=[8, 8])]
+    ops = []
+    for place in range(count):
+        last = 5 * place + 1 if place else 0
+        first = 5 * place + 2
+        ops += [
+            op("linear.default", value(last), value(1)),
+            op("view.default", value(first), listed(-1, 4)),
+            op("relu.default", value(first + 1)),
+            op("view.default", value(first + 2), listed(Special(s="n"), 8)),
+            op("add.Tensor", value(first + 3), value(last)),
+        ]
+    return graph_of(inputs, ops, [5 * count + 1], symbols=[Symbol(name="n", low=1)])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -315,29 +313,3 @@ def test_between_ops_sees_every_op_and_can_end_the_run() -> None:
     with pytest.raises(Stopped):
         plan.run([torch.ones(2)], {})
     assert torch.is_grad_enabled()
-
-
-# ------------------------------------------------------------------------------------------------ cost
-
-
-@pytest.mark.alone
-def test_a_small_plan_costs_microseconds() -> None:
-    """The two-op plan takes at most 4 times what its two ops take alone."""
-    plan = load(double_abs())
-    x = torch.tensor([1.0, -2.0])
-    add, absolute = torch.ops.aten.add.Tensor, torch.ops.aten.abs.default
-
-    def alone() -> None:
-        absolute(add(x, x))
-
-    def best(work: Any) -> float:
-        times = []
-        for _ in range(20):
-            started = time.perf_counter()
-            for _ in range(200):
-                work()
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    best(alone)
-    assert best(lambda: plan.run([x], {})) < 4 * best(alone)
