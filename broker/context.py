@@ -19,7 +19,7 @@ from broker.protocol.messages import Counters, Frame, LogValue, Message
 if TYPE_CHECKING:
     from broker.sessions import Session
 
-__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Blobs", "Context", "Pumped", "Tally", "Timer"]
+__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "Alarm", "Blobs", "Context", "Pumped", "Tally", "Timer"]
 
 DEBUG = 10
 INFO = 20
@@ -45,6 +45,29 @@ class Pumped(Protocol):
     def pump(self, now: float) -> None:
         """Send what may be sent now."""
         ...
+
+
+class Alarm:
+    """Has a stream pumped when it is due. One timer at a time: a stream may have moved on when it comes."""
+
+    __slots__ = ("_at", "_context", "_stream")
+
+    def __init__(self, context: Context, stream: Pumped) -> None:
+        self._context = context
+        self._stream = stream
+        self._at: float | None = None
+
+    def set(self, due: float | None, now: float) -> None:
+        """The stream is next due then, as far as is known; None: it is not."""
+        if due is None or (self._at is not None and self._at <= due):
+            return
+        self._at = due
+        self._context.at(max(due, now), self._ring)
+
+    def _ring(self, now: float) -> None:
+        if self._at is not None and now >= self._at:
+            self._at = None
+            self._context.due[self._stream] = None
 
 
 class Tally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TypeAlias
 
-from broker.context import DEBUG, Context, Tally
+from broker.context import DEBUG, Alarm, Context, Tally
 from broker.ledger.interface import DropErrand, MarkDelivered, RecordErrand
 from broker.protocol.effects import Log, Send
 from broker.protocol.messages import Cancel, Deliver, Release, ResultStatus
@@ -45,6 +45,7 @@ class Mailbox:
     """See the module. ``peer`` is the device's routing id, None while it is away; ``tally`` the device's counters."""
 
     __slots__ = (
+        "_alarm",
         "_context",
         "_flying",
         "_ghosts",
@@ -52,7 +53,6 @@ class Mailbox:
         "_held",
         "_high",
         "_outbox",
-        "_timer_at",
         "_waiting",
         "commands",
         "device",
@@ -80,7 +80,7 @@ class Mailbox:
         self._flying = 0  # bytes of payload that are numbered and not acknowledged
         self._outbox: Outbox[_Item] = self._new_outbox(1)
         self._high = 0  # the largest number ever sent
-        self._timer_at: float | None = None
+        self._alarm = Alarm(context, self)
 
     def _new_outbox(self, first: int) -> Outbox[_Item]:
         config = self._context.config
@@ -174,7 +174,7 @@ class Mailbox:
             outbox.push(record)
         for n, item in outbox.due(now):
             self._deliver(n, item, now)
-        self._arm(now)
+        self._alarm.set(self._outbox.next_due(), now)
 
     def _deliver(self, n: int, item: _Item, now: float) -> None:
         context = self._context
@@ -238,7 +238,7 @@ class Mailbox:
     def pause(self, now: float) -> None:
         """The device reads too slowly."""
         self._outbox.hold(now + self._context.config.busy_peer_pause)
-        self._arm(now)
+        self._alarm.set(self._outbox.next_due(), now)
 
     def connect(self, peer: bytes) -> None:
         """The same agent is there, on a new connection: what it has not acknowledged goes again."""
@@ -280,18 +280,3 @@ class Mailbox:
         self._held = {record.id: record for record in worn_out}  # which are not sent again, and end soon
         self._waiting.extendleft(reversed(again))
         return worn_out
-
-    # ------------------------------------------------------------------------------------------ time
-
-    def _arm(self, now: float) -> None:
-        """One timer at a time: it looks when it comes whether the stream has moved on."""
-        due, armed = self._outbox.next_due(), self._timer_at
-        if due is None or (armed is not None and armed <= due):
-            return
-        self._timer_at = due
-        self._context.at(max(due, now), self._wake)
-
-    def _wake(self, now: float) -> None:
-        if self._timer_at is not None and now >= self._timer_at:
-            self._timer_at = None
-            self._context.due[self] = None

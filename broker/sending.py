@@ -10,7 +10,7 @@ import zmq
 
 from broker.core import BrokerCore
 from broker.effects import PeerBusy, PeerUnreachable
-from broker.protocol.bundles import Gathering, bundled
+from broker.protocol.bundles import Bundler, bundled
 from broker.protocol.framing import size_of
 from broker.protocol.messages import Frame
 
@@ -33,23 +33,23 @@ class Sending:
         self._send_now = transmit
         self._core = core
         self._failed = failed
-        self._gatherings: dict[bytes, Gathering] = {}
+        self._bundlers: dict[bytes, Bundler] = {}
         """Of those to whom something was sent since the last `flush`."""
 
     def send(self, peer: bytes, header: bytes, payload: Sequence[Frame] = ()) -> None:
         """Send a message: with the next `flush` at the latest."""
-        gathering = self._gatherings.get(peer)
-        if gathering is None:
+        bundler = self._bundlers.get(peer)
+        if bundler is None:
             bundling = self._core.reads_bundles(peer)
-            gathering = self._gatherings[peer] = Gathering(partial(self._transmit, peer), bundling=bundling)
-        gathering.send(header, payload)
+            bundler = self._bundlers[peer] = Bundler(partial(self._transmit, peer), bundling=bundling)
+        bundler.send(header, payload)
 
     def flush(self) -> None:
         """Send what was gathered."""
-        if self._gatherings:
-            gatherings, self._gatherings = self._gatherings, {}
-            for gathering in gatherings.values():
-                gathering.flush()
+        if self._bundlers:
+            bundlers, self._bundlers = self._bundlers, {}
+            for bundler in bundlers.values():
+                bundler.flush()
 
     def _transmit(self, peer: bytes, messages: Sequence[Sequence[Frame]]) -> None:
         try:

@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from broker.context import DEBUG, INFO, WARNING, Context
+from broker.context import DEBUG, INFO, WARNING, Alarm, Context
 from broker.devices import refusal_of_version
 from broker.effects import PublishNotification
 from broker.intervals import Intervals
@@ -45,9 +45,9 @@ class Session:
     """A session, there or not. Times in seconds on the core's clock."""
 
     __slots__ = (
+        "_alarm",
         "_context",
         "_high",
-        "_timer_at",
         "accepted",
         "closed",
         "fetches",
@@ -95,7 +95,7 @@ class Session:
         self.outbox: Outbox[Record] = self._new_outbox(seen + 1)
         self.renumber = False
         self._high = seen
-        self._timer_at: float | None = None
+        self._alarm = Alarm(context, self)
 
     def _new_outbox(self, first: int) -> Outbox[Record]:
         config = self._context.config
@@ -140,24 +140,12 @@ class Session:
             assert record.event is not None
             message = Notify(n=n, device=record.device_name, event=record.event)
             context.out.append(Send(message=message, frames=record.value, peer=peer))
-        self._arm(now)
+        self._alarm.set(self.outbox.next_due(), now)
 
     def pause(self, now: float) -> None:
         """It reads too slowly."""
         self.outbox.hold(now + self._context.config.busy_peer_pause)
-        self._arm(now)
-
-    def _arm(self, now: float) -> None:
-        due, armed = self.outbox.next_due(), self._timer_at
-        if due is None or (armed is not None and armed <= due):
-            return
-        self._timer_at = due
-        self._context.at(max(due, now), self._wake)
-
-    def _wake(self, now: float) -> None:
-        if self._timer_at is not None and now >= self._timer_at:
-            self._timer_at = None
-            self._context.due[self] = None
+        self._alarm.set(self.outbox.next_due(), now)
 
     def reject(self, n: int, failure: Failure) -> None:
         """Command ``n`` counts as taken, and does nothing."""

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from broker.protocol.bundles import Gathering, bundled
+from broker.protocol.bundles import Bundler, bundled
 from broker.protocol.effects import LinkDown, LinkUp, Send
 from broker.protocol.framing import encode
 from broker.protocol.messages import Frame, Message
@@ -39,7 +39,7 @@ class SessionSocket:
         self._monitor: zmq.Socket[bytes] | None = None
         self._poll = select.poll()
         self._dealer_fd = -1
-        self.out = Gathering(self._transmit)
+        self.out = Bundler(self._transmit)
         """What goes to the broker, on this connection."""
         self.heard = False
         """Whether the last `wait` has said that something has happened there: mostly, that a message has come."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from broker.protocol.bundles import Gathering, Unpacked, bundled, unpack
+from broker.protocol.bundles import Bundler, Unpacked, bundled, unpack
 from broker.protocol.effects import LinkDown, LinkUp
 from broker.protocol.framing import MESSAGE_LIMIT, encode
 from broker.protocol.messages import Frame, Message
@@ -36,7 +36,7 @@ class BrokerSocket:
         self._endpoint = endpoint
         self._poller = poller
         self._fruitless = 0
-        self.out = Gathering(self._transmit)
+        self.out = Bundler(self._transmit)
         """What goes to the broker at the other end; nothing does while there is none."""
         self.dealer: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None

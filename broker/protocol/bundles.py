@@ -15,7 +15,7 @@ from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import HEADER_LIMIT, NOT_A_MESSAGE, decode, decode_unjudged, encode, size_of
 from broker.protocol.messages import Bundle, Frame, Message
 
-__all__ = ["BUNDLED_BYTES", "BUNDLE_MESSAGES", "Gathering", "Unpacked", "bundled", "reads_bundles", "unpack"]
+__all__ = ["BUNDLED_BYTES", "BUNDLE_MESSAGES", "Bundler", "Unpacked", "bundled", "reads_bundles", "unpack"]
 
 BUNDLED_BYTES = 2048
 """The largest message, of all its frames, that goes into a bundle: to copy more costs more than it saves."""
@@ -39,7 +39,7 @@ def bundled(messages: Sequence[Sequence[Frame]]) -> Sequence[Frame]:
     return messages[0] if len(messages) == 1 else (encode(Bundle(messages=messages)),)  # type: ignore[arg-type]  # sent, not read: any buffers do
 
 
-class Gathering:
+class Bundler:
     """What goes to one peer, in its order: small messages with the next `flush`, together, if ``bundling``; any other
     at once, after what was gathered before it.
 

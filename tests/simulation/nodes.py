@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from broker.protocol.bundles import BUNDLED_BYTES, Gathering, Unpacked, bundled, reads_bundles
+from broker.protocol.bundles import BUNDLED_BYTES, Bundler, Unpacked, bundled, reads_bundles
 from broker.protocol.effects import BatchEnded, LinkDown, LinkUp, Log, Received, Send, Tick
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import encode
@@ -169,7 +169,7 @@ class Client(Node):
         self.network = network
         self._broker = broker
         self.connection: Connection | None = None
-        self.out = Gathering(self._transmit)
+        self.out = Bundler(self._transmit)
         """What goes to the broker, on this connection."""
         self._execute[Send] = self._send
 

@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from broker.protocol import messages as m
-from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Gathering, bundled, reads_bundles, unpack
+from broker.protocol.bundles import BUNDLE_MESSAGES, BUNDLED_BYTES, Bundler, bundled, reads_bundles, unpack
 from broker.protocol.errors import MessageTooLarge, ProtocolError
 from broker.protocol.framing import HEADER_LIMIT, decode, encode
 
@@ -83,7 +83,7 @@ def test_an_empty_bundle_is_nothing() -> None:
 
 
 class Wire:
-    """Where a `Gathering` sends: each transmission as its messages. ``full``: it takes nothing."""
+    """Where a `Bundler` sends: each transmission as its messages. ``full``: it takes nothing."""
 
     def __init__(self) -> None:
         self.sent: list[list[tuple[m.Frame, ...]]] = []
@@ -99,7 +99,7 @@ class Wire:
 def test_small_messages_go_together_and_none_overtakes_another() -> None:
     """A large one goes at once, behind those before it."""
     wire = Wire()
-    out = Gathering(wire.transmit, bundling=True)
+    out = Bundler(wire.transmit, bundling=True)
     out.flush()
     out.send(b"1")
     out.send(b"2", [b"value", b""])
@@ -115,7 +115,7 @@ def test_small_messages_go_together_and_none_overtakes_another() -> None:
 def test_as_many_as_go_into_one_are_not_kept_back() -> None:
     """They leave without a flush."""
     wire = Wire()
-    out = Gathering(wire.transmit, bundling=True)
+    out = Bundler(wire.transmit, bundling=True)
     for n in range(BUNDLE_MESSAGES + 1):
         out.send(bytes([n]))
     assert [len(messages) for messages in wire.sent] == [BUNDLE_MESSAGES]
@@ -125,7 +125,7 @@ def test_as_many_as_go_into_one_are_not_kept_back() -> None:
 def test_a_peer_that_reads_no_bundles_gets_each_message_at_once() -> None:
     """Also once it is known that it does not, behind what was gathered before."""
     wire = Wire()
-    out = Gathering(wire.transmit)
+    out = Bundler(wire.transmit)
     out.send(b"1")
     out.bundling = True
     out.send(b"2")
@@ -138,7 +138,7 @@ def test_a_peer_that_reads_no_bundles_gets_each_message_at_once() -> None:
 def test_what_could_not_be_sent_is_said_once_and_not_gathered_any_more() -> None:
     """Nor is what was forgotten."""
     wire = Wire()
-    out = Gathering(wire.transmit, bundling=True)
+    out = Bundler(wire.transmit, bundling=True)
     out.send(b"1")
     wire.full = True
     with pytest.raises(zmq.Again):
