@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ class BlobDesk:
         self._say = say
         self._endpoint = ""
         self._client: BlobClient | None = None
+        self._arrivals = itertools.count()
 
     def open(self, endpoint: str) -> None:
         """The broker has told where its blob channel is."""
@@ -74,7 +76,11 @@ class BlobDesk:
 
     def _happened(self, event: BlobEvent) -> None:
         if isinstance(event, BlobFetched):
-            self._say(e.BlobArrived(digest=event.digest, path=str(event.path)))
+            assert event.path is not None  # see `fetch`
+            # A name of its own: the same blob may be fetched again before this file has been used and dropped.
+            path = event.path.with_name(f"{event.path.name}.{next(self._arrivals)}")
+            event.path.replace(path)
+            self._say(e.BlobArrived(digest=event.digest, path=str(path)))
         elif isinstance(event, BlobOffered):
             self._say(e.BlobOffered(digest=event.digest))
         elif isinstance(event, BlobFailed):

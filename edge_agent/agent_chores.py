@@ -79,7 +79,9 @@ class Chores:
             self._say(TensorUnfit(id=instruction.id, failure=Failure(code="TensorRefused", message=str(error))))
         except OSError as error:
             said = f"the tensor could not be kept: {error.strerror}"
-            self._say(TensorUnfit(id=instruction.id, failure=Failure(code="StoreFull", message=said)))
+            source = instruction.source
+            gone = isinstance(source, str) and not Path(source).exists()
+            self._say(TensorUnfit(id=instruction.id, failure=Failure(code="StoreFull", message=said), gone=gone))
         else:
             held = msgspec.structs.replace(
                 held, tags=instruction.tags, description=instruction.description, blob=instruction.blob

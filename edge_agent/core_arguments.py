@@ -237,11 +237,13 @@ class Arguments:
         self._borrow(held.id, as_source(held.source, held.check), held.nbytes)
         return True
 
-    def unfit(self, id: bytes, why: m.Failure) -> bool:
-        """What came for ``id`` is no tensor. False: nobody waits for it."""
-        waited = id in self._needs
-        self.without_value(id, why)
-        return waited
+    def unfit(self, id: bytes, why: m.Failure, *, gone: bool) -> None:
+        """What came for ``id`` is no tensor. ``gone``: it may be one, and was dropped too early."""
+        need = self._needs.get(id)
+        if need is not None and gone:
+            need.coming = False  # ask again
+        else:
+            self.without_value(id, why)
 
     def _borrow(self, id: bytes, source: Source, size: int) -> None:
         self._borrowed[id] = source, size

@@ -36,7 +36,7 @@ class Puts:
         """A `Put` has come."""
         if body.blob is not None:
             command.move(Step.WAITING_ARGUMENTS)
-            self._blobs.want(body.blob, lambda _digest, result: self._arrived(command, result))
+            self._want(command, body.blob)
             return
         if len(command.frames) != 1:
             said = f"expected one tensor with the command, got {len(command.frames)}"
@@ -57,6 +57,16 @@ class Puts:
             description=body.description,
         )
         self._store(command, (held,))
+
+    def again(self, command: Command) -> None:
+        """The blob of a `Put` was dropped before it could be kept: a part of a plan, say, that had to make room."""
+        body = command.body
+        assert isinstance(body, m.Put)
+        assert body.blob is not None  # what came with the message is here
+        self._want(command, body.blob, anew=True)
+
+    def _want(self, command: Command, blob: bytes, *, anew: bool = False) -> None:
+        self._blobs.want(blob, lambda _digest, result: self._arrived(command, result), anew=anew)
 
     def _arrived(self, command: Command, result: bytes | str | m.Failure) -> None:
         if command.step is not Step.WAITING_ARGUMENTS:

@@ -219,10 +219,12 @@ class Runs:
     def tensor_unfit(self, event: e.TensorUnfit) -> None:
         """What was to be a tensor is none."""
         command = self._commands.get(event.id)
-        if command is not None and command.step is WAITING_ARGUMENTS:
-            self.ends.fail(command, event.failure)
+        if command is None or command.step is not WAITING_ARGUMENTS:
+            self.arguments.unfit(event.id, event.failure, gone=event.gone)
+        elif event.gone:
+            self._puts.again(command)
         else:
-            self.arguments.unfit(event.id, event.failure)
+            self.ends.fail(command, event.failure)
 
     # ------------------------------------------------------------------------------------------- running
 

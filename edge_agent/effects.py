@@ -100,10 +100,13 @@ class TensorAdopted(_Effect, frozen=True, kw_only=True):
 
 
 class TensorUnfit(_Effect, frozen=True, kw_only=True):
-    """The file of an `AdoptTensor` is not a tensor that can be kept."""
+    """The file of an `AdoptTensor` is not a tensor that can be kept. ``gone``: it was dropped before it could be, and
+    can be had again.
+    """
 
     id: bytes
     failure: Failure
+    gone: bool = False
 
 
 class BlobArrived(_Effect, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge_agent.tensor_files import sync_folder, write_whole
+from edge_agent.tensor_files import link, sync_folder, write_whole
 
 __all__ = ["DISK", "Connection", "Disk", "Rows"]
 
@@ -56,8 +56,8 @@ class Disk(Protocol):
     def write_whole(self, path: Path, pieces: Sequence[bytes | memoryview]) -> None:
         """Write a file, whole or not at all; synced with its folder. Raises OSError."""
 
-    def rename(self, source: Path, target: Path) -> None:
-        """Give a file another name; not synced: see `sync_folder`. Raises OSError."""
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name, which another file may have had; not synced: see `sync_folder`. Raises OSError."""
 
     def remove(self, path: Path) -> None:
         """Remove a file, if it is there."""
@@ -75,8 +75,8 @@ class _RealDisk:
     def write_whole(self, path: Path, pieces: Sequence[bytes | memoryview]) -> None:
         write_whole(path, pieces)
 
-    def rename(self, source: Path, target: Path) -> None:
-        source.replace(target)
+    def link(self, source: Path, target: Path) -> None:
+        link(source, target)
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)

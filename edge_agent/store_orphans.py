@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 from edge_agent.store_database import Database
 from edge_agent.store_disk import Disk
 from edge_agent.tensor_files import tensor_path
 
 __all__ = ["remove_orphans"]
+
+_PART_SECONDS = 7 * 86_400
+"""How long the beginning of a blob is kept for whoever wants the rest."""
 
 
 def remove_orphans(database: Database, disk: Disk, store_id: bytes) -> None:
@@ -28,3 +34,10 @@ def remove_orphans(database: Database, disk: Disk, store_id: bytes) -> None:
                 part = path.name.endswith(".part")
                 if path.name not in named and (part or not path.name.startswith(own)):
                     disk.remove(path)
+        for path in (database.folder / "incoming").iterdir():
+            if not (path.name.endswith(".part") and _is_young(path)):
+                disk.remove(path)
+
+
+def _is_young(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime < _PART_SECONDS

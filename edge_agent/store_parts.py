@@ -70,14 +70,14 @@ class Parts:
             row = connection.execute("SELECT size FROM blobs WHERE digest = ?", (digest,)).fetchone()
         return 0 if row is None else int(row[0])
 
-    def take(self, digest: bytes, source: bytes | str, *, manifest: bool) -> Blob | None:
-        """Make a part ready to be written: a file is moved to its place. None: that was done before. Raises OSError."""
+    def take(self, digest: bytes, source: bytes | str, *, manifest: bool) -> Blob:
+        """Make a part ready to be written. A file gets a second name here: it may be wanted as a tensor as well. Raises
+        OSError.
+        """
         if isinstance(source, bytes):
             inline = manifest or len(source) <= INLINE_TENSORS_BYTES
             return Blob(source, len(source), manifest, inline=inline)
         path, target = Path(source), self.path(digest)
         if path != target:
-            if not path.exists():
-                return None  # two plans have wanted it, and the other was first
-            self._database.disk.rename(path, target)
+            self._database.disk.link(path, target)
         return Blob(None, target.stat().st_size, manifest, inline=False)

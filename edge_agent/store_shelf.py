@@ -361,7 +361,7 @@ class StoreShelf:
         if any(digest in batch.dropped_blobs for batch in self._batches()):
             self._settle()  # else its file would be removed after it has come
         blob = self._parts.take(digest, source, manifest=manifest)
-        if blob is not None and not self.blob_size(digest):
+        if not self.blob_size(digest):
             self.used += blob.size
             self._pending.blobs[digest] = blob
 
@@ -392,9 +392,7 @@ class StoreShelf:
             self._disk.write_whole(path, [source])
         else:
             found = read_header(source)
-            # A link and not a move: the same blob may have been put under several ids at once.
-            path.unlink(missing_ok=True)
-            path.hardlink_to(source)
+            self._disk.link(Path(source), path)  # no move: the same blob may have been put under several ids at once
             if self._database.durable:
                 self._disk.sync_folder(path.parent)
         check = sum_of_file(path)

@@ -293,6 +293,14 @@ def test_await_and_async_for(fleet: Fleet, device_1: VirtualWorker, device_2: Vi
     asyncio.run(asyncio.wait_for(use(), WITHIN))
 
 
+def test_one_content_is_sent_many_times(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """As large tensors, by themselves and as arguments: each is a tensor of its own, and all are kept."""
+    plan, large = add_one.send(device_1), torch.zeros(20_000)
+    pointers = [one for _ in range(60) for one in (device_1.send(large), plan(large))]
+    values = fleet.get(pointers, timeout=WITHIN)
+    assert [float(value[0]) for value in values] == [0.0, 1.0] * 60
+
+
 def test_notifications_tell_everybody(fleet: Fleet, device_1: VirtualWorker) -> None:
     """Whoever follows hears of results by their ids, done and failed; a prefix picks out some."""
     plan = add_one.send(device_1)

@@ -176,6 +176,44 @@ def test_a_blob_that_cannot_be_had_fails_the_put() -> None:
     assert device.failure_of(result_id(2)).code == "TensorRefused"
 
 
+GONE = m.Failure(code="StoreFull", message="No such file or directory")
+
+
+def test_a_blob_that_was_dropped_before_it_was_kept_is_fetched_again() -> None:
+    """A part of a plan that had to make room, with the content that is put."""
+    device = Device()
+    device.register()
+    digest = hashlib.sha256(b"large").digest()
+    device.shelf.keep_blob(digest, "blobs/large", manifest=False)
+    device.deliver(m.Put(id=result_id(1), blob=digest))
+    assert [adopt.source for adopt in device.take(e.AdoptTensor)] == ["blobs/large"]
+    device.feed(e.TensorUnfit(id=result_id(1), failure=GONE, gone=True))
+    assert device.take_sent(m.NeedBlobs) == [m.NeedBlobs(digests=[digest])]
+    device.receive(m.Blobs(pull={digest: 5}))
+    device.feed(e.BlobArrived(digest=digest, path="incoming/large"))
+    assert [adopt.source for adopt in device.take(e.AdoptTensor)] == ["incoming/large"]
+    held = Held(id=result_id(1), dtype="float32", shape=(1,), nbytes=4, source="tensors/1")
+    device.feed(e.TensorAdopted(held=held))
+    [event] = device.announced()
+    assert isinstance(event, m.ResultReady)
+
+
+def test_an_argument_that_was_dropped_before_it_was_kept_is_asked_for_again() -> None:
+    """As if it had not come."""
+    device = Device()
+    device.ready(PLAN)
+    device.invoke(PLAN, ELSEWHERE, counter=1)
+    digest = hashlib.sha256(b"large").digest()
+    device.receive(m.Supply(outcomes=[m.Outcome(id=ELSEWHERE, blob=digest, size=5)]))
+    device.feed(e.BlobArrived(digest=digest, path="incoming/large"))
+    device.take_sent(m.NeedValues)
+    device.feed(e.TensorUnfit(id=ELSEWHERE, failure=GONE, gone=True))
+    device.wait(4)
+    assert device.take_sent(m.NeedValues)[0] == m.NeedValues(ids=[ELSEWHERE])
+    device.receive(m.Supply(outcomes=[m.Outcome(id=ELSEWHERE)]), tensor_frame(1))
+    assert device.jobs()[0].args == [tensor_frame(1)]
+
+
 # ------------------------------------------------------------------------------------------------- fetch
 
 

@@ -5,11 +5,13 @@ kill.
 from __future__ import annotations
 
 import hashlib
+import os
 import select
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -303,14 +305,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_blobs_of_plans_small_and_large(shelf: StoreShelf, waker: Waker) -> None:
-    """In the index, in a file of its own, moved from where it came in; there at once, and gone when dropped."""
+    """In the index, in a file of its own, that stays where it came in; there at once, and gone when dropped."""
     large = bytes(100_000)
     shelf.keep_blob(b"1" * 32, large, manifest=False)
     incoming = shelf.folder / "incoming" / "x"
     incoming.write_bytes(b"came in")
     for _ in range(2):  # two plans may have wanted it
         shelf.keep_blob(b"2" * 32, str(incoming), manifest=False)
-    assert not incoming.exists()
+    shelf.drop_files([str(incoming)])
     assert shelf.blob(b"1" * 32) == large
     [end] = waker.commit(shelf)
     assert list(end.batch.blobs) == [b"1" * 32, b"2" * 32]
@@ -344,6 +346,19 @@ def test_a_blob_becomes_a_tensor(shelf: StoreShelf) -> None:
     assert not tensor_path(shelf.folder, result_id(4)).exists()
 
 
+def test_a_blob_becomes_a_part_of_a_plan_and_a_tensor(shelf: StoreShelf) -> None:
+    """A weight that was sent by itself as well: whichever is first, the other finds it."""
+    content = pack("int64", (2,)) + bytes(16)
+    incoming = shelf.folder / "incoming" / "x"
+    incoming.write_bytes(content)
+    shelf.keep_blob(STATE, str(incoming), manifest=False)
+    shelf.adopt(result_id(1), str(incoming))
+    shelf.keep_blob(MANIFEST, str(incoming), manifest=False)
+    shelf.drop_files([str(incoming)])
+    for path in (shelf.blob(STATE), shelf.blob(MANIFEST), tensor_path(shelf.folder, result_id(1))):
+        assert Path(str(path)).read_bytes() == content
+
+
 def test_files_that_nothing_names_are_removed_at_the_start(tmp_path: Path) -> None:
     """Left by a crash, whatever their age on the device's wall clock; but not while somebody is just writing, and not
     what may be the owner's.
@@ -358,6 +373,18 @@ def test_files_that_nothing_names_are_removed_at_the_start(tmp_path: Path) -> No
     assert len(list(named.parent.iterdir())) == 4
     StoreShelf(tmp_path).close()
     assert {path.name for path in named.parent.iterdir()} == {named.name, lost.name}
+
+
+def test_blobs_on_their_way_in_are_kept_for_a_week(tmp_path: Path) -> None:
+    """The beginning of one, which the next fetch goes on from; not one that was whole and not used before the crash."""
+    StoreShelf(tmp_path).close()
+    incoming = tmp_path / "incoming"
+    week = 7 * 86_400
+    for name, age in (("young.part", week / 2), ("old.part", 2 * week), ("whole.0", 0.0)):
+        (incoming / name).write_bytes(b"x")
+        os.utime(incoming / name, (time.time() - age,) * 2)
+    StoreShelf(tmp_path).close()
+    assert [path.name for path in incoming.iterdir()] == ["young.part"]
 
 
 def test_thousands_of_values_pass_through_a_small_cache(shelf: StoreShelf, waker: Waker) -> None:

@@ -3,7 +3,7 @@
 SIGKILL leaves the kernel's page cache as it is, so it can never find a missing fsync. Here SQLite's files go through a
 VFS (by apsw) that remembers, for each file, what it held at its last sync and every write since. A power cut leaves the
 former, and of the latter some: a file system may bring any of them to the disk, in any order, by sectors, and none is
-sure. Files that are written whole, renamed and removed are told by `edge_agent.store_disk.Disk`, and are sure when
+sure. Files that are written whole, linked and removed are told by `edge_agent.store_disk.Disk`, and are sure when
 their folder was synced.
 
     disk = ForgetfulDisk(random.Random(seed), folder)
@@ -23,7 +23,7 @@ from typing import Any
 
 import apsw
 
-from edge_agent.tensor_files import sync_folder, write_whole
+from edge_agent.tensor_files import link, sync_folder, write_whole
 
 __all__ = ["Connection", "ForgetfulDisk"]
 
@@ -170,11 +170,11 @@ class ForgetfulDisk:
         if self.lies:
             self._unsure.append((path, None, path.read_bytes()))
 
-    def rename(self, source: Path, target: Path) -> None:
+    def link(self, source: Path, target: Path) -> None:
         """Not sure before `sync_folder`."""
         self.spend()
         content = source.read_bytes()
-        source.replace(target)
+        link(source, target)
         self._unsure.append((source, target, content))
 
     def remove(self, path: Path) -> None:
