@@ -29,7 +29,8 @@ class Result:
 
     ``plan``: the id of the plan that it comes from, empty for anything else. ``frames``: the values in
     `ResultState.INLINE`, None for one that was released. ``infos``: dtype, shape and size of each output, in
-    `ResultState.REMOTE`.
+    `ResultState.REMOTE`. ``made``: a command is known to have made it; else it may be a tensor of the device's own,
+    which stays when it is released.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class Result:
         "frames",
         "id",
         "infos",
+        "made",
         "outputs",
         "plan",
         "released",
@@ -68,6 +70,7 @@ class Result:
         self.frames: Sequence[Frame | None] = ()
         self.infos: Sequence[ResultInfo] = ()
         self.failure: Failure | None = None
+        self.made = True
         self.released: set[int] | None = None
         self.then: SubmitCommand | None = None  # what to submit when there is a value
 
@@ -75,6 +78,7 @@ class Result:
     def known(cls, id: bytes, *, device: str, infos: Sequence[ResultInfo], plan: bytes = b"") -> Result:
         """One that is on its device already: found by its tags, or by asking."""
         result = cls(id, device=device, outputs=len(infos), plan=plan)
+        result.made = False
         result.end(ResultInput.READY_REMOTE, infos=infos)
         return result
 

@@ -62,11 +62,10 @@ def move(pointer: PointerTensor, device: Device) -> PointerTensor:
         return pointer
     dtype, rank = _type_of(pointer)
     parts = _parts(device, dtype, rank)
-    ours = result.id.startswith(fleet.driver.core.incarnation)
     release = SubmitCommand(
         devices=(result.device,),
         command=Release(ids=[pointer.result_id]),  # its device keeps what is its owner's
-        released=((result, pointer.index),) if ours else (),
+        released=pointer.given_up,
     )
     driver = fleet.driver
     driver.check()

@@ -213,21 +213,29 @@ class PointerTensor(RemoteOperators):
 
     @property
     def released(self) -> bool:
-        """Whether it was released, moved away, or left by its scope, here."""
+        """Whether it was released, moved away, or left by its scope, here. A device's own tensor never is: it stays."""
         released = self._result.released
         return released is not None and self._index in released
 
     def release(self) -> None:
         """Let the device drop the tensor, after all that was asked for before. Idempotent; returns at once.
 
-        A device's own tensor stays: nothing but its owner deletes it.
+        A device's own tensor stays, since nothing but its owner deletes it, and the pointer is as good as before.
         """
         if self.released:
             self._fleet.driver.check()
             return
         command = Release(ids=[self.result_id])
-        released = ((self._result, self._index),)
-        self._fleet.submit(SubmitCommand(devices=(self._result.device,), command=command, released=released))
+        self._fleet.submit(SubmitCommand(devices=(self._result.device,), command=command, released=self.given_up))
+
+    @property
+    def given_up(self) -> tuple[tuple[Result, int], ...]:
+        """The output whose value a release gives up for certain: itself. None where it may be the device's own tensor,
+        which was found by its tags: then the broker says whether there is a value, as it says the status.
+        """
+        result = self._result
+        certain = result.made or result.id.startswith(self._fleet.driver.core.incarnation)
+        return ((result, self._index),) if certain else ()
 
     def move(self, device: Device) -> PointerTensor:
         """Move the tensor to another device, through the broker; its pointer there, at once, also if it is not ready.

@@ -87,6 +87,7 @@ def _result(fleet: Fleet, entry: StatusEntry) -> Result:
         entry = fleet.status_entry(raw)  # it has ended meanwhile
         failure = failure_of(entry)
     result = Result(raw, device=entry.device, plan=entry.plan or b"", first=entry.command)
+    result.made = entry.command is not None  # the broker has no command for what it knows by its tags
     if failure is not None:
         result.end(ResultInput.FAILED, failure=failure)
     else:

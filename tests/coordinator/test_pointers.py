@@ -14,6 +14,7 @@ import torch
 
 from broker.protocol.errors import TensorRefused
 from broker.protocol.messages import ResultStatus
+from broker.server import BrokerServer
 from coordinator import VirtualWorker, connect, func2plan, tagged
 from coordinator.errors import (
     ArgumentFailed,
@@ -36,6 +37,12 @@ WITHIN = 30.0
 def add_one(x: torch.Tensor) -> torch.Tensor:
     """A quick plan."""
     return x + 1
+
+
+@func2plan(args_shape=[(-1, -1)], args_dtype=[torch.int64])
+def double(x: torch.Tensor) -> torch.Tensor:
+    """A plan for the matrix."""
+    return x + x
 
 
 @func2plan(args_shape=[(500, 500)])
@@ -367,12 +374,52 @@ def test_status_release_and_what_follows(fleet: Fleet, device_1: VirtualWorker) 
         other.get(WITHIN)
 
 
-def test_nobody_deletes_a_devices_own_tensor(device_1: VirtualWorker) -> None:
-    """Releasing it does nothing to it: only the pointer is done with."""
-    (pointer,) = device_1.search("matrix")
-    pointer.release()
-    (again,) = device_1.search("matrix")
-    assert torch.equal(again.get(WITHIN), torch.arange(6).reshape(2, 3))
+def test_nobody_deletes_a_devices_own_tensor(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """Releasing it does nothing to it: the pointer, its status and all that points to it say that it is there."""
+    (found,) = device_1.search("matrix")
+    for pointer in (found, fleet.pointer(found.id)):
+        pointer.release()
+        pointer.release()
+        fleet.flush(WITHIN)
+        (again,) = device_1.search("matrix")
+        for good in (pointer, again, fleet.pointer(found.id)):
+            assert not good.released
+            assert good.status() is ResultStatus.DONE
+            assert torch.equal(good.get(WITHIN), torch.arange(6).reshape(2, 3))
+            assert torch.equal(double.send(device_1)(good).get(WITHIN), 2 * torch.arange(6).reshape(2, 3))
+
+
+def test_a_result_found_by_its_tags_can_be_released(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """Whoever made it: it is gone for whoever found it, and for all others."""
+    made = device_1.send(torch.ones(3), tags=["found and released"])
+    assert made.wait(WITHIN)
+    (found,) = device_1.search("found and released")
+    found.release()
+    assert found.released
+    fleet.flush(WITHIN)
+    for gone in (found, made, fleet.pointer(made.id)):
+        assert gone.status() is ResultStatus.RELEASED
+        with pytest.raises(ResultReleased):
+            gone.get(WITHIN)
+
+
+def test_a_result_of_another_session_can_be_released() -> None:
+    """Found by its tags or taken up by its id: the broker says that it is gone."""
+    with BrokerServer("tcp://127.0.0.1:*") as broker:
+        assert broker.wait_until_listening(WITHIN)
+        url = broker.endpoints.listen
+        with connect(url, insecure=True) as owner, connect(url, insecure=True) as other:
+            device = VirtualWorker(owner, "d1")
+            for found in (True, False):
+                made = device.send(torch.ones(3), tags=["of another session"])
+                assert made.wait(WITHIN)
+                (pointer,) = other.device("d1").search("of another session") if found else [other.pointer(made.id)]
+                pointer.release()
+                other.flush(WITHIN)
+                for gone in (pointer, other.pointer(made.id), made):
+                    assert gone.status() is ResultStatus.RELEASED
+                    with pytest.raises(ResultReleased):
+                        gone.get(WITHIN)
 
 
 def test_cancel(fleet: Fleet, device_1: VirtualWorker) -> None:
