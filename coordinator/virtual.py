@@ -18,6 +18,7 @@ from edge_agent.store import Store
 
 __all__ = ["VirtualWorker"]
 
+_RUNTIMES = ("torch", "onnx")
 _LOOK = 0.002
 """How often to ask whether the broker has the tags of a new device, in seconds; that takes a millisecond or two."""
 
@@ -31,7 +32,8 @@ class VirtualWorker(Device):
     its fleet, or by `close`.
 
     Raises `ConnectionRefused` when the broker does not take it (there is a device of that id), `BrokerUnreachable`
-    when it is not taken within ``timeout`` seconds, TypeError for data that is one tensor.
+    when it is not taken within ``timeout`` seconds, `FleetClosed`, ValueError for an id or a runtime that is none,
+    TypeError for data that is one tensor, or has what is none, and for limits that are none.
     """
 
     def __init__(
@@ -46,12 +48,16 @@ class VirtualWorker(Device):
         timeout: float = 30.0,
     ) -> None:
         super().__init__(fleet, fleet.device(id).id)
-        if isinstance(data, torch.Tensor):  # which iterates, over its rows: those would have no tags
-            raise TypeError("expected data to be a list or tuple of tensors, got one tensor")
+        own = _checked_data(data)
+        if runtime not in _RUNTIMES:
+            raise ValueError(f"expected runtime to be 'torch' or 'onnx', got {runtime!r}")
+        if not isinstance(limits, Limits | None):
+            raise TypeError(f"expected limits to be edge_agent.limits.Limits, got a {type(limits).__name__}")
+        fleet.driver.check()
         self._store = Store.temporary() if store is None else Store.open(store)
         self._agent: Agent | None = None
         try:
-            kept = [(self._keep(tensor), tags_of(tensor)) for tensor in data]
+            kept = [(self._keep(tensor), tags_of(tensor)) for tensor in own]
             expected = {id_ for id_, tags in kept if tags}
             limits = limits or Limits()
             config = AgentConfig(
@@ -108,3 +114,17 @@ class VirtualWorker(Device):
         if agent is not None:
             agent.stop()
         self._store.close()
+
+
+def _checked_data(data: object) -> list[torch.Tensor]:
+    """All of it, before any is stored."""
+    if isinstance(data, torch.Tensor):  # which iterates, over its rows: those would have no tags
+        raise TypeError("expected data to be a list or tuple of tensors, got one tensor")
+    if not isinstance(data, Iterable):
+        raise TypeError(f"expected data to be a list or tuple of tensors, got a {type(data).__name__}")
+    tensors: list[torch.Tensor] = []
+    for k, tensor in enumerate(data):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"expected data[{k}] to be a tensor, got a {type(tensor).__name__}")
+        tensors.append(tensor)
+    return tensors

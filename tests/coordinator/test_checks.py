@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,3 +105,25 @@ def test_data_that_is_one_tensor(fleet: Fleet) -> None:
     """A tensor iterates over its rows, which have no tags: a forgotten comma must not lose them."""
     with pytest.raises(TypeError, match=r"^expected data to be a list or tuple of tensors, got one tensor$"):
         VirtualWorker(fleet, id="device_3", data=tagged(torch.ones(2), "input_data"))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "sentence"),
+    [
+        ({"data": [torch.ones(1), 3]}, TypeError, "expected data[1] to be a tensor, got a int"),
+        ({"data": "abc"}, TypeError, "expected data[0] to be a tensor, got a str"),
+        ({"data": 3}, TypeError, "expected data to be a list or tuple of tensors, got a int"),
+        ({"runtime": "foo"}, ValueError, "expected runtime to be 'torch' or 'onnx', got 'foo'"),
+        ({"limits": 3}, TypeError, "expected limits to be edge_agent.limits.Limits, got a int"),
+        ({"id": "no name"}, ValueError, "expected a device id of 1 to 64 letters"),
+    ],
+)
+def test_what_is_no_virtual_device(
+    fleet: Fleet, tmp_path: Path, given: dict[str, Any], kind: type[Exception], sentence: str
+) -> None:
+    """Refused before anything is begun: the broker hears of no device, and nothing is stored."""
+    with pytest.raises(kind) as caught:
+        VirtualWorker(fleet, **{"id": "device_4", "store": tmp_path, **given})
+    assert str(caught.value).startswith(sentence)
+    assert "device_4" not in [device.id for device in fleet.devices()]
+    assert list(tmp_path.iterdir()) == []

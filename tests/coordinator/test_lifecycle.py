@@ -91,7 +91,13 @@ def test_a_closed_fleet_says_so(broker: BrokerServer) -> None:
         fleet.close()
         assert list(notifications) == []
     assert fleet.closed
-    for call in (fleet.devices, fleet.stats, lambda: device.send(torch.ones(1)), lambda: fleet.notifications("00")):
+    for call in (
+        fleet.devices,
+        fleet.stats,
+        lambda: device.send(torch.ones(1)),
+        lambda: fleet.notifications("00"),
+        lambda: VirtualWorker(fleet, "late", data=[torch.ones(1)]),
+    ):
         with pytest.raises(FleetClosed, match="was closed"):
             call()
     assert {thread.name for thread in threading.enumerate()} <= before
