@@ -39,6 +39,7 @@ from broker.protocol.errors import ConnectionRefused, EdgePlanError
 from broker.protocol.messages import PROTOCOL_VERSION
 
 __all__ = [
+    "EndpointMalformed",
     "ExitCode",
     "InsecureEndpoint",
     "ProgramFailed",
@@ -101,6 +102,17 @@ class InsecureEndpoint(EdgePlanError, click.UsageError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class EndpointMalformed(EdgePlanError, click.UsageError, ValueError):
+    """What is no address at all. Ends a program with `ExitCode.USAGE`."""
+
+    def __init__(self, endpoint: object) -> None:
+        self.endpoint = endpoint
+        click.UsageError.__init__(self, str(self))
+
+    def __str__(self) -> str:
+        return f"expected an endpoint such as tcp://127.0.0.1:5750, got {self.endpoint!r}"
 
 
 # ------------------------------------------------------------------------------------------------- settings
@@ -242,8 +254,10 @@ def is_local(endpoint: str) -> bool:
         return False
 
 
-def _is_endpoint(endpoint: str) -> bool:
+def _is_endpoint(endpoint: object) -> bool:
     """Whether it is one of ours: ``tcp://`` with a port, ``ipc://`` or ``inproc://``. ZeroMQ takes port 65537 for 1."""
+    if not isinstance(endpoint, str):
+        return False
     scheme, _, address = endpoint.partition("://")
     if scheme == "tcp":
         host, _, port = address.rpartition(":")
@@ -254,12 +268,12 @@ def _is_endpoint(endpoint: str) -> bool:
 def check_insecure(endpoint: str, *, insecure: bool, quiet: bool = False) -> None:
     """Refuse to use ``endpoint`` without encryption unless it is local; warn if nobody said ``insecure``.
 
-    There are no keys yet, so nothing but a local address may be used at all. Raises `InsecureEndpoint`, also for what
-    is no endpoint. The warning is the event ``encryption_missing``; ``quiet``: for an address beside one that was
-    warned of.
+    There are no keys yet, so nothing but a local address may be used at all. Raises `InsecureEndpoint`, and
+    `EndpointMalformed` for what is no endpoint. The warning is the event ``encryption_missing``; ``quiet``: for an
+    address beside one that was warned of.
     """
     if not _is_endpoint(endpoint):
-        raise InsecureEndpoint(endpoint, f"expected an endpoint such as tcp://127.0.0.1:5750, got {endpoint!r}")
+        raise EndpointMalformed(endpoint)
     if is_local(endpoint):
         if endpoint.startswith("tcp:") and not insecure and not quiet:
             logs.get_logger("settings").warning("encryption_missing", endpoint=endpoint)

@@ -5,31 +5,51 @@ A broker refuses a message of another shape than the protocol's, and whatever it
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import TypeVar
 
 from broker.protocol.framing import is_text
+from broker.protocol.ids import check_device_id
 
 __all__ = [
     "checked_description",
+    "checked_devices",
     "checked_limit",
+    "checked_outbox",
+    "checked_prefix",
     "checked_result_id",
     "checked_seed",
     "checked_session_name",
     "checked_tags",
+    "checked_timeout",
+    "not_a_timeout",
 ]
 
 _TAG_LENGTH = 256
 _SESSION_NAME_LENGTH = 256
 _ID_BYTES = 16
 
+Timeout = TypeVar("Timeout", bound=float | None)
 
-def checked_tags(tags: Sequence[object]) -> tuple[str, ...]:
-    """The tags, each once. Raises ValueError for what is no tag."""
-    checked = [tag for tag in tags if is_text(tag) and 1 <= len(tag) <= _TAG_LENGTH]
-    if len(checked) != len(tags):
-        raise ValueError(f"expected tags of 1 to {_TAG_LENGTH} characters, got {list(tags)!r}")
+
+def checked_tags(tags: object) -> tuple[str, ...]:
+    """The tags, each once; a string is one. Raises ValueError for what is no tag."""
+    if not isinstance(tags, Iterable):
+        raise ValueError(f"expected tags of 1 to {_TAG_LENGTH} characters, got {tags!r}")
+    given = [tags] if isinstance(tags, str) else list(tags)
+    checked = [tag for tag in given if is_text(tag) and 1 <= len(tag) <= _TAG_LENGTH]
+    if len(checked) != len(given):
+        raise ValueError(f"expected tags of 1 to {_TAG_LENGTH} characters, got {given!r}")
     return tuple(dict.fromkeys(checked))
+
+
+def checked_devices(devices: object) -> list[str]:
+    """The devices' names; a string is one. Raises ValueError for what is none."""
+    if not isinstance(devices, Iterable):
+        raise ValueError(f"expected devices to be a list of device ids, got {devices!r}")
+    return [check_device_id(device) for device in ([devices] if isinstance(devices, str) else devices)]
 
 
 def checked_description(description: object) -> str:
@@ -55,6 +75,37 @@ def checked_limit(limit: object) -> int:
     if not isinstance(limit, int) or limit < 0:
         raise ValueError(f"expected a limit of at least 0, got {limit!r}")
     return limit
+
+
+def checked_outbox(commands: object, size: object) -> None:
+    """How much may wait to be accepted. Raises ValueError for what are no whole numbers of at least 1."""
+    for name, limit in (("max_unaccepted", commands), ("max_unaccepted_bytes", size)):
+        if not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"expected {name} to be a whole number of at least 1, got {limit!r}")
+
+
+def checked_timeout(timeout: Timeout) -> Timeout:
+    """The timeout, in seconds; None: without end. Raises ValueError for what is no number."""
+    try:
+        good = not math.isnan(0.0 if timeout is None else timeout)
+    except (TypeError, OverflowError):
+        good = False
+    if not good:
+        raise not_a_timeout(timeout)
+    return timeout
+
+
+def not_a_timeout(timeout: object) -> ValueError:
+    """The error for ``timeout``, which is none."""
+    return ValueError(f"expected a timeout in seconds, got {timeout!r}")
+
+
+def checked_prefix(prefix: object) -> str:
+    """What ids begin with, in small letters. Raises ValueError for what is no hex."""
+    small = prefix.lower() if isinstance(prefix, str) else "none"
+    if not set(small) <= set("0123456789abcdef") or len(small) > 2 * _ID_BYTES:
+        raise ValueError(f"expected a prefix of up to {2 * _ID_BYTES} hex digits, got {prefix!r}")
+    return small
 
 
 def checked_session_name(name: object) -> str:

@@ -92,7 +92,7 @@ class Device:
         from coordinator.sending import put
         from coordinator.tagging import description_of, tags_of
 
-        all_tags = (*tags_of(tensor), *((tags,) if isinstance(tags, str) else tags))
+        all_tags = (*tags_of(tensor), *checked_tags(tags))
         made = put(
             self.fleet,
             [self.id],

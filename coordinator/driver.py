@@ -269,7 +269,7 @@ class SessionDriver:
 
     def wait_settled(self, timeout: float) -> bool:
         """Wait until the broker has answered or refused."""
-        return self._settled.wait(timeout)
+        return self._settled.wait(Deadline(timeout).left)
 
     @property
     def failure(self) -> Failure | None:

@@ -38,7 +38,15 @@ from broker.protocol.messages import (
     TagEntry,
 )
 from broker.settings import check_insecure
-from coordinator.checks import checked_limit, checked_result_id, checked_session_name, checked_tags
+from coordinator.checks import (
+    checked_devices,
+    checked_limit,
+    checked_outbox,
+    checked_result_id,
+    checked_session_name,
+    checked_tags,
+    checked_timeout,
+)
 from coordinator.core import SEEN_EVERY, SessionConfig
 from coordinator.core_events import Answered, SubmitCommand
 from coordinator.core_results import Result
@@ -98,10 +106,11 @@ def connect(
 
     Raises `BrokerUnreachable` when no broker answers within ``timeout`` seconds, `ConnectionRefused` (or
     `VersionRefused`) when it does not take this coordinator, `InsecureEndpoint` for an address that needs encryption,
-    ValueError for a limit below 1, or what is no name of at most 256 characters.
+    `EndpointMalformed` (a ValueError) for what is no address, ValueError for a limit below 1, for what is no name of at
+    most 256 characters, or no timeout.
     """
-    if min(max_unaccepted, max_unaccepted_bytes) < 1:
-        raise ValueError(f"expected limits of at least 1, got {max_unaccepted} and {max_unaccepted_bytes}")
+    checked_outbox(max_unaccepted, max_unaccepted_bytes)
+    checked_timeout(timeout)
     config = SessionConfig(
         session=checked_session_name(session),
         seen_every=SEEN_EVERY,
@@ -265,7 +274,7 @@ class Fleet:
         Without tags, everything that is tagged; ``devices``: on these only. Raises ValueError for what is no
         tag, or no device's name.
         """
-        wanted, where = list(checked_tags(tags)), [check_device_id(device) for device in devices]
+        wanted, where = list(checked_tags(tags)), checked_devices(devices)
         found = self.ask(Found, lambda r: Search(r=r, tags=wanted, devices=where))
         return {
             device: [self._pointer_to(device, entry) for entry in entries]
@@ -315,7 +324,7 @@ class Fleet:
             return self.driver.core.output(raw)
 
     def status_entry(self, id: str | bytes | PointerTensor) -> StatusEntry:
-        """All that the broker says of a result."""
+        """All that the broker says of a result. Raises ValueError for what is no id."""
         raw = _raw_id(id)
         return self.ask(StatusReport, lambda r: AskStatus(r=r, ids=[raw])).entries[0]
 
@@ -323,7 +332,7 @@ class Fleet:
         """Take up what an id names: a result of another session or an earlier one, ended or not, or a tensor found by
         its tags.
 
-        Raises `UnknownResult`, if nobody knows it (any more).
+        Raises `UnknownResult`, if nobody knows it (any more), ValueError for what is no id.
         """
         raw = _raw_id(id)
         return take_up(self, raw, self.pending(raw))
@@ -372,11 +381,13 @@ class Fleet:
         """The pointers in the order in which their results end, with a value or without: for ``for`` and ``async for``.
 
         ``pointers``: any nesting of them. Raises `ResultTimeout` when the next does not end within ``timeout`` seconds
-        of the start.
+        of the start, TypeError for what are no pointers.
         """
-        _, leaves = spec_of(
-            list(pointers) if not isinstance(pointers, dict | PointerTensor) else pointers, name="pointers"
-        )
+        if not isinstance(pointers, dict | PointerTensor):
+            if not isinstance(pointers, Iterable):
+                raise TypeError(f"expected pointers, got a {type(pointers).__name__}")
+            pointers = list(pointers)
+        _, leaves = spec_of(pointers, name="pointers")
         self.check_own(leaves)
         return AsCompleted(self.driver, leaves, timeout)
 
@@ -384,7 +395,8 @@ class Fleet:
         """Every result that ends from now on and whose id (hex digits) begins with ``prefix``: for ``for`` and ``async
         for``.
 
-        At best effort: what an observer misses is not repeated. Close it, or leave it by its ``with`` statement.
+        At best effort: what an observer misses is not repeated. Close it, or leave it by its ``with`` statement. Raises
+        ValueError for what is no such prefix.
         """
         stream = Notifications(self.context, self._published_at(), prefix)
         self._streams.add(stream)

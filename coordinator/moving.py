@@ -5,11 +5,11 @@ pointer to where it is.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from broker.protocol.messages import Invoke, Release
 from coordinator.core_events import PlanParts, SubmitCommand
 from coordinator.core_tables import Link
+from coordinator.device import Device
 from coordinator.errors import ForeignPointer
 from coordinator.pointers import PointerTensor
 from coordinator.scopes import note
@@ -26,9 +26,6 @@ from edge_agent.plan.format import (
     digest_of,
     encode_graph,
 )
-
-if TYPE_CHECKING:
-    from coordinator.device import Device
 
 __all__ = ["identity", "move"]
 
@@ -56,6 +53,8 @@ def identity(dtype: str, rank: int) -> PlanBundle:
 def move(pointer: PointerTensor, device: Device) -> PointerTensor:
     """See `PointerTensor.move`."""
     fleet, result = pointer.fleet, pointer.result
+    if not isinstance(device, Device):
+        raise TypeError(f"expected a device to move a tensor to, got a {type(device).__name__}")
     if device.fleet is not fleet:
         raise ForeignPointer(f"the device {device.id}")
     if device.id == result.device:

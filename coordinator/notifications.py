@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import decode
 from broker.protocol.messages import Cancelled, Expired, Failure, Notify, ResultFailed, ResultReady, ResultStatus
+from coordinator.checks import checked_prefix
 from coordinator.core_results import Result
 from coordinator.errors import ResultTimeout
 from coordinator.subscriptions import Subscription
@@ -112,16 +113,10 @@ class Notifications(Subscription[Notification]):
     """Iterates over results of anybody as they end. See `Fleet.notifications`."""
 
     def __init__(self, context: Context, endpoint: str, prefix: str) -> None:
-        super().__init__(context, endpoint, [b"n." + _checked(prefix).encode()])
+        super().__init__(context, endpoint, [b"n." + checked_prefix(prefix).encode()])
 
     def _parse(self, frames: Sequence[bytes]) -> Notification | None:
         return _parse(frames)
-
-
-def _checked(prefix: str) -> str:
-    if not set(prefix) <= set("0123456789abcdef") or len(prefix) > 32:
-        raise ValueError(f"expected a prefix of up to 32 hex digits, got {prefix!r}")
-    return prefix
 
 
 def _parse(frames: Sequence[bytes]) -> Notification | None:

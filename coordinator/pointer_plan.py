@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,7 +38,8 @@ _Outs: TypeAlias = list[tuple[str, tuple[int, ...] | None, int | None]]
 
 _CHECKED_CALLS = 256
 """For how many combinations of argument types it is remembered that they fit."""
-_MOST_DEADLINE_MS = 1 << 53
+_LEAST_DEADLINE, _MOST_DEADLINE = 0.001, 9_000_000_000_000
+"""In seconds: it travels in milliseconds, and one is the shortest."""
 
 
 def send_plan(plan: Plan, targets: Sequence[Device | Fleet], precision: str = "") -> PointerPlan:
@@ -177,13 +177,13 @@ class PointerPlan:
         """The same, with settings for its invocations; what is None stays as it is.
 
         ``deadline``: seconds until an invocation that has not ended expires, time queued for a sleeping device
-        included. ``seed``: for random ops. ``tags`` and ``description``: what the results carry on the device.
-        ``inline``: False keeps even a small result on the device until it is fetched. Raises ValueError for what they
-        can't be.
+        included; 0.001 at least. ``seed``: for random ops. ``tags`` and ``description``: what the results carry on the
+        device. ``inline``: False keeps even a small result on the device until it is fetched. Raises ValueError for
+        what they can't be.
         """
         changes: dict[str, Any] = {
             "deadline_ms": None if deadline is None else _milliseconds(deadline),
-            "tags": None if tags is None else checked_tags((tags,) if isinstance(tags, str) else tags),
+            "tags": None if tags is None else checked_tags(tags),
             "seed": None if seed is None else checked_seed(seed),
             "description": None if description is None else checked_description(description),
             "inline": None if inline is None else bool(inline),
@@ -341,7 +341,7 @@ class PointerPlan:
         if isinstance(leaf, bool | int | float) and given.kind == "number":
             return given.dtype, ()
         if _is_tags(leaf):
-            checked_tags((leaf,) if isinstance(leaf, str) else leaf)
+            checked_tags(leaf)
             return None
         if isinstance(leaf, Mapping) and not self._single:
             self._check_mapping(leaf, k)
@@ -486,7 +486,10 @@ def _by_id(pointers: Mapping[Any, PointerTensor]) -> dict[str, PointerTensor]:
 
 
 def _milliseconds(deadline: float) -> int:
-    milliseconds = round(deadline * 1000) if math.isfinite(deadline) else 0
-    if not 0 < milliseconds < _MOST_DEADLINE_MS:
-        raise ValueError(f"expected a deadline of some seconds, got {deadline!r}")
-    return milliseconds
+    try:
+        fits = _LEAST_DEADLINE <= deadline <= _MOST_DEADLINE
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"expected a deadline of {_LEAST_DEADLINE} to {_MOST_DEADLINE:,} seconds, got {deadline!r}")
+    return round(deadline * 1000)

@@ -243,8 +243,9 @@ class PointerTensor(RemoteOperators):
         It is copied when it is there, with its tags, and released where it was once the copy has been made: if the
         copy fails, it stays. A device's own tensor is copied, and stays. On the device that has it already, it is the
         pointer itself. Of a pointer that was taken up by its id before it was ready neither dtype nor dims are known:
-        then this waits until it is. Raises `ForeignPointer` for a device of another fleet, and for a device without
-        torch what `coordinator.variants.variant_of` raises: onnx has no complex numbers.
+        then this waits until it is. Raises `ForeignPointer` for a device of another fleet, TypeError for what is no
+        device, and for a device without torch what `coordinator.variants.variant_of` raises: onnx has no complex
+        numbers.
         """
         from coordinator.moving import move
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import zmq
 
+from coordinator.checks import checked_timeout
 from coordinator.errors import FleetClosed
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ class Subscription(ABC, Generic[T]):
         """What a message says; None: nothing that is wanted."""
 
     def receive(self, timeout: float | None = None) -> T | None:
-        """The next one; None, if there is none within ``timeout`` seconds. Raises `FleetClosed` once it was closed."""
-        end = None if timeout is None else time.monotonic() + timeout
+        """The next one; None, if there is none within ``timeout`` seconds. Raises `FleetClosed` once it was closed,
+        ValueError for what is no timeout.
+        """
+        end = None if timeout is None else time.monotonic() + checked_timeout(timeout)
         while True:
             left = _LOOK if end is None else min(_LOOK, end - time.monotonic())
             with self._lock:

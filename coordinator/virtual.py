@@ -12,6 +12,7 @@ from coordinator.device import Device
 from coordinator.errors import BrokerUnreachable
 from coordinator.fleet import Fleet
 from coordinator.tagging import description_of, tags_of
+from coordinator.waiting import Deadline
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.limits import Limits
 from edge_agent.store import Store
@@ -32,8 +33,8 @@ class VirtualWorker(Device):
     its fleet, or by `close`.
 
     Raises `ConnectionRefused` when the broker does not take it (there is a device of that id), `BrokerUnreachable`
-    when it is not taken within ``timeout`` seconds, `FleetClosed`, ValueError for an id or a runtime that is none,
-    TypeError for data that is one tensor, or has what is none, and for limits that are none.
+    when it is not taken within ``timeout`` seconds, `FleetClosed`, ValueError for an id, a runtime or a timeout that is
+    none, TypeError for data that is one tensor, or has what is none, and for limits that are none.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class VirtualWorker(Device):
             raise ValueError(f"expected runtime to be 'torch' or 'onnx', got {runtime!r}")
         if not isinstance(limits, Limits | None):
             raise TypeError(f"expected limits to be edge_agent.limits.Limits, got a {type(limits).__name__}")
+        deadline = Deadline(timeout)
         fleet.driver.check()
         self._store = Store.temporary() if store is None else Store.open(store)
         self._agent: Agent | None = None
@@ -78,7 +80,7 @@ class VirtualWorker(Device):
             self._agent.start()
             fleet.own(self)
             fleet.runtimes.note(id, (runtime,))
-            self._wait_until_known(expected, timeout)
+            self._wait_until_known(expected, deadline)
         except BaseException:
             self.close()
             raise
@@ -96,15 +98,15 @@ class VirtualWorker(Device):
     def _keep(self, tensor: torch.Tensor) -> str:
         return self._store.put(tensor, tags=tags_of(tensor), description=description_of(tensor))
 
-    def _wait_until_known(self, expected: set[str], timeout: float) -> None:
+    def _wait_until_known(self, expected: set[str], deadline: Deadline) -> None:
         assert self._agent is not None
-        deadline = time.monotonic() + timeout
+        timeout = deadline.timeout or 0.0
         try:
-            self._agent.wait_until_registered(timeout)
+            self._agent.wait_until_registered(deadline.left)
         except TimeoutError:
             raise BrokerUnreachable(self.fleet.endpoint, timeout) from None
         while not expected <= {pointer.id for pointer in self.search()}:
-            if time.monotonic() > deadline:
+            if deadline.left == 0:
                 raise BrokerUnreachable(self.fleet.endpoint, timeout)
             time.sleep(_LOOK)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from coordinator.checks import not_a_timeout
 from coordinator.core_results import Result
 
 if TYPE_CHECKING:
@@ -18,13 +20,23 @@ __all__ = ["AsyncSignal", "Deadline", "Signal", "wait_async", "wait_for"]
 
 
 class Deadline:
-    """A point in time ``timeout`` seconds from now; None: never."""
+    """A point in time ``timeout`` seconds from now; None: never. Raises ValueError for what is no time."""
 
     __slots__ = ("_at", "timeout")
 
     def __init__(self, timeout: float | None) -> None:
         self.timeout = timeout
-        self._at = None if timeout is None else time.monotonic() + timeout
+        self._at: float | None = None
+        if timeout is None:
+            return
+        try:
+            at = time.monotonic() + timeout
+        except (TypeError, OverflowError):
+            raise not_a_timeout(timeout) from None
+        if at < math.inf:
+            self._at = at
+        elif at != math.inf:
+            raise not_a_timeout(timeout)
 
     @property
     def left(self) -> float | None:

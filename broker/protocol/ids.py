@@ -97,7 +97,7 @@ def parse_result_id(text: str) -> bytes:
     """The id that 32 hex digits name. Raises ValueError, naming what came, for anything else."""
     try:
         raw = bytes.fromhex(text)
-    except ValueError:
+    except (ValueError, TypeError):
         raw = b""
     if len(raw) != RESULT_ID_BYTES or len(text) != 2 * RESULT_ID_BYTES:
         raise ValueError(f"expected a result id of 32 hex digits, got {text!r}")
@@ -109,16 +109,16 @@ def is_device_id(device: str) -> bool:
     return _DEVICE_ID.fullmatch(device) is not None
 
 
-def not_a_device_id(device: str) -> str:
+def not_a_device_id(device: object) -> str:
     """What to say of ``device``, which is no device id."""
     return (
         "expected a device id of 1 to 64 letters, digits, '_', '.' or '-', starting with a letter or digit, "
-        f"got {device[:100]!r}"
+        f"got {device[:100] if isinstance(device, str) else device!r}"
     )
 
 
-def check_device_id(device: str) -> str:
+def check_device_id(device: object) -> str:
     """``device`` itself, if it is a device id. Raises ValueError otherwise."""
-    if not is_device_id(device):
+    if not isinstance(device, str) or not is_device_id(device):
         raise ValueError(not_a_device_id(device))
     return device

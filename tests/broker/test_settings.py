@@ -16,6 +16,7 @@ from broker import logs
 from broker.protocol import messages as m
 from broker.protocol.errors import ConnectionRefused, EdgePlanError
 from broker.settings import (
+    EndpointMalformed,
     ExitCode,
     InsecureEndpoint,
     ProgramFailed,
@@ -228,8 +229,12 @@ def test_any_other_address_needs_encryption(endpoint: str) -> None:
 )
 def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
     """With an example of what is expected. ZeroMQ would take port 99999 for another one."""
-    with pytest.raises(InsecureEndpoint, match=r"expected an endpoint such as tcp://127\.0\.0\.1:5750, got"):
+    with pytest.raises(EndpointMalformed, match=r"expected an endpoint such as tcp://127\.0\.0\.1:5750, got") as caught:
         check_insecure(endpoint, insecure=True)
+    assert caught.value.endpoint == endpoint
+    assert isinstance(caught.value, EdgePlanError)
+    assert isinstance(caught.value, ValueError)
+    assert not isinstance(caught.value, InsecureEndpoint)
 
 
 def test_missing_encryption_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +266,7 @@ def test_the_refusal_is_an_error_of_edgeplan_and_carries_its_endpoint() -> None:
         (ConnectionRefused("full", "no room"), ExitCode.REFUSED, "Error: the broker refused this connection (full)"),
         (EdgePlanError("broken"), ExitCode.FAILED, "Error: broken\n"),
         (InsecureEndpoint("tcp://*:1", "not there"), ExitCode.USAGE, "Error: not there"),
+        (EndpointMalformed("here"), ExitCode.USAGE, "Error: expected an endpoint such as tcp://127.0.0.1:5750, got"),
         (click.BadParameter("odd"), ExitCode.USAGE, "odd"),
         (KeyboardInterrupt(), ExitCode.OK, ""),
         (BrokenPipeError(), ExitCode.OK, ""),

@@ -14,6 +14,7 @@ from coordinator.checks import checked_description, checked_result_id, checked_s
 from coordinator.fleet import Fleet
 
 WITHIN = 30.0
+DEVICE = "expected a device id of 1 to 64 letters, digits, '_', '.' or '-', starting with a letter or digit, got "
 
 
 @func2plan(args_shape=[(2,)])
@@ -79,6 +80,45 @@ def test_what_is_no_result_id() -> None:
             lambda _: tagged(torch.ones(2), description=5),  # type: ignore[arg-type]
             "expected a description in words, got 5",
         ),
+        (lambda device: device.send(torch.ones(2), tags=None), "expected tags of 1 to 256 characters, got None"),
+        (lambda device: device.send(torch.ones(2), tags=3), "expected tags of 1 to 256 characters, got 3"),
+        (lambda device: double.send(device).options(tags=3), "expected tags of 1 to 256 characters, got 3"),
+        (lambda device: device.fleet.search("a", devices=3), "expected devices to be a list of device ids, got 3"),
+        (lambda device: device.fleet.device(3), f"{DEVICE}3"),
+        (lambda device: device.fleet.device(b"d1"), f"{DEVICE}b'd1'"),
+        (lambda device: device.fleet.status(3), "expected a result id of 32 hex digits, got 3"),
+        (lambda device: device.fleet.pointer(None), "expected a result id of 32 hex digits, got None"),
+        (lambda device: device.fleet.notifications(3), "expected a prefix of up to 32 hex digits, got 3"),
+        (lambda device: device.fleet.notifications("0g"), "expected a prefix of up to 32 hex digits, got '0g'"),
+        (lambda device: device.search("input_data")[0].get(timeout="x"), "expected a timeout in seconds, got 'x'"),
+        (lambda device: device.search("input_data")[0].wait(float("nan")), "expected a timeout in seconds, got nan"),
+        (lambda device: device.fleet.get([], timeout="x"), "expected a timeout in seconds, got 'x'"),
+        (lambda device: device.fleet.as_completed([], timeout="x"), "expected a timeout in seconds, got 'x'"),
+        (lambda device: device.fleet.flush("x"), "expected a timeout in seconds, got 'x'"),
+        (lambda device: device.fleet.notifications().receive("x"), "expected a timeout in seconds, got 'x'"),
+        (
+            lambda device: VirtualWorker(device.fleet, "d4", timeout="x"),  # type: ignore[arg-type]
+            "expected a timeout in seconds, got 'x'",
+        ),
+        (
+            lambda _: connect(timeout="x"),  # type: ignore[arg-type]
+            "expected a timeout in seconds, got 'x'",
+        ),
+        (
+            lambda _: connect(max_unaccepted="x"),  # type: ignore[arg-type]
+            "expected max_unaccepted to be a whole number of at least 1, got 'x'",
+        ),
+        (
+            lambda _: connect(max_unaccepted_bytes=0),
+            "expected max_unaccepted_bytes to be a whole number of at least 1, got 0",
+        ),
+        *(
+            (
+                lambda device, deadline=deadline: double.send(device).options(deadline=deadline),
+                f"expected a deadline of 0.001 to 9,000,000,000,000 seconds, got {deadline!r}",
+            )
+            for deadline in ("x", 1e-6, 0, -1, 1e300, float("nan"))
+        ),
         (
             lambda device: double.send(device).options(seed="a"),
             "expected seed to be a whole number of 64 bits, got 'a'",
@@ -99,6 +139,35 @@ def test_it_is_refused_at_once_and_the_session_goes_on(
     assert str(caught.value).startswith(sentence)
     value = double.send(device_1).options(inline=1)(torch.ones(2)).get(WITHIN)
     assert torch.equal(value, torch.full((2,), 2.0))
+
+
+def test_what_is_no_device_or_pointer(device_1: VirtualWorker) -> None:
+    """What a pointer is to move to, and what is waited for."""
+    pointer = device_1.search("input_data")[0]
+    for other in ("device_2", device_1.fleet):
+        with pytest.raises(TypeError, match=f"^expected a device to move a tensor to, got a {type(other).__name__}$"):
+            pointer.move(other)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^expected pointers, got a int$"):
+        device_1.fleet.as_completed(3)
+
+
+def test_one_name_stands_for_a_list_of_one(device_1: VirtualWorker) -> None:
+    """A string is one tag and one device, not its letters."""
+    assert list(device_1.fleet.search("input_data", devices="device_1")) == ["device_1"]
+    made = device_1.send(torch.ones(2), tags="one tag")
+    assert made.tags == ("one tag",)
+    made.release()
+
+
+def test_ids_in_any_letters(device_1: VirtualWorker) -> None:
+    """Hex digits may be large ones: in the id of a result, and in what ids begin with."""
+    fleet = device_1.fleet
+    (pointer,) = device_1.search("input_data")
+    assert fleet.pointer(pointer.id.upper()) == pointer
+    with fleet.notifications(fleet.session_id.upper()) as ours:
+        while (told := ours.receive(0.02)) is None:  # subscribing takes a moment that nobody tells
+            device_1.send(torch.ones(1)).release()
+    assert told.id.startswith(fleet.session_id)
 
 
 def test_data_that_is_one_tensor(fleet: Fleet) -> None:

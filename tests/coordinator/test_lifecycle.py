@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from broker.protocol.errors import ConnectionRefused, VersionRefused
 from broker.protocol.framing import decode, encode
 from broker.protocol.messages import PROTOCOL_VERSION, AskStats, OpenSession, Refused
 from broker.server import BrokerServer
-from broker.settings import InsecureEndpoint
+from broker.settings import EndpointMalformed, InsecureEndpoint
 from coordinator import VirtualWorker, connect, tagged
 from coordinator.core import SessionConfig
 from coordinator.driver import SessionDriver
@@ -46,11 +47,24 @@ def test_nobody_listens() -> None:
         connect("tcp://127.0.0.1:9", insecure=True, timeout=0.2)
 
 
-@pytest.mark.parametrize("url", ["tcp://192.0.2.1:5750", "127.0.0.1:5750", "http://127.0.0.1"])
-def test_an_address_that_may_not_be_used(url: str) -> None:
-    """Any address but a local one needs keys; what is no address is refused, too."""
-    with pytest.raises(InsecureEndpoint):
+def test_an_address_that_may_not_be_used() -> None:
+    """Any address but a local one needs keys."""
+    with pytest.raises(InsecureEndpoint, match="--insecure is for loopback addresses only"):
+        connect("tcp://192.0.2.1:5750", insecure=True)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:5750", "http://127.0.0.1", "foo", "", 3])
+def test_what_is_no_address(url: Any) -> None:
+    """It is not said to be insecure."""
+    with pytest.raises(EndpointMalformed) as caught:
         connect(url, insecure=True)
+    assert str(caught.value) == f"expected an endpoint such as tcp://127.0.0.1:5750, got {url!r}"
+
+
+def test_a_timeout_without_end(broker: BrokerServer) -> None:
+    """Whoever connects may wait for ever."""
+    with connect(url_of(broker), insecure=True, timeout=float("inf")) as fleet:
+        assert VirtualWorker(fleet, "patient", timeout=float("inf")).registered
 
 
 @pytest.mark.parametrize(
