@@ -14,6 +14,7 @@ __all__ = [
     "DataDependentBranch",
     "DataDependentSize",
     "DimPinned",
+    "ExampleMismatch",
     "GradientThroughLoop",
     "GradientsNotSupported",
     "LoopEndless",
@@ -67,6 +68,18 @@ class ArgumentNotSupported(PlanBuildError):
         self.expected = expected
         self.got = got
         super().__init__(f"{argument}: expected {expected}, got {got}")
+
+
+class ExampleMismatch(PlanBuildError, TypeError):
+    """What `build` was given is no call of the function. ``function`` has its parameters, too, as ``score(x, y)``."""
+
+    def __init__(self, function: str, mismatch: str) -> None:
+        self.function = function
+        self.mismatch = mismatch
+        super().__init__(
+            f"to build {function}, expected an example of each argument, or args_shape with an entry for each: "
+            f"{mismatch}"
+        )
 
 
 class OutputNotSupported(PlanBuildError):

@@ -8,6 +8,7 @@
     ├── ProtectedName (AttributeError)      an attribute that a plan needs for itself was set
     ├── PlanBuildError                      the function can't become a plan; `where` is the line
     │   ├── ArgumentNotSupported            an example argument that can't travel, or doesn't fit args_shape
+    │   ├── ExampleMismatch (TypeError)     an example call, or args_shape, that the function does not take
     │   ├── OutputNotSupported              a result that is neither a tensor nor a number nor a nest of them
     │   ├── BranchesDiffer                  a torch.cond whose branches give different dtypes or shapes
     │   ├── LoopNotSupported                a loop where plans can have none: inside torch.func.vmap
@@ -63,6 +64,7 @@ from coordinator.build_errors import (
     DataDependentBranch,
     DataDependentSize,
     DimPinned,
+    ExampleMismatch,
     GradientsNotSupported,
     GradientThroughLoop,
     LoopEndless,
@@ -109,6 +111,7 @@ __all__ = [
     "DataDependentSize",
     "DeadlineExpired",
     "DimPinned",
+    "ExampleMismatch",
     "ExecutionFailed",
     "FleetClosed",
     "ForeignPointer",

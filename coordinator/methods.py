@@ -21,6 +21,8 @@ class MethodPlan(FunctionPlan, ours=True):
     _module: Plan
 
     def __init__(self, module: Plan, method: str) -> None:
+        if not isinstance(method, str):
+            raise TypeError(f"expected the name of a method, got a {type(method).__name__}")
         if method.startswith("_") or method == "forward" or hasattr(Plan, method):
             raise ProtectedName(type(module).__name__, method)
         bound = getattr(module, method)  # AttributeError, if there is none

@@ -213,7 +213,7 @@ class Plan(nn.Module):
 
         ``args_shape`` has an entry an argument (or maps names to them): a shape, with -1 or a name for each dim that
         may vary, nested as the argument is. Without example arguments, it and ``args_dtype`` say all: values are made
-        up. Raises `coordinator.errors.PlanBuildError`.
+        up. Raises `coordinator.errors.PlanBuildError`, which an example that the function does not take is, too.
         """
         target = self._target()
         entry, skip = self._entry()

@@ -11,7 +11,7 @@ import torch
 
 from broker.protocol.tensors import DTYPES
 from coordinator.capture.python_numbers import NUMBER_DTYPES, kind_of_number
-from coordinator.errors import ArgumentNotSupported
+from coordinator.errors import ArgumentNotSupported, ExampleMismatch
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.expressions import is_symbol_name
 from edge_agent.plan.format import Tree
@@ -82,7 +82,7 @@ def arguments_from_example(
     """The leaves of an example call. ``args_shape`` says which dims may vary; ``skip`` names parameters that are not
     arguments.
 
-    Raises `ArgumentNotSupported`, or TypeError where the function does not take such a call.
+    Raises `ArgumentNotSupported`, or `ExampleMismatch` (a TypeError) where the function does not take such a call.
     """
     positional, named = _bind(function, args, kwargs, skip)
     return _flatten(positional, named, args_shape, args_dtype, given=True)
@@ -96,7 +96,7 @@ def arguments_from_shapes(
     skip: frozenset[str] = frozenset(),
 ) -> Arguments:
     """The leaves of a call of which only shapes are known, and dtypes (float32 if not): values are drawn under a
-    fixed seed.
+    fixed seed. Raises as `arguments_from_example`.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -111,20 +111,42 @@ def arguments_from_shapes(
             parts = (draw(part, _part_of(dtype, k), f"{path}[{k}]") for k, part in enumerate(shape))
             return list(parts) if isinstance(shape, list) else tuple(parts)
         raise ArgumentNotSupported(
-            path, "a shape: a tuple of sizes, with -1 or a name for a dim that may vary", repr(shape)
+            path, "a shape in args_shape: a tuple of sizes, with -1 or a name for a dim that may vary", repr(shape)
         )
 
     if isinstance(args_shape, Mapping):
         args: list[Any] = []
         kwargs = {key: draw(shape, _part_of(args_dtype, key), key) for key, shape in args_shape.items()}
-    else:
-        args = [draw(shape, _part_of(args_dtype, k), f"args[{k}]") for k, shape in enumerate(args_shape)]
+    elif isinstance(args_shape, list | tuple):
+        names = _names(function, len(args_shape), skip)
+        args = [draw(shape, _part_of(args_dtype, k), names[k]) for k, shape in enumerate(args_shape)]
         kwargs = {}
+    else:
+        expected = "a list with the shape of each argument, or a dict of them by name"
+        raise ArgumentNotSupported("args_shape", expected, repr(args_shape))
     positional, named = _bind(function, args, kwargs, skip)
     return _flatten(positional, named, args_shape, args_dtype, given=False)
 
 
 # ------------------------------------------------------------------------------------------------- binding
+
+
+def _signature(function: Callable[..., Any], skip: frozenset[str]) -> inspect.Signature | None:
+    """The parameters, without annotations; None of a builtin that does not tell them."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+    empty = inspect.Parameter.empty
+    return inspect.Signature([p.replace(annotation=empty) for name, p in parameters.items() if name not in skip])
+
+
+def _names(function: Callable[..., Any], count: int, skip: frozenset[str]) -> list[str]:
+    """What errors call the first ``count`` arguments."""
+    signature = _signature(function, skip)
+    plain = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    known = [] if signature is None else [name for name, p in signature.parameters.items() if p.kind in plain]
+    return [*known[:count], *(f"args[{k}]" for k in range(len(known), count))]
 
 
 def _bind(
@@ -133,12 +155,13 @@ def _bind(
     """The call as (positional, named), each by the name that errors use. What can be passed by name is, so that one
     plan takes both ways of calling.
     """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin: it does not tell its parameters
+    signature = _signature(function, skip)
+    if signature is None:
         return {f"args[{k}]": value for k, value in enumerate(args)}, dict(kwargs)
-    signature = signature.replace(parameters=[p for name, p in signature.parameters.items() if name not in skip])
-    bound = signature.bind(*args, **kwargs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ExampleMismatch(f"{getattr(function, '__name__', 'it')}{signature}", str(error)) from None
     variadic = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
     by_position = bool(variadic and bound.arguments.get(variadic))
     positional: dict[str, Any] = {}
@@ -290,7 +313,8 @@ def _dtype(dtype: Any, path: str) -> torch.dtype:
 def _draw(shape: Sequence[int], dtype: Any, generator: torch.Generator, path: str) -> torch.Tensor:
     wanted = torch.get_default_dtype() if dtype is None else _dtype(dtype, path)
     if any(dim < 0 for dim in shape):
-        raise ArgumentNotSupported(path, "sizes of 0 or more, or -1 for a dim that may vary", repr(tuple(shape)))
+        expected = "sizes of 0 or more in args_shape, or -1 for a dim that may vary"
+        raise ArgumentNotSupported(path, expected, repr(tuple(shape)))
     return draw(shape, wanted, generator)
 
 

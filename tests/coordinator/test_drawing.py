@@ -11,7 +11,7 @@ from torch import nn
 
 from coordinator import Plan, VirtualWorker, connect, func2plan
 from coordinator.drawing import draw
-from coordinator.errors import PlanNotBuilt, ProtectedName
+from coordinator.errors import ExampleMismatch, PlanNotBuilt, ProtectedName
 from tests.coordinator.drawn_plan import PICTURE, drawn
 from tests.edge_agent.plan.control_graphs import nested
 
@@ -166,3 +166,14 @@ def test_a_method_that_is_not_there() -> None:
     """As Python says it."""
     with pytest.raises(AttributeError, match="nonesuch"):
         Net().build_method("nonesuch", torch.randn(2, 4))
+
+
+def test_building_needs_an_example() -> None:
+    """The error says so, with the function's name and parameters, of a method and of forward; a method has a name."""
+    needed = "expected an example of each argument, or args_shape with an entry for each: missing a required argument"
+    with pytest.raises(ExampleMismatch, match=rf"^to build score\(x, scale=1.0\), {needed}: 'x'$"):
+        Net().build_method("score")
+    with pytest.raises(ExampleMismatch, match=rf"^to build forward\(x\), {needed}: 'x'$"):
+        Net().build()
+    with pytest.raises(TypeError, match=r"^expected the name of a method, got a int$"):
+        Net().build_method(3, torch.randn(2, 4))  # type: ignore[arg-type]

@@ -31,6 +31,13 @@ LINE = SourceLine("model.py", 7, "return x.sum()")
             "dim 0 of x was declared dynamic, but this code is right only at the size 5: a loop",
         ),
         (
+            errors.ExampleMismatch("score(x)", "missing a required argument: 'x'"),
+            (
+                "to build score(x), expected an example of each argument, or args_shape with an entry for each: "
+                "missing a required argument: 'x'"
+            ),
+        ),
+        (
             errors.ResultDiffers("output['a']", "it is smaller", {"n": 3}),
             "the captured plan is not right: at n = 3, its output['a'] differs from the function's: it is smaller",
         ),
@@ -65,6 +72,7 @@ def test_the_kinds_that_python_knows() -> None:
     assert isinstance(errors.PointerError("float()", "ab"), TypeError)
     assert isinstance(errors.ResultTimeout("ab", 1.0), TimeoutError)
     assert isinstance(errors.ProtectedName("Net", "id"), AttributeError)
+    assert isinstance(errors.ExampleMismatch("f(x)", "too many positional arguments"), TypeError)
     assert isinstance(errors.OpNotSupported("aten.strange.default"), UnknownOp)
 
 
