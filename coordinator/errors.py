@@ -32,6 +32,8 @@
     │   └── ResultDiffers                   the plan gives something else than the function does
     ├── PointerError (TypeError)            a pointer used as if it were its value
     ├── ForeignPointer                      a pointer of another fleet
+    ├── OperandsMismatch (TypeError, ...)   an operator or a function of torch on pointers that it does not take
+    │   └── IndexMismatch (IndexError)      ... since an index, or a dim, is out of range
     ├── BrokerUnreachable (TimeoutError)    no broker answers
     ├── ResultTimeout (TimeoutError)        nothing came in time; the invocation goes on
     ├── NotAccepted (TimeoutError)          the broker has not accepted in time all that was sent
@@ -85,6 +87,7 @@ from coordinator.build_errors import (
     SourceLine,
     ValueLeftLoop,
 )
+from coordinator.pointer_errors import ForeignPointer, IndexMismatch, OperandsMismatch, PointerError, ResultTimeout
 from coordinator.session_errors import (
     BrokerUnreachable,
     FleetClosed,
@@ -118,6 +121,7 @@ __all__ = [
     "GradientThroughLoop",
     "GradientsNotSupported",
     "IdConflict",
+    "IndexMismatch",
     "InvocationCancelled",
     "LedgerLost",
     "LoopEndless",
@@ -130,6 +134,7 @@ __all__ = [
     "NotAllowed",
     "NumpyInPlan",
     "OpNotSupported",
+    "OperandsMismatch",
     "OptimizerNotSupported",
     "OutboxFull",
     "OutputNotSupported",
@@ -211,51 +216,6 @@ class ProtectedName(EdgePlanError, AttributeError):
         return (
             f"{self.plan} can't have an attribute {self.attribute!r} of its own: a plan uses that name; choose another"
         )
-
-
-# ------------------------------------------------------------------------------------------------- pointers and fleet
-
-
-class PointerError(EdgePlanError, TypeError):
-    """A pointer was used as if it were its value. ``id`` names the result, as 32 hex digits."""
-
-    def __init__(self, operation: str, id: str) -> None:
-        self.operation = operation
-        self.id = id
-        super().__init__(operation, id)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.operation} needs a value, and this is a pointer to one: fetch it with .get(), "
-            f"or keep its id, {self.id}, for fleet.pointer(id)"
-        )
-
-
-class ForeignPointer(EdgePlanError):
-    """A pointer, device or plan pointer of another fleet."""
-
-    def __init__(self, what: str, argument: str = "") -> None:
-        self.what = what
-        self.argument = argument
-        super().__init__(what, argument)
-
-    def __str__(self) -> str:
-        where = f"{self.argument}: " if self.argument else ""
-        return f"{where}expected something of this fleet, got {self.what} of another"
-
-
-class ResultTimeout(EdgePlanError, TimeoutError):
-    """No result in time. The invocation goes on, and the pointer stays good."""
-
-    def __init__(self, id: str, timeout: float, device: str = "") -> None:
-        self.id = id
-        self.timeout = timeout
-        self.device = device
-        super().__init__(id, timeout, device)
-
-    def __str__(self) -> str:
-        of = f" from {self.device}" if self.device else ""
-        return f"no result {self.id}{of} within {self.timeout:g} s; it may still come: ask again"
 
 
 # ------------------------------------------------------------------------------------------------- failures from afar

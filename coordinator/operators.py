@@ -7,16 +7,24 @@ does the same for many ops in one message.
 from __future__ import annotations
 
 import functools
+import logging
 import operator
+import sys
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from coordinator.errors import ForeignPointer, PointerError
+from coordinator.errors import ForeignPointer, IndexMismatch, OperandsMismatch, PlanBuildError, PointerError
+from edge_agent.plan.errors import PlanTypeError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import torch
 
+    from coordinator.errors import SourceLine
     from coordinator.function_plan import FunctionPlan
     from coordinator.pointers import PointerTensor
 
@@ -34,6 +42,11 @@ _OF_TYPE = frozenset({"dim", "element_size", "is_complex", "is_floating_point", 
 _LOCAL = frozenset({"item", "tolist", "numpy", "cpu", "cuda", "backward", "data_ptr", "storage", "untyped_storage"})
 """Methods of a tensor that give, or need, its value here."""
 
+_KINDS = (TypeError, ValueError, RuntimeError, IndexError)
+"""What torch raises for operands that it does not take."""
+
+_LONG = 60
+
 _plans: OrderedDict[Any, FunctionPlan] = OrderedDict()
 
 
@@ -50,7 +63,8 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     """Call a torch function, named ``name`` for errors, where its pointers are: on the device of the first.
 
     Raises `PointerError` for what cannot be done with pointers: a pointer whose type is not known yet, a function that
-    writes into its argument or gives no tensor; `ForeignPointer`; and what building a plan raises.
+    writes into its argument or gives no tensor; `ForeignPointer`; `OperandsMismatch` for what torch does not take; and
+    what building a plan raises.
     """
     from coordinator.function_plan import FunctionPlan
 
@@ -67,13 +81,12 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     key = (name, function, tuple(types), _key(slots))
     plan = _plans.get(key)
     if plan is None:
-        plan = _built(FunctionPlan, name, function, slots, types)
-        _plans[key] = plan
+        plan = _plans[key] = _built(FunctionPlan, name, function, slots, types)
         if len(_plans) > _PLANS:
             _plans.popitem(last=False)
     else:
         _plans.move_to_end(key)
-    return plan.send(first.device)(*pointers)
+    return _named(name, plan.send(first.device)(*pointers))
 
 
 def remote_method(pointer: PointerTensor, name: str) -> Any:
@@ -127,8 +140,78 @@ def _built(
 
     op.__name__ = op.__qualname__ = name.strip("_")
     plan = kind(op)
-    plan.build(args_shape=[shape for _, shape in types], args_dtype=[TORCH_DTYPES[dtype] for dtype, _ in types])
+    shapes, dtypes = [shape for _, shape in types], [TORCH_DTYPES[dtype] for dtype, _ in types]
+    try:
+        with _unlogged():
+            plan.build(args_shape=shapes, args_dtype=dtypes)
+    except PlanBuildError as error:
+        if isinstance(error.__cause__, PlanTypeError):  # torch takes it here, and on no device
+            raise OperandsMismatch(op.__name__, _operands(slots, types), error.__cause__.reason) from error
+        error.where = _called_at()  # not the line above
+        raise
+    except _KINDS as error:
+        mismatch = IndexMismatch if isinstance(error, IndexError) else OperandsMismatch
+        reason = str(error).strip().replace("FakeTensor", "Tensor")
+        raise mismatch(op.__name__, _operands(slots, types), reason) from error
     return plan
+
+
+def _named(name: str, results: Any) -> Any:
+    """The results, where torch gives several, in its named tuple: ``torch.max(p, 0).values``."""
+    import torch
+
+    kind = getattr(torch.return_types, name, None) if isinstance(results, tuple) else None
+    return results if kind is None or kind.n_fields != len(results) else kind(results)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """What fails is raised; torch logs it, with its stack, as well."""
+    thread = threading.get_ident()
+
+    def of_another(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addFilter(of_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(of_another)
+
+
+def _called_at() -> SourceLine | None:
+    """The user's line with the operator or function."""
+    from coordinator import pointers
+    from coordinator.capture.places import of_frame
+
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- inspect.currentframe, without its two calls
+    while frame is not None and frame.f_code.co_filename in (__file__, pointers.__file__):
+        frame = frame.f_back
+    return of_frame(frame)
+
+
+def _operands(slots: Any, types: Sequence[Any]) -> list[str]:
+    """The operands to be read: of a pointer and of a tensor its type."""
+    args, kwargs = slots
+    return [*(_told(one, types) for one in args), *(f"{key}={_told(one, types)}" for key, one in kwargs.items())]
+
+
+def _told(nest: Any, types: Sequence[Any]) -> str:
+    import torch
+
+    from coordinator.plan_state import brief
+
+    if isinstance(nest, _Slot):
+        dtype, shape = types[nest.k]
+        return f"{dtype}{list(shape)}"
+    if isinstance(nest, torch.Tensor):
+        return brief(nest)
+    if isinstance(nest, tuple | list):
+        inner = ", ".join(_told(one, types) for one in nest)
+        return f"[{inner}]" if isinstance(nest, list) else f"({inner})"
+    text = repr(nest)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
 def _slots(nest: Any, pointers: list[PointerTensor]) -> Any:

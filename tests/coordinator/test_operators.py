@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from coordinator import VirtualWorker, connect, func2plan
-from coordinator.errors import ForeignPointer, PointerError
+from coordinator.errors import DataDependentSize, ForeignPointer, IndexMismatch, OperandsMismatch, PointerError
 from coordinator.fleet import Fleet
 from coordinator.pointers import PointerTensor
 from coordinator.tagging import tagged
@@ -84,6 +85,81 @@ def test_several_results_are_several_pointers(pointers: tuple[PointerTensor, Poi
     values, indices = pointers[0].sort(dim=1)
     assert values.get(WITHIN).tolist() == X.sort(dim=1).values.tolist()
     assert indices.get(WITHIN).tolist() == X.sort(dim=1).indices.tolist()
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: torch.max(x, 0),
+        lambda x: x.sort(dim=1),
+        lambda x: torch.topk(x, 2),
+        lambda x: torch.linalg.svd(x, full_matrices=False),
+    ],
+)
+def test_several_results_keep_their_names(
+    fleet: Fleet, pointers: tuple[PointerTensor, PointerTensor], compute: Callable[[Any], Any]
+) -> None:
+    """In torch's own named tuple, also the second time, when the plan is there already."""
+    expected = compute(X)
+    for _ in range(2):
+        got = compute(pointers[0])
+        assert type(got) is type(expected)
+        for value, wanted in zip(fleet.get(got, WITHIN), expected, strict=True):
+            torch.testing.assert_close(value, wanted)
+    if hasattr(expected, "values"):
+        assert got.values == got[0]
+        stacked: Any = torch.stack(compute(pointers[0])[:1])
+        torch.testing.assert_close(stacked.get(WITHIN), torch.stack(expected[:1]))
+
+
+def test_operands_that_torch_does_not_take(
+    pointers: tuple[PointerTensor, PointerTensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error names the operation, the operands and the reason, is of the kind that torch raises, has torch's own as
+    its cause, and torch logs nothing.
+    """
+    x: Any = pointers[0]
+    x_type = "float32[2, 3]"
+    failures: list[tuple[Callable[[], Any], type[Exception], str, tuple[str, ...], str]] = [
+        (lambda: x + torch.ones(7), RuntimeError, "add", (x_type, "float32[7]"), "broadcast"),
+        (lambda: x @ x, RuntimeError, "matmul", (x_type, x_type), "must have same reduction dim"),
+        (lambda: x + "a", TypeError, "add", (x_type, "'a'"), "for +: 'Tensor' and 'str'"),
+        (lambda: "a" - x, TypeError, "sub", ("'a'", x_type), "for -: 'str' and 'Tensor'"),
+        (lambda: x & x, RuntimeError, "and", (x_type, x_type), "expected bools or integers, got float32"),
+        (lambda: x[5], IndexError, "getitem", (x_type, "5"), "index 5 is out of bounds"),
+        (lambda: torch.cat([x, x], dim=9), IndexError, "cat", (f"[{x_type}, {x_type}]", "dim=9"), "out of range"),
+    ]
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[assignment,method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        for call, kind, operation, operands, reason in failures:
+            with pytest.raises(OperandsMismatch) as caught:
+                call()
+            error = caught.value
+            assert isinstance(error, kind)
+            assert isinstance(error, IndexMismatch) is (kind is IndexError)
+            assert (error.operation, error.operands) == (operation, operands)
+            assert reason in error.reason
+            assert str(error).startswith(
+                f"{operation}: expected operands that it takes, got {' and '.join(operands)}: "
+            )
+            assert error.__cause__ is not None
+    finally:
+        logger.removeHandler(handler)
+    assert not logged
+    assert capfd.readouterr().err == ""
+
+
+def test_what_no_plan_can_do_names_the_users_line(pointers: tuple[PointerTensor, PointerTensor]) -> None:
+    """Not the one in this package that calls torch."""
+    with pytest.raises(DataDependentSize) as caught:
+        pointers[0].nonzero()
+    assert caught.value.where is not None
+    assert caught.value.where.file == __file__
+    assert caught.value.where.text == "pointers[0].nonzero()"
 
 
 def test_the_same_op_is_built_and_uploaded_once(fleet: Fleet, pointers: tuple[PointerTensor, PointerTensor]) -> None:

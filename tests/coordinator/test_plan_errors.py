@@ -48,6 +48,10 @@ LINE = SourceLine("model.py", 7, "return x.sum()")
                 "or keep its id, ab, for fleet.pointer(id)"
             ),
         ),
+        (
+            errors.OperandsMismatch("add", ["float32[2]", "'a'"], "unsupported"),
+            "add: expected operands that it takes, got float32[2] and 'a': unsupported",
+        ),
         (errors.ForeignPointer("a pointer", "x"), "x: expected something of this fleet, got a pointer of another"),
         (
             errors.ResultTimeout("ab", 2.5, "pi"),
@@ -70,6 +74,9 @@ def test_the_kinds_that_python_knows() -> None:
     """Where Python has a class for it, the error is of that class as well."""
     assert isinstance(errors.PlanNotBuilt(), RuntimeError)
     assert isinstance(errors.PointerError("float()", "ab"), TypeError)
+    for kind in (TypeError, ValueError, RuntimeError):
+        assert isinstance(errors.OperandsMismatch("add", [], "no"), kind)
+    assert isinstance(errors.IndexMismatch("getitem", [], "no"), IndexError)
     assert isinstance(errors.ResultTimeout("ab", 1.0), TimeoutError)
     assert isinstance(errors.ProtectedName("Net", "id"), AttributeError)
     assert isinstance(errors.ExampleMismatch("f(x)", "too many positional arguments"), TypeError)
