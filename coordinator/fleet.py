@@ -62,7 +62,7 @@ from coordinator.session_errors import BrokerUnreachable, LedgerLost, session_er
 from coordinator.session_socket import Context
 from coordinator.subscriptions import Subscription
 from coordinator.transfers import Blobs, endpoint_beside
-from coordinator.values import Gathering
+from coordinator.values import Gathering, values_within
 from coordinator.variants import Runtimes
 from coordinator.waiting import Deadline, Signal, wait_for
 from edge_agent.plan.trees import spec_of, unflatten
@@ -348,8 +348,10 @@ class Fleet:
         """The values of all pointers in ``nest`` (lists, tuples and dicts), in the same nesting; what is no pointer
         stays as it is.
 
-        Waits for all, then fetches what is remote in one request a device. ``errors="return"`` puts an error in the
-        place of its value. Raises `ResultTimeout` when not all is there within ``timeout`` seconds.
+        Waits for all, then fetches what is remote in one request a device. Raises `ResultTimeout` when not all is there
+        within ``timeout`` seconds. ``errors="return"`` puts an error in the place of its value: a `ResultTimeout` in
+        that of each that is late, all else is given as it is. With a ``timeout``, it fetches what has ended while it
+        waits for the rest.
         """
         if errors not in {"raise", "return"}:
             raise ValueError(f"expected errors to be 'raise' or 'return', got {errors!r}")
@@ -359,11 +361,14 @@ class Fleet:
         self.check_own(pointers)
         if not self._all_ended(pointers):
             self.driver.check()
-        deadline = Deadline(timeout)
-        late = wait_for(self.driver, [pointer.result for pointer in pointers], deadline)
-        if late is not None:
-            raise ResultTimeout(late.id.hex(), timeout or 0.0, late.device)
-        values = Gathering(self, [(pointer.result, pointer.index) for pointer in pointers], Signal()).wait(deadline)
+        deadline, outputs = Deadline(timeout), [(pointer.result, pointer.index) for pointer in pointers]
+        if timeout is not None and errors == "return":
+            values = values_within(self, outputs, deadline)
+        else:
+            late = wait_for(self.driver, [result for result, _ in outputs], deadline)
+            if late is not None:
+                raise ResultTimeout(late.id.hex(), timeout or 0.0, late.device)
+            values = Gathering(self, outputs, Signal()).wait(deadline)
         for place, value in zip(places, values, strict=True):
             if isinstance(value, EdgePlanError) and errors == "raise":
                 raise value

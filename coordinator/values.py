@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from coordinator.fleet import Fleet
 
-__all__ = ["FETCH_IDS", "Gathering", "Output", "Value", "read_tensor", "value_at_hand"]
+__all__ = ["FETCH_IDS", "Gathering", "Output", "Value", "read_tensor", "value_at_hand", "values_within"]
 
 FETCH_IDS = 1024
 """The most ids that one request asks for."""
@@ -200,7 +200,7 @@ class Gathering:
                 if not self._signal.wait(deadline.left) and self._left:
                     raise self._timed_out(deadline)
         finally:
-            self._end()
+            self.end()
         return self._values()
 
     async def wait_async(self, deadline: Deadline) -> list[Value]:
@@ -211,24 +211,80 @@ class Gathering:
                 if not await self._signal.wait(deadline.left) and self._left:
                     raise self._timed_out(deadline)
         finally:
-            self._end()
+            self.end()
         return self._values()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return not self._left
+
+    def so_far(self, deadline: Deadline) -> list[Value]:
+        """Of each output what has come; of what has not, and will not be waited for any more, a `ResultTimeout`."""
+        with self._lock:
+            self._abandoned = True
+            came = list(self._raw)
+        self._give_up()
+        return [
+            _late(output, deadline) if raw is None else _value(self._fleet, output, raw)
+            for output, raw in zip(self._outputs, came, strict=True)
+        ]
 
     def _values(self) -> list[Value]:
         pairs = zip(self._outputs, self._raw, strict=True)
         return [_value(self._fleet, output, raw) for output, raw in pairs if raw is not None]
 
     def _timed_out(self, deadline: Deadline) -> ResultTimeout:
-        result, k = self._outputs[self._raw.index(None)]
-        return ResultTimeout(nth(result.id, k).hex(), deadline.timeout or 0.0, result.device)
+        return _late(self._outputs[self._raw.index(None)], deadline)
 
-    def _end(self) -> None:
+    def _give_up(self) -> None:
+        for r in self._requests if self._left else ():
+            self._fleet.driver.give_up(r)
+
+    def end(self) -> None:
+        """Nobody waits any more: if not all has come, nobody wants what has. Idempotent."""
         with self._lock:
             if not self._left:
                 return
             self._abandoned = True
             came = [raw for raw in self._raw if isinstance(raw, Path)]
-        for r in self._requests:
-            self._fleet.driver.give_up(r)
+        self._give_up()
         for path in came:
             path.unlink(missing_ok=True)
+
+
+def _late(output: Output, deadline: Deadline) -> ResultTimeout:
+    result, k = output
+    return ResultTimeout(nth(result.id, k).hex(), deadline.timeout or 0.0, result.device)
+
+
+def values_within(fleet: Fleet, outputs: Sequence[Output], deadline: Deadline) -> list[Value]:
+    """The value of each output, or why it has none: a `ResultTimeout` for what is not here when time is up.
+
+    What has ended is fetched while the rest is waited for: at any time, all of it by one request a device.
+    """
+    signal = Signal()
+    found: dict[int, Value] = {}
+    waiting = dict(enumerate(outputs))
+    coming: list[int] = []
+    gathering: Gathering | None = None
+    results = dict.fromkeys(result for result, _ in outputs)
+    for result in results:
+        fleet.driver.when_ended(result, signal.set)
+    try:
+        while waiting or gathering:
+            if gathering is None:
+                coming = [place for place, (result, _) in waiting.items() if result.ended]
+                if coming:
+                    gathering = Gathering(fleet, [waiting.pop(place) for place in coming], signal)
+            if gathering is not None and (gathering.complete or deadline.left == 0.0):
+                found.update(zip(coming, gathering.so_far(deadline), strict=True))
+                gathering = None
+            elif not signal.wait(deadline.left) and gathering is None:
+                break
+    finally:
+        if gathering is not None:
+            gathering.end()
+        for result in results:
+            fleet.driver.forget(result, signal.set)
+    return [found[place] if place in found else _late(output, deadline) for place, output in enumerate(outputs)]

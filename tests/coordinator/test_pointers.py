@@ -7,7 +7,7 @@ import copy
 import pickle
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -211,13 +211,16 @@ def test_a_nest_of_pointers_comes_back_as_it_was(
     assert values["b"][0] is not values["a"][0]
 
 
-def test_one_round_trip_a_device(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+@pytest.mark.parametrize("errors", ["raise", "return"])
+def test_one_round_trip_a_device(
+    fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker, errors: Literal["raise", "return"]
+) -> None:
     """Fetching many values of two devices takes one request to each."""
     pointers = [device.send(torch.ones(300)) for device in (device_1, device_2) for _ in range(20)]
     for pointer in pointers:
         assert pointer.wait(WITHIN)
     before = fleet.stats().total.control
-    assert len(fleet.get(pointers, timeout=WITHIN)) == 40
+    assert len(fleet.get(pointers, timeout=WITHIN, errors=errors)) == 40
     # two fetches in, two to the devices, two answers, two to us, and the question for the counters itself;
     # heartbeats may come between
     assert fleet.stats().total.control - before <= 8 + 1 + 4
@@ -244,6 +247,45 @@ def test_errors_in_the_place_of_values(fleet: Fleet, device_1: VirtualWorker) ->
         fleet.get([good, bad], timeout=WITHIN)
     with pytest.raises(ValueError, match="'raise' or 'return'"):
         fleet.get([], errors="ignore")  # type: ignore[arg-type]
+
+
+def test_what_is_late_has_its_error_in_its_place() -> None:
+    """With errors="return", all that is there is given, small and large, the same twice, and of what is late the time;
+    it comes later, all the same.
+    """
+    with connect() as fleet:
+        device = VirtualWorker(fleet, "awake")
+        VirtualWorker(fleet, "sleeper").close()
+        late = add_one.send(fleet.device("sleeper"))(torch.ones(2))
+        bad = fleet.device("nobody").send(torch.ones(1))
+        small, large = device.send(torch.tensor([1.0])), device.send(torch.ones(100_000))
+        assert all(pointer.wait(WITHIN) for pointer in (small, large, bad))
+        values = fleet.get({"a": [late, small], "b": (large, small, bad, 3)}, timeout=5.0, errors="return")
+        missing = values["a"][0]
+        assert isinstance(missing, ResultTimeout)
+        assert (missing.id, missing.timeout, missing.device) == (late.id, 5.0, "sleeper")
+        for value in (values["a"][1], values["b"][1]):
+            assert torch.equal(value, torch.tensor([1.0]))
+        assert torch.equal(values["b"][0], torch.ones(100_000))
+        assert isinstance(values["b"][2], UnknownDevice)
+        assert values["b"][3] == 3
+        with pytest.raises(ResultTimeout, match=late.id):
+            fleet.get([late, small], timeout=0.01)
+        VirtualWorker(fleet, "sleeper")
+        (value,) = fleet.get([late], timeout=WITHIN, errors="return")
+        assert torch.equal(value, torch.full((2,), 2.0))
+
+
+def test_what_ends_meanwhile_is_fetched(fleet: Fleet, device_1: VirtualWorker, device_2: VirtualWorker) -> None:
+    """Results that end one after the other, while it is waited for them, all come, those that stay on their devices,
+    too.
+    """
+    keep = slow.send(device_1).options(inline=False)
+    pointers = [keep(device_1.send(torch.eye(500) * k)) for k in range(4)]
+    pointers += [device_2.send(torch.full((300_000,), float(k))) for k in range(4)]
+    values = fleet.get(pointers, timeout=WITHIN, errors="return")
+    assert [value.shape for value in values] == [(500, 500)] * 4 + [(300_000,)] * 4
+    assert fleet.driver._waiters == {}
 
 
 # ------------------------------------------------------------------------------------------------------------ waiting
