@@ -190,7 +190,8 @@ class PlanNotBuilt(EdgePlanError, RuntimeError):
 
 
 class PlanStale(EdgePlanError):
-    """The module is not the one that was built: its mode or its parameters' names, shapes or dtypes differ.
+    """The module is not the one that was built: its mode or its parameters' names, shapes or dtypes differ, or tied
+    weights came apart.
 
     ``changes`` says what. Build it again, then send it.
     """

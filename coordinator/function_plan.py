@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -13,6 +14,7 @@ from coordinator.capture.graphs import StateSource
 from coordinator.capture.inline import inlining
 from coordinator.capture.tracing import Target
 from coordinator.plan import Plan
+from coordinator.plan_looks import Looks
 from coordinator.plan_state import PlanState, TracedState, brief
 
 __all__ = ["FunctionPlan", "func2plan"]
@@ -58,8 +60,10 @@ class FunctionPlan(Plan, ours=True):
         entry = self._function.forward if isinstance(self._function, nn.Module) else self._function
         return entry, frozenset({"state"} if len(self._state) else ())
 
-    def _looks(self) -> dict[str, str]:
-        return super()._looks() | {f"state[{k}]": brief(tensor) for k, tensor in enumerate(self._state.read())}
+    def _looks(self) -> Looks:
+        looks = super()._looks()
+        state = {f"state[{k}]": brief(tensor) for k, tensor in enumerate(self._state.read())}
+        return replace(looks, parts={**looks.parts, **state})
 
     def _tensor(self, source: StateSource) -> torch.Tensor:
         return super()._tensor(source) if source.index is None else self._state.read()[source.index]

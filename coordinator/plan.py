@@ -20,7 +20,8 @@ from coordinator.capture.graphs import StateSource
 from coordinator.capture.tracing import Target
 from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLine
 from coordinator.plan_files import parted, with_methods
-from coordinator.plan_state import PlanState, brief
+from coordinator.plan_looks import Looks, looks_of
+from coordinator.plan_state import PlanState
 from coordinator.signature import Signature
 from coordinator.variants import Packed, packed_state, variant_name, variant_of
 from edge_agent.plan.bundle import PlanBundle
@@ -81,7 +82,7 @@ class _Built:
     state: tuple[StateSource, ...]
     lines: tuple[SourceLine | None, ...]
     signature: Signature
-    looks: Mapping[str, str]
+    looks: Looks
 
     def __deepcopy__(self, _memo: object) -> _Built:
         return self
@@ -254,7 +255,7 @@ class Plan(nn.Module):
         """The function whose parameters are the plan's arguments, and the names among them that are not."""
         return self.forward, frozenset()
 
-    def _keep(self, captured: Captured, looks: Mapping[str, str]) -> None:
+    def _keep(self, captured: Captured, looks: Looks) -> None:
         self._built = _Built(
             graph=captured.graph,
             graph_bytes=encode_graph(captured.graph),
@@ -272,25 +273,12 @@ class Plan(nn.Module):
             raise PlanNotBuilt(self.name, action)
         return self._built
 
-    def _looks(self) -> dict[str, str]:
+    def _looks(self) -> Looks:
         """What must not change between `build` and `send`."""
-        looks: dict[str, str] = {}
-        for prefix, module in self._carried().items():
-            inner = module.named_modules(prefix=prefix)
-            parameters = module.named_parameters(prefix=prefix, remove_duplicate=False)
-            buffers = module.named_buffers(prefix=prefix, remove_duplicate=False)
-            looks |= {f"mode of {name or 'the module'}": _mode(found) for name, found in inner}
-            looks |= {f"parameter {name}": brief(tensor) for name, tensor in parameters}
-            looks |= {f"buffer {name}": brief(tensor) for name, tensor in buffers}
-        return looks
+        return looks_of(self._carried())
 
     def _check_fresh(self, built: _Built) -> None:
-        now = self._looks()
-        changes = [
-            f"{what}: {built.looks.get(what, 'none')} became {now.get(what, 'none')}"
-            for what in dict.fromkeys([*built.looks, *now])
-            if built.looks.get(what) != now.get(what)
-        ]
+        changes = built.looks.changes(self._looks())
         if changes:
             raise PlanStale(self.name, changes)
 
@@ -478,7 +466,7 @@ class StoredPlan(Plan, ours=True):
             state=(),
             lines=tuple(None if line is None else SourceLine(*line) for line in lines),
             signature=Signature(checked.graph),
-            looks={},
+            looks=Looks({}),
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -507,7 +495,3 @@ class StoredPlan(Plan, ours=True):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, here."""
         return self.run_plan(*args, **kwargs)
-
-
-def _mode(module: nn.Module) -> str:
-    return f"{type(module).__name__}, {'train' if module.training else 'eval'}"
