@@ -190,8 +190,8 @@ class PlanNotBuilt(EdgePlanError, RuntimeError):
 
 
 class PlanStale(EdgePlanError):
-    """The module is not the one that was built: its mode or its parameters' names, shapes or dtypes differ, or tied
-    weights came apart.
+    """The module is not the one that was built: its mode or its parameters' names, shapes or dtypes differ, tied
+    weights came apart, or an attribute or a hook that its code read when it was built is another.
 
     ``changes`` says what. Build it again, then send it.
     """

@@ -14,7 +14,7 @@ from coordinator.capture.graphs import StateSource
 from coordinator.capture.inline import inlining
 from coordinator.capture.tracing import Target
 from coordinator.plan import Plan
-from coordinator.plan_looks import Looks
+from coordinator.plan_looks import Looks, Place
 from coordinator.plan_state import PlanState, TracedState, brief
 
 __all__ = ["FunctionPlan", "func2plan"]
@@ -60,8 +60,8 @@ class FunctionPlan(Plan, ours=True):
         entry = self._function.forward if isinstance(self._function, nn.Module) else self._function
         return entry, frozenset({"state"} if len(self._state) else ())
 
-    def _looks(self) -> Looks:
-        looks = super()._looks()
+    def _looks(self, places: tuple[Place, ...]) -> Looks:
+        looks = super()._looks(places)
         state = {f"state[{k}]": brief(tensor) for k, tensor in enumerate(self._state.read())}
         return replace(looks, parts={**looks.parts, **state})
 

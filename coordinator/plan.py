@@ -4,10 +4,11 @@ function.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import torch
@@ -20,7 +21,7 @@ from coordinator.capture.graphs import StateSource
 from coordinator.capture.tracing import Target
 from coordinator.errors import PlanNotBuilt, PlanStale, ProtectedName, SourceLine
 from coordinator.plan_files import parted, with_methods
-from coordinator.plan_looks import Looks, looks_of
+from coordinator.plan_looks import Looks, Place, looks_of, places_of
 from coordinator.plan_state import PlanState
 from coordinator.signature import Signature
 from coordinator.variants import Packed, packed_state, variant_name, variant_of
@@ -87,6 +88,11 @@ class _Built:
     def __deepcopy__(self, _memo: object) -> _Built:
         return self
 
+    def copied(self, memo: Mapping[int, Any]) -> _Built:
+        """What was built, for a deep copy of the module, which left this memo."""
+        state = tuple(replace(source, tensor=memo.get(id(source.tensor), source.tensor)) for source in self.state)
+        return replace(self, state=state, looks=self.looks.copied(memo))
+
 
 class Plan(nn.Module):
     """A torch module that devices run: subclass it and define ``forward``, `build` it with an example, then `send` it.
@@ -127,6 +133,16 @@ class Plan(nn.Module):
         """As torch's."""
         self._check_name(name)
         super().add_module(name, module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """A plan that is built as this one is, of the copied tensors and modules."""
+        make, arguments, state, *_ = cast("tuple[Any, ...]", self.__reduce_ex__(4))
+        other: Plan = make(*arguments)
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
+        if self._built is not None:
+            other._built = self._built.copied(memo)
+        return other
 
     def _check_name(self, name: str) -> None:
         if name in _PROTECTED:
@@ -224,8 +240,7 @@ class Plan(nn.Module):
             arguments = arguments_from_example(
                 entry, args, kwargs, args_shape=args_shape, args_dtype=args_dtype, skip=skip
             )
-        looks = self._looks()
-        self._keep(capture(target, arguments, name=self.name), looks)
+        self._keep(capture(target, arguments, name=self.name))
         return self
 
     def build_method(self, method: str, *args: Any, **options: Any) -> Plan:
@@ -255,7 +270,7 @@ class Plan(nn.Module):
         """The function whose parameters are the plan's arguments, and the names among them that are not."""
         return self.forward, frozenset()
 
-    def _keep(self, captured: Captured, looks: Looks) -> None:
+    def _keep(self, captured: Captured) -> None:
         self._built = _Built(
             graph=captured.graph,
             graph_bytes=encode_graph(captured.graph),
@@ -263,7 +278,7 @@ class Plan(nn.Module):
             state=captured.state,
             lines=captured.lines,
             signature=Signature(captured.graph),
-            looks=looks,
+            looks=self._looks(places_of(self._carried(), captured.reads)),
         )
         self._frames = {}
         self._loaded = None
@@ -273,12 +288,12 @@ class Plan(nn.Module):
             raise PlanNotBuilt(self.name, action)
         return self._built
 
-    def _looks(self) -> Looks:
-        """What must not change between `build` and `send`."""
-        return looks_of(self._carried())
+    def _looks(self, places: tuple[Place, ...]) -> Looks:
+        """What must not change between `build` and `send`, for a plan whose code read modules at these places."""
+        return looks_of(self._carried(), places)
 
     def _check_fresh(self, built: _Built) -> None:
-        changes = built.looks.changes(self._looks())
+        changes = built.looks.changes(self._looks(built.looks.places))
         if changes:
             raise PlanStale(self.name, changes)
 

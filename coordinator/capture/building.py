@@ -18,6 +18,7 @@ from coordinator.capture.draws import Drawn, drawing
 from coordinator.capture.environment import torch_as_traced
 from coordinator.capture.graphs import StateSource, graph_of
 from coordinator.capture.inline import while_inlining
+from coordinator.capture.reads import Read
 from coordinator.capture.sidebyside import SEED, SideBySide, resized
 from coordinator.capture.tracing import Target, Traced, trace
 from coordinator.capture.watch import BeneathAutograd, run_watched
@@ -33,11 +34,14 @@ __all__ = ["Captured", "capture"]
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph with its types, where its state comes from, in order, and the user's line for each op."""
+    """A graph with its types, where its state comes from, in order, the user's line for each op, and what the user's
+    code read of modules.
+    """
 
     checked: CheckedGraph
     state: tuple[StateSource, ...]
     lines: tuple[SourceLine | None, ...]
+    reads: tuple[Read, ...]
 
     @property
     def graph(self) -> Graph:
@@ -103,7 +107,7 @@ def _capture(target: Target, arguments: Arguments, traced: Traced, traced_with: 
     both = SideBySide(arguments, _Eager(target, gradients=traced.beneath), gradients=traced.beneath)
     wider = both.check(plan, TorchRuntime().load(plan, tensors), bounds)
     final = msgspec.structs.replace(graph, symbols=list(wider.symbols), conditions=list(wider.conditions))
-    return Captured(replace(checked, graph=final), tuple(state), tuple(lines))
+    return Captured(replace(checked, graph=final), tuple(state), tuple(lines), target.reads.found())
 
 
 def _tensor_of(target: Target, source: StateSource) -> torch.Tensor:

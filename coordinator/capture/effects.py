@@ -29,7 +29,7 @@ from torch import nn
 from coordinator.capture import places
 from coordinator.errors import LostSideEffect, SourceLine
 
-__all__ = ["run_without_effects"]
+__all__ = ["is_users", "run_without_effects"]
 
 _MOST = 5_000
 """How many objects are looked at."""
@@ -250,7 +250,7 @@ class _Outside:
 
     def _instance(self, value: Any, name: str, depth: int) -> None:
         kind = type(value)
-        if depth > _DEEPEST or not (_is_users(kind) or kind is types.SimpleNamespace):
+        if depth > _DEEPEST or not (is_users(kind) or kind is types.SimpleNamespace):
             return
         attributes = getattr(value, "__dict__", None)
         if not isinstance(attributes, dict) or not self._is_new(value):
@@ -281,7 +281,7 @@ class _Outside:
         self._watched.append(_Watched(name, lambda: frozenset(attributes) - known, forget, frozenset(), True))
 
     def _class(self, kind: type, depth: int) -> None:
-        if not _is_users(kind) or not self._is_new(kind):
+        if not is_users(kind) or not self._is_new(kind):
             return
         for key, part in list(vars(kind).items()):
             if key.startswith("__") or isinstance(part, types.FunctionType | property | staticmethod | classmethod):
@@ -345,7 +345,7 @@ class _Outside:
 
     def _methods(self, kind: type, names: Any) -> None:
         for one in kind.__mro__:
-            if not _is_users(one):
+            if not is_users(one):
                 continue
             for name in names:
                 own = vars(one).get(name)
@@ -370,7 +370,8 @@ def _names(code: types.CodeType) -> tuple[Mapping[str, None], frozenset[str]]:
     return names, frozenset(assigned)
 
 
-def _is_users(kind: type) -> bool:
+def is_users(kind: type) -> bool:
+    """Whether a class is the user's own, and no installed package's."""
     if kind.__module__ == "builtins":
         return False
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)

@@ -29,6 +29,7 @@ from coordinator.capture.failures import explained_failure
 from coordinator.capture.inline import while_inlining
 from coordinator.capture.lowering import is_random, lowered
 from coordinator.capture.python_numbers import Numbers
+from coordinator.capture.reads import Reads
 from coordinator.capture.symbols import DynamicDim, Guard
 from coordinator.capture.watch import BeneathAutograd, TraceWatch
 from coordinator.errors import OutputNotSupported
@@ -46,19 +47,21 @@ class Target:
 
     ``modules`` hold the parameters and buffers that are looked up by name at every send, each under the name that it
     has in the function; an empty name is the module itself. ``state`` has the tensors of a function plan, which the
-    function gets through ``state_view(tensors)`` as its argument ``state``.
+    function gets through ``state_view(tensors)`` as its argument ``state``. ``reads`` note what it reads of modules.
     """
 
     function: Callable[..., Any]
     modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)
     state: tuple[torch.Tensor, ...] = ()
     state_view: Callable[[Sequence[torch.Tensor]], Any] | None = None
+    reads: Reads = field(default_factory=Reads)
 
     def call(self, state: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the user's code, with ``state`` in place of its own."""
         if self.state_view is not None:
             kwargs = {**kwargs, "state": self.state_view(state)}
-        return places.call_user(self.function, args, kwargs)
+        with self.reads.noting():
+            return places.call_user(self.function, args, kwargs)
 
     def run_alone(
         self, state: Sequence[torch.Tensor], arguments: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
