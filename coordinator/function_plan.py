@@ -17,7 +17,7 @@ from coordinator.plan import Plan
 from coordinator.plan_looks import Looks, Place
 from coordinator.plan_state import PlanState, TracedState, brief
 
-__all__ = ["FunctionPlan", "func2plan"]
+__all__ = ["FunctionPlan", "OpPlan", "func2plan"]
 
 
 class FunctionPlan(Plan, ours=True):
@@ -79,6 +79,15 @@ class FunctionPlan(Plan, ours=True):
         if inlining():
             return self.forward(*args, **kwargs)
         return self.run_plan(*args, **kwargs)
+
+
+class OpPlan(FunctionPlan, ours=True):
+    """A plan of one op of torch's, for pointers. It is not run beside the op when it is built: none of the user's code
+    is in it, and its arguments may be large, or such that values of ours don't fit.
+    """
+
+    def _target(self) -> Target:
+        return replace(super()._target(), compared=False)
 
 
 @overload

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from coordinator.errors import SourceLine
-    from coordinator.function_plan import FunctionPlan
+    from coordinator.function_plan import OpPlan
     from coordinator.pointers import PointerTensor
 
 __all__ = ["RemoteOperators", "remote_call", "remote_method"]
@@ -47,7 +47,7 @@ _KINDS = (TypeError, ValueError, RuntimeError, IndexError)
 
 _LONG = 60
 
-_plans: OrderedDict[Any, FunctionPlan] = OrderedDict()
+_plans: OrderedDict[Any, OpPlan] = OrderedDict()
 
 
 class _Slot:
@@ -66,7 +66,7 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     writes into its argument or gives no tensor; `ForeignPointer`; `OperandsMismatch` for what torch does not take; and
     what building a plan raises.
     """
-    from coordinator.function_plan import FunctionPlan
+    from coordinator.function_plan import OpPlan
 
     pointers: list[PointerTensor] = []
     slots = _slots((tuple(args), dict(kwargs)), pointers)
@@ -81,7 +81,7 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     key = (name, function, tuple(types), _key(slots))
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = _built(FunctionPlan, name, function, slots, types)
+        plan = _plans[key] = _built(OpPlan, name, function, slots, types)
         if len(_plans) > _PLANS:
             _plans.popitem(last=False)
     else:
@@ -129,9 +129,7 @@ def _known(pointer: PointerTensor, name: str) -> tuple[str, tuple[int, ...]]:
     return known
 
 
-def _built(
-    kind: type[FunctionPlan], name: str, function: Callable[..., Any], slots: Any, types: Sequence[Any]
-) -> FunctionPlan:
+def _built(kind: type[OpPlan], name: str, function: Callable[..., Any], slots: Any, types: Sequence[Any]) -> OpPlan:
     from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
     def op(*tensors: Any) -> Any:

@@ -104,10 +104,12 @@ def _capture(target: Target, arguments: Arguments, traced: Traced, traced_with: 
         state=[digest_of(frame) for frame in frames],
     )
     plan = check_plan(manifest, graph, [inspect(frame) for frame in frames])
-    both = SideBySide(arguments, _Eager(target, gradients=traced.beneath), gradients=traced.beneath)
-    wider = both.check(plan, TorchRuntime().load(plan, tensors), bounds)
-    final = msgspec.structs.replace(graph, symbols=list(wider.symbols), conditions=list(wider.conditions))
-    return Captured(replace(checked, graph=final), tuple(state), tuple(lines), target.reads.found())
+    if target.compared:
+        both = SideBySide(arguments, _Eager(target, gradients=traced.beneath), gradients=traced.beneath)
+        wider = both.check(plan, TorchRuntime().load(plan, tensors), bounds)
+        final = msgspec.structs.replace(graph, symbols=list(wider.symbols), conditions=list(wider.conditions))
+        checked = replace(checked, graph=final)
+    return Captured(checked, tuple(state), tuple(lines), target.reads.found())
 
 
 def _tensor_of(target: Target, source: StateSource) -> torch.Tensor:
@@ -154,8 +156,9 @@ class _Eager:
         with torch_as_traced(), control_flow(traced=False), while_inlining(), torch.set_grad_enabled(self._gradients):
             if self._watched:
                 return call()
+            result = run_watched(call)
             self._watched = True
-            return run_watched(call)
+            return result
 
 
 # ------------------------------------------------------------------------------------------------- sizes to trace with

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from msgspec.structs import replace
 
+from coordinator.capture import places
 from coordinator.capture.arguments import Arguments, draw
 from coordinator.capture.environment import ALONE
 from coordinator.capture.patience import Patience
@@ -68,18 +69,21 @@ class SideBySide:
         self.arguments = arguments
         self.eager = eager
         self.gradients = gradients
+        self._failures: list[Exception] = []
 
     def check(self, plan: CheckedPlan, loaded: LoadedPlan, bounds: Bounds) -> Bounds:
-        """Compare at the example, at another size, and at 0 and 1. Returns the bounds, wider by what held at 0 and 1.
+        """Compare at the example, or at values of ours if all its sizes are fixed; at another size, and at 0 and 1.
+        Returns the bounds, wider by what held at 0 and 1.
 
-        Raises `ResultDiffers`, or `DimPinned` where no other size meets the conditions.
+        Raises `ResultDiffers`; `DimPinned` where no other size meets the conditions; what the function raises itself.
         """
         self._plan, self._graph, self._loaded = plan, plan.graph, loaded
         sizes = self._sizes_of_example()
-        if self.arguments.given and all(size >= _FEWEST for size in sizes.values()):
+        if not sizes or (self.arguments.given and all(size >= _FEWEST for size in sizes.values())):
             if not bounds.hold(sizes):
                 self._no_other_size(bounds)
-            self._compare(sizes)
+            if not self._compare(sizes):
+                self._fails_itself()
         if not bounds.symbols:
             return bounds
         near = {name: max(size, _FEWEST) for name, size in sizes.items()}
@@ -95,6 +99,16 @@ class SideBySide:
         leaf, dim = next((leaf, dim) for leaf in self.arguments.leaves for dim in leaf.dynamic)
         asked = " and ".join(render(condition) for condition in bounds.conditions) or "its code"
         raise DimPinned(leaf.path, dim, None, hint=f"no other size was found that {asked} lets run")
+
+    def _fails_itself(self) -> NoReturn:
+        """Raise what the function raised first, as it is, with its line as a note."""
+        error = self._failures[0]
+        where, _ = places.of_exception(error)
+        if where is not None:
+            error.add_note(f"while a plan was built, at {where}")
+        if not self.arguments.given:
+            error.add_note("the values were made up, since no example was given: with one, they are the example's")
+        raise error.with_traceback(places.user_traceback(error))
 
     # --------------------------------------------------------------------------------------------- what torch assumed
 
@@ -185,6 +199,7 @@ class SideBySide:
                 self._loaded.between_ops = lambda _: patience.spend()
             got, refused = _outcome(lambda: self._loaded.run(inputs, dict(sizes), seed=SEED))
         if failed and refused:
+            self._failures.append(failed)
             return False
         if failed or refused:
             who, error = ("function", failed) if failed else ("plan", refused)

@@ -47,13 +47,15 @@ class Target:
 
     ``modules`` hold the parameters and buffers that are looked up by name at every send, each under the name that it
     has in the function; an empty name is the module itself. ``state`` has the tensors of a function plan, which the
-    function gets through ``state_view(tensors)`` as its argument ``state``. ``reads`` note what it reads of modules.
+    function gets through ``state_view(tensors)`` as its argument ``state``. ``compared``: whether the plan is run
+    beside it. ``reads`` note what it reads of modules.
     """
 
     function: Callable[..., Any]
     modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)
     state: tuple[torch.Tensor, ...] = ()
     state_view: Callable[[Sequence[torch.Tensor]], Any] | None = None
+    compared: bool = True
     reads: Reads = field(default_factory=Reads)
 
     def call(self, state: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -114,7 +114,8 @@ _NOW = {"now", "utcnow", "today"}
 
 def run_watched(call: Callable[[], Any]) -> Any:
     """Call eager user code. Raises `PythonRandomness`, with the line, if it draws on Python's or numpy's random
-    numbers, on the system's, or on a clock: a plan would freeze what they gave; `LostSideEffect` if it logs.
+    numbers, on the system's, or on a clock: a plan would freeze what they gave; `LostSideEffect` if it logs. Either
+    goes before what the code raises itself.
     """
     found: list[PlanBuildError] = []
     # Whoever measures garbage collections looks at the clock in the middle of anything.
@@ -132,6 +133,10 @@ def run_watched(call: Callable[[], Any]) -> Any:
     sys.setprofile(profile)
     try:
         result = call()
+    except Exception:
+        if found:
+            raise found[0] from None
+        raise
     finally:
         sys.setprofile(None)
     if found:

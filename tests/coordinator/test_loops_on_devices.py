@@ -196,7 +196,7 @@ def test_what_fails_inside_names_its_line(fleet: Fleet, device: VirtualWorker) -
 def test_what_cannot_be_translated_inside_a_loop(fleet: Fleet) -> None:
     """`send` to a light device says which op, and where."""
 
-    @func2plan(args_shape=[(3, 3)])
+    @func2plan
     def plan_inverses(x: torch.Tensor) -> Any:
         return operators.while_loop(
             lambda y: y.norm() > 2,
@@ -204,7 +204,7 @@ def test_what_cannot_be_translated_inside_a_loop(fleet: Fleet) -> None:
             (x,),
         )
 
-    plan_inverses.build(torch.eye(3), args_shape=[(3, 3)])
+    plan_inverses.build(torch.eye(3))
     light = VirtualWorker(fleet, id="light", runtime="onnx")
     with pytest.raises(TranslationUnsupported) as caught:
         plan_inverses.send(light)

@@ -80,6 +80,12 @@ def test_remote_code_gives_what_local_code_gives(
     torch.testing.assert_close(got.get(WITHIN), compute(X, Y), rtol=0, atol=0)
 
 
+def test_an_op_that_not_all_values_suit(fleet: Fleet) -> None:
+    """It is built of dtypes and shapes alone, and no value but the pointer's is asked for."""
+    pointer = fleet.device("one").send(4 * torch.eye(2))
+    assert torch.equal(torch.linalg.cholesky(pointer).get(timeout=WITHIN), 2 * torch.eye(2))
+
+
 def test_several_results_are_several_pointers(pointers: tuple[PointerTensor, PointerTensor]) -> None:
     """Nested as torch nests them."""
     values, indices = pointers[0].sort(dim=1)

@@ -311,12 +311,13 @@ def test_targets_must_be_devices_of_one_fleet(device_1: VirtualWorker) -> None:
 def test_a_failure_inside_a_plan_names_its_line(device_1: VirtualWorker) -> None:
     """ExecutionFailed carries device, plan, op, the user's line and the original message."""
 
-    @func2plan(args_shape=[(2, 2)])
+    @func2plan
     def root(x: torch.Tensor) -> torch.Tensor:
         y = x * 1.0
         root_of: torch.Tensor = torch.linalg.cholesky(y)  # this line
         return root_of
 
+    root.build(torch.eye(2))
     run = root.send(device_1)
     with pytest.raises(ExecutionFailed, match="positive-definite") as caught:
         run(-torch.eye(2)).get(WITHIN)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import gc
+import logging
 import os
 import random
 import time
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 -- torch's own word for it
 from torch import nn
 
 from coordinator.build_errors import (
@@ -152,6 +156,77 @@ def test_pythons_own_randomness_and_clock(function: object, line: str, name: str
     error = refused(PythonRandomness, function, torch.randn(3), line=line)  # type: ignore[arg-type]
     assert error.function == name
     assert str(error).startswith(f"{name} gives another value at each call, and a plan would freeze the one it gave")
+
+
+def _log(x: torch.Tensor) -> torch.Tensor:
+    logging.getLogger("edgeplan.tests").warning("now")
+    return x * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "line"),
+    [
+        (_draw, PythonRandomness, "random.random()"),
+        (_numpys, PythonRandomness, "factor = np.random.rand()"),
+        (_clock, PythonRandomness, "time.time()"),
+        (_log, LostSideEffect, 'warning("now")'),
+    ],
+)
+def test_shapes_that_are_all_fixed_are_checked_without_an_example(
+    function: Callable[..., Any], error: type[PlanBuildError], line: str
+) -> None:
+    """Values are made up then, and what a plan would freeze is refused as it is with an example."""
+    with pytest.raises(error) as caught:
+        func2plan(args_shape=[(3,)])(function)
+    assert caught.value.where is not None
+    assert line in caught.value.where.text
+
+
+def test_shapes_that_are_all_fixed_are_compared_without_an_example() -> None:
+    """A branch that hides behind an `except`, and torch's default dtype, are found by the result."""
+
+    def hides(x: torch.Tensor) -> torch.Tensor:
+        try:
+            return x * 2 if x.sum() == x.sum() else x
+        except DataDependentBranch:
+            return x
+
+    def wider(x: torch.Tensor) -> torch.Tensor:
+        return torch.ones(3, dtype=torch.get_default_dtype()) * x
+
+    with pytest.raises(ResultDiffers, match="its values differ by up to"):
+        func2plan(args_shape=[(3,)])(hides)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert func2plan(args_shape=[(3,)])(wider).graph.inputs[0].dtype == "float64"
+        with pytest.raises(ResultDiffers, match=r"torch\.float64 became torch\.float32"):
+            func2plan(args_shape=[(3,)], args_dtype=[torch.float32])(lambda x: torch.ones(3) * x)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_what_the_function_raises_at_values_that_were_made_up() -> None:
+    """It is told as it is, with its line, and that an example may help."""
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy(x, x)
+
+    with pytest.raises(RuntimeError, match="between 0 and 1") as caught:
+        func2plan(args_shape=[(3,)])(loss)
+    place, hint = caught.value.__notes__
+    assert place.endswith("return F.binary_cross_entropy(x, x)")
+    assert hint == "the values were made up, since no example was given: with one, they are the example's"
+    assert built(loss, torch.rand(3)).is_built
+
+
+def test_randomness_goes_before_what_the_function_raises() -> None:
+    """A function that draws and then fails is told of the draw."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy(x + random.random(), x)
+
+    refused(PythonRandomness, function, torch.ones(3), line="random.random()")
 
 
 def test_randomness_that_nothing_tells_of_is_found_by_the_result() -> None:
