@@ -273,7 +273,8 @@ def resized(tensor: torch.Tensor, shape: Sequence[int], generator: torch.Generat
         return draw(shape, tensor.dtype, generator)
     for dim, size in enumerate(shape):
         if tensor.shape[dim] != size:
-            tensor = tensor.index_select(dim, torch.arange(size) % tensor.shape[dim])
+            # by an index: index_select has no unsigned integers but uint8
+            tensor = tensor.transpose(0, dim)[torch.arange(size) % tensor.shape[dim]].transpose(0, dim)
     if tensor.is_floating_point() or tensor.is_complex():
         tensor = tensor * (1 + 0.1 * draw(shape, tensor.dtype, generator))
     return tensor.contiguous()

@@ -9,6 +9,9 @@ import torch
 
 from coordinator.build_errors import ArgumentNotSupported, ExampleMismatch
 from coordinator.capture.arguments import arguments_from_example, arguments_from_shapes
+from coordinator.function_plan import func2plan
+from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
+from tests.coordinator.capture.checks import built
 
 
 def _two(x: Any, y: Any = None, *, z: Any = None) -> Any:
@@ -184,3 +187,19 @@ def test_strided_and_conjugated_examples_are_traced_as_devices_hold_them() -> No
     assert not leaf.example.is_conj()
     assert not leaf.example.requires_grad
     assert torch.equal(leaf.example, given.detach().resolve_conj())
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=TORCH_DTYPES)
+def test_a_dim_varies_whatever_the_dtype(dtype: torch.dtype) -> None:
+    """A tensor of each dtype that travels can have a dim that varies, with an example and without."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x.clone()])
+
+    given = (torch.arange(5) % 2).to(dtype)
+    for plan in (
+        func2plan(args_shape=[(-1,)], args_dtype=[dtype])(function),
+        built(function, torch.zeros(3, dtype=dtype), shape=[(-1,)]),
+        built(function, torch.zeros(1, dtype=dtype), shape=[(-1,)]),
+    ):
+        assert torch.equal(plan.run_plan(given), function(given))
