@@ -107,8 +107,13 @@ def _is_unknown(value: object) -> bool:
 
 # ------------------------------------------------------------------------------------------------- eager code
 
-_CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"}
-_SYSTEM = {"urandom", "getrandom"}
+_CLOCKS = {
+    *("time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime"),
+    *("time_ns", "monotonic_ns", "perf_counter_ns", "process_time_ns", "thread_time_ns", "clock_gettime_ns"),
+    # these may be given a time; what they are given is not seen
+    *("localtime", "gmtime", "ctime", "asctime", "strftime"),
+}
+_SYSTEM = {"urandom", "getrandom", "times"}
 _NOW = {"now", "utcnow", "today"}
 
 
@@ -158,6 +163,8 @@ def _drawn(function: Any) -> str | None:
         return f"time.{name}"
     if module in ("posix", "nt") and name in _SYSTEM:
         return f"os.{name}"
+    if module == "_uuid":
+        return f"uuid.{name}"
     return None
 
 

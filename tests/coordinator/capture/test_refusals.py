@@ -229,6 +229,32 @@ def test_randomness_goes_before_what_the_function_raises() -> None:
     refused(PythonRandomness, function, torch.ones(3), line="random.random()")
 
 
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda: time.clock_gettime(0), "time.clock_gettime"),
+        (lambda: time.clock_gettime_ns(0), "time.clock_gettime_ns"),
+        (time.localtime, "time.localtime"),
+        (time.gmtime, "time.gmtime"),
+        (lambda: time.strftime("%Y"), "time.strftime"),
+        (time.ctime, "time.ctime"),
+        (time.asctime, "time.asctime"),
+        (time.thread_time, "time.thread_time"),
+        (time.process_time_ns, "time.process_time_ns"),
+        (os.times, "os.times"),
+        (uuid.uuid1, "uuid.uuid1"),
+    ],
+)
+def test_clocks_that_hardly_move(read: Callable[[], Any], name: str) -> None:
+    """They are refused though what they gave was the same both times."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x if read() else x * 2
+
+    error = refused(PythonRandomness, function, torch.randn(3), shape=[(-1,)])
+    assert error.function == name
+
+
 def test_randomness_that_nothing_tells_of_is_found_by_the_result() -> None:
     """A generator of numpy's own leaves no trace, but the plan and the function differ."""
     generator = np.random.default_rng(1)
