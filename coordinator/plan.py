@@ -28,6 +28,7 @@ from coordinator.variants import Packed, packed_state, variant_name, variant_of
 from edge_agent.plan.bundle import PlanBundle
 from edge_agent.plan.checker import check_graph, check_plan
 from edge_agent.plan.cost import Cost, CostModel, cost_of
+from edge_agent.plan.errors import OpFailed
 from edge_agent.plan.format import Graph, Manifest, TensorType, Tree, digest_of, encode_graph, version_of
 from edge_agent.plan.readable import readable
 from edge_agent.runtimes.torch import LoadedPlan, TorchRuntime
@@ -395,7 +396,8 @@ class Plan(nn.Module):
     def run_plan(self, *args: Any, **kwargs: Any) -> Any:
         """Run what was built, here, with the weights as they are now: what a device with the same runtime would give.
 
-        Raises `PlanNotBuilt`, `PlanStale`, `ArgumentMismatch` or `ConditionFailed`.
+        Raises `PlanNotBuilt`, `PlanStale`, `ArgumentMismatch`, `ConditionFailed`, or `OpFailed` with your line as a
+        note.
         """
         return self._run(None, args, kwargs)
 
@@ -415,7 +417,13 @@ class Plan(nn.Module):
         sizes = built.signature.sizes(leaves)
         if seed is None and built.graph.inputs and built.graph.inputs[-1].kind == "random":
             seed = int(torch.empty((), dtype=torch.int64).random_())
-        values = self._load().run(built.signature.tensors(leaves), sizes, seed=(seed or 0) & _SEED_BITS)
+        try:
+            values = self._load().run(built.signature.tensors(leaves), sizes, seed=(seed or 0) & _SEED_BITS)
+        except OpFailed as error:
+            line = built.lines[error.op_index] if error.op_index < len(built.lines) else None
+            if line is not None:
+                error.add_note(f"at {line}")
+            raise
         return built.signature.results(values)
 
     def _load(self) -> LoadedPlan:

@@ -17,7 +17,7 @@ from coordinator.build_errors import MutatedState
 from coordinator.errors import ArgumentNotSupported, PlanNotBuilt, PlanStale, ProtectedName
 from coordinator.function_plan import FunctionPlan, func2plan
 from coordinator.plan import Plan
-from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, PlanMalformed
+from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, OpFailed, PlanMalformed
 
 
 def _double_abs() -> FunctionPlan:
@@ -569,3 +569,18 @@ def test_every_op_has_its_line() -> None:
         (Path(__file__).name, "return y.softmax(0)"),
     ]
     assert len(lines) == len(plan.graph.ops)
+
+
+def test_an_op_that_fails_here_is_told_with_its_line() -> None:
+    """As one on a device is."""
+
+    @func2plan()
+    def pick(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return x[at]
+
+    pick.build(torch.arange(5.0), torch.tensor([1, 2]))
+    with pytest.raises(OpFailed, match="index 9 is out of bounds") as failed:
+        pick(torch.arange(5.0), torch.tensor([1, 9]))
+    note = failed.value.__notes__[-1]
+    assert note.startswith(f"at {__file__}:")
+    assert note.endswith(": return x[at]")
