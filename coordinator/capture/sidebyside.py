@@ -83,11 +83,11 @@ class SideBySide:
             if not bounds.hold(sizes):
                 self._no_other_size(bounds)
             if not self._compare(sizes):
-                self._fails_itself()
+                raise self._own_failure()
         if not bounds.symbols:
             return bounds
         near = {name: max(size, _FEWEST) for name, size in sizes.items()}
-        other = next((other for other in islice(bounds.search(near), 4) if self._compare(other)), None)
+        other = next((other for other in islice(bounds.search(near), 4) if self._runs_at(other)), None)
         if other is None:
             self._no_other_size(bounds)
         bounds = self._widened(self._relaxed(bounds, near), other)
@@ -95,20 +95,31 @@ class SideBySide:
             raise ResultDiffers("result", "the plan is right only for larger sizes", sizes)
         return bounds
 
+    def _runs_at(self, sizes: Mapping[str, int]) -> bool:
+        """As `_compare`; where both fail, once more at the example's own values: changed ones may not suit the code."""
+        return self._compare(sizes) or (self.arguments.given and self._compare(sizes, changed=False))
+
     def _no_other_size(self, bounds: Bounds) -> NoReturn:
+        if self._failures and not self.arguments.given:
+            raise self._own_failure()
         leaf, dim = next((leaf, dim) for leaf in self.arguments.leaves for dim in leaf.dynamic)
+        if self._failures:
+            error, where = self._failures[0], places.of_exception(self._failures[0])[0]
+            hint = f"at the others that were tried it raises {type(error).__name__}: {error}"
+            raise DimPinned(leaf.path, dim, None, hint=hint, where=where) from error
         asked = " and ".join(render(condition) for condition in bounds.conditions) or "its code"
         raise DimPinned(leaf.path, dim, None, hint=f"no other size was found that {asked} lets run")
 
-    def _fails_itself(self) -> NoReturn:
-        """Raise what the function raised first, as it is, with its line as a note."""
+    def _own_failure(self) -> Exception:
+        """What the function raised first, as it is, with its line as a note."""
         error = self._failures[0]
         where, _ = places.of_exception(error)
         if where is not None:
             error.add_note(f"while a plan was built, at {where}")
         if not self.arguments.given:
-            error.add_note("the values were made up, since no example was given: with one, they are the example's")
-        raise error.with_traceback(places.user_traceback(error))
+            what = "values and sizes" if any(leaf.dynamic for leaf in self.arguments.leaves) else "values"
+            error.add_note(f"the {what} were made up, since no example was given: build with one if they don't fit")
+        return error.with_traceback(places.user_traceback(error))
 
     # --------------------------------------------------------------------------------------------- what torch assumed
 
@@ -175,8 +186,8 @@ class SideBySide:
                     sizes.setdefault(dim, size)
         return sizes
 
-    def _resized(self, sizes: Mapping[str, int]) -> Arguments:
-        generator = torch.Generator().manual_seed(len(sizes))
+    def _resized(self, sizes: Mapping[str, int], *, changed: bool) -> Arguments:
+        generator = torch.Generator().manual_seed(len(sizes)) if changed else None
         return self.arguments.with_examples(
             [
                 resized(leaf.example, [int(evaluate(dim, sizes)) for dim in spec.shape], generator)
@@ -184,9 +195,9 @@ class SideBySide:
             ]
         )
 
-    def _compare(self, sizes: Mapping[str, int]) -> bool:
+    def _compare(self, sizes: Mapping[str, int], *, changed: bool = True) -> bool:
         """Whether both ran at these sizes, and gave the same. False: neither runs at them. Raises `ResultDiffers`."""
-        arguments = self._resized(sizes)
+        arguments = self._resized(sizes, changed=changed)
         values = [leaf.value() for leaf in arguments.leaves]
         inputs = [leaf.example.clone() for leaf in arguments.leaves]
         with ALONE, warnings.catch_warnings():
@@ -265,17 +276,19 @@ def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def resized(tensor: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """An example of another size, of the same sort: its own values over again, those of floats a little changed."""
+def resized(tensor: torch.Tensor, shape: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
+    """An example of another size, of the same sort: its own values over again, those of floats a little changed, if
+    there is a generator to do so.
+    """
     if list(tensor.shape) == list(shape):
         return tensor
     if tensor.numel() == 0:
-        return draw(shape, tensor.dtype, generator)
+        return draw(shape, tensor.dtype, generator or torch.Generator().manual_seed(0))
     for dim, size in enumerate(shape):
         if tensor.shape[dim] != size:
             # by an index: index_select has no unsigned integers but uint8
             tensor = tensor.transpose(0, dim)[torch.arange(size) % tensor.shape[dim]].transpose(0, dim)
-    if tensor.is_floating_point() or tensor.is_complex():
+    if generator is not None and (tensor.is_floating_point() or tensor.is_complex()):
         tensor = tensor * (1 + 0.1 * draw(shape, tensor.dtype, generator))
     return tensor.contiguous()
 

@@ -21,6 +21,7 @@ from torch import nn
 from coordinator.build_errors import (
     DataDependentBranch,
     DataDependentSize,
+    DimPinned,
     LostSideEffect,
     MutatedInput,
     MutatedState,
@@ -212,12 +213,24 @@ def test_what_the_function_raises_at_values_that_were_made_up() -> None:
     def loss(x: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy(x, x)
 
-    with pytest.raises(RuntimeError, match="between 0 and 1") as caught:
-        func2plan(args_shape=[(3,)])(loss)
-    place, hint = caught.value.__notes__
-    assert place.endswith("return F.binary_cross_entropy(x, x)")
-    assert hint == "the values were made up, since no example was given: with one, they are the example's"
-    assert built(loss, torch.rand(3)).is_built
+    for size, what in ((3, "values"), ("n", "values and sizes")):
+        with pytest.raises(RuntimeError, match="between 0 and 1") as caught:
+            func2plan(args_shape=[(size,)])(loss)
+        place, hint = caught.value.__notes__
+        assert place.endswith("return F.binary_cross_entropy(x, x)")
+        assert hint == f"the {what} were made up, since no example was given: build with one if they don't fit"
+        assert built(loss, torch.tensor([0.0, 0.5, 1.0]), shape=[(size,)]).is_built
+
+
+def test_what_the_function_raises_at_every_other_size() -> None:
+    """It is the reason why the dim is pinned, and is told with its line."""
+    table = torch.arange(6.0)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x.sum() + table[x.new_full((1,), x.shape[0]).long()]
+
+    error = refused(DimPinned, function, torch.ones(5), shape=[(-1,)], line="table[x.new_full")
+    assert "at the others that were tried it raises IndexError: index" in str(error)
 
 
 def test_randomness_goes_before_what_the_function_raises() -> None:
