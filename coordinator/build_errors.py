@@ -213,18 +213,32 @@ class DataDependentSize(PlanBuildError):
 
 
 class DimPinned(PlanBuildError):
-    """A dim declared dynamic works at one size only. ``argument`` and ``dim`` name it, ``size`` is that one."""
+    """A dim declared dynamic works at one size only, or not at the example's. ``argument`` and ``dim`` name it,
+    ``size`` is that one; ``others`` tells the sizes in words where they are others than the example's. ``by_torch``:
+    no line of the user's asks for it.
+    """
 
     def __init__(
-        self, argument: str, dim: int | None, size: int | None, *, hint: str = "", where: SourceLine | None = None
+        self,
+        argument: str,
+        dim: int | None,
+        size: int | None,
+        *,
+        others: str = "",
+        by_torch: bool = False,
+        hint: str = "",
+        where: SourceLine | None = None,
     ) -> None:
         self.argument = argument
         self.dim = dim
         self.size = size
+        self.others = others
+        self.by_torch = by_torch
         self.hint = hint
         what = "a dim" if dim is None else f"dim {dim}"
-        at = "" if size is None else f" at the size {size}"
-        reason = f"{what} of {argument} was declared dynamic, but this code is right only{at or ' at one size'}"
+        at = f"for {others}" if others else "at one size" if size is None else f"at the size {size}"
+        code = "a plan of this code" if others else "this code"
+        reason = f"{what} of {argument} was declared dynamic, but {code} is right only {at}"
         super().__init__(f"{reason}: {hint}" if hint else reason, where=where)
 
 

@@ -56,19 +56,36 @@ def capture(target: Target, arguments: Arguments, *, name: str) -> Captured:
     it is, with a note.
     """
     first: Exception | None = None
+    narrow: Captured | None = None
     tracer = _Tracer()
     for attempt, last in _attempts(arguments):
         try:
-            return _capture(target, arguments, tracer(target, attempt), attempt, name)
+            captured = _capture(target, arguments, tracer(target, attempt), attempt, name)
         except DimPinned as error:
-            first = first or error
+            if first is None or (error.others and isinstance(first, DimPinned) and first.by_torch):
+                first = error
         except Exception as error:
+            if narrow is not None:
+                continue
             if attempt is arguments or isinstance(error, PlanBuildError):
                 raise
             if last:
                 raise first or error from None
+        else:
+            if not _ends(captured):
+                return captured
+            narrow = narrow or captured
+    if narrow is not None:
+        return narrow
     assert first is not None
     raise first
+
+
+def _ends(captured: Captured) -> bool:
+    """Whether a size that may vary has a largest value: larger ones may be traced without one, if it is not the code's
+    but torch's, which takes a size of 1 that a small example makes on the way for a constant.
+    """
+    return any(symbol.high is not None for symbol in captured.graph.symbols)
 
 
 class _Tracer:

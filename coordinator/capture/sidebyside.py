@@ -6,9 +6,10 @@ tracing (it assumes 2 or more); the plan takes them if, and only if, it is right
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, product
 from typing import Any, NoReturn
 
 import torch
@@ -26,10 +27,14 @@ from edge_agent.plan.errors import ConditionFailed, OpFailed
 from edge_agent.plan.expressions import evaluate, render, symbols_of
 from edge_agent.plan.format import Expression, Symbol
 from edge_agent.plan.nesting import has_loops
+from edge_agent.plan.readable import range_text
 from edge_agent.runtimes.torch import LoadedPlan
 from edge_agent.runtimes.torch_tensors import DTYPE_NAMES
 
 __all__ = ["SEED", "SideBySide", "resized"]
+
+_STEPS = 64
+"""At how many sizes below those of tracing the plan is tried, to reach the example's."""
 
 _FEWEST = 2
 """The smallest size that torch traces with."""
@@ -80,8 +85,7 @@ class SideBySide:
         self._plan, self._graph, self._loaded = plan, plan.graph, loaded
         sizes = self._sizes_of_example()
         if not sizes or (self.arguments.given and all(size >= _FEWEST for size in sizes.values())):
-            if not bounds.hold(sizes):
-                self._no_other_size(bounds)
+            bounds = self._reaching(bounds, sizes)
             if not self._compare(sizes):
                 raise self._own_failure()
         if not bounds.symbols:
@@ -108,7 +112,8 @@ class SideBySide:
             hint = f"at the others that were tried it raises {type(error).__name__}: {error}"
             raise DimPinned(leaf.path, dim, None, hint=hint, where=where) from error
         asked = " and ".join(render(condition) for condition in bounds.conditions) or "its code"
-        raise DimPinned(leaf.path, dim, None, hint=f"no other size was found that {asked} lets run")
+        hint = f"no other size was found that {asked} lets run"
+        raise DimPinned(leaf.path, dim, None, by_torch=not bounds.asked, hint=hint)
 
     def _own_failure(self) -> Exception:
         """What the function raised first, as it is, with its line as a note."""
@@ -120,6 +125,32 @@ class SideBySide:
             what = "values and sizes" if any(leaf.dynamic for leaf in self.arguments.leaves) else "values"
             error.add_note(f"the {what} were made up, since no example was given: build with one if they don't fit")
         return error.with_traceback(places.user_traceback(error))
+
+    # --------------------------------------------------------------------------------------------- the example
+
+    def _reaching(self, bounds: Bounds, sizes: Mapping[str, int]) -> Bounds:
+        """The bounds with the example's sizes let in, and those in between, where the plan is right at them and the
+        user's own lines don't leave them out: torch assumes 2 or more also of what a slice or a window leaves.
+
+        Raises `DimPinned` where they can't be.
+        """
+        if bounds.hold(sizes):
+            return bounds
+        low = {one.name: min(one.low, sizes[one.name]) for one in bounds.symbols}
+        lower = dataclasses.replace(bounds, symbols=tuple(replace(one, low=low[one.name]) for one in bounds.symbols))
+        between = product(*(range(low[one.name], max(one.low, sizes[one.name]) + 1) for one in bounds.symbols))
+        steps = [dict(zip(low, step, strict=True)) for step in islice(between, _STEPS + 1)]
+        allowed = [step for step in steps if lower.hold(step) and Bounds((), bounds.lines).hold(step)]
+        if len(steps) > _STEPS or sizes not in allowed or not all(map(self._is_right, allowed)):
+            self._leave_out(bounds, sizes)
+        return lower
+
+    def _leave_out(self, bounds: Bounds, sizes: Mapping[str, int]) -> NoReturn:
+        leaf, dim = next((leaf, dim) for leaf in self.arguments.leaves for dim in leaf.dynamic)
+        example = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        hint = f"the example has {example}; build with one that has other sizes, or leave them fixed"
+        others = " and ".join([*map(range_text, bounds.symbols), *map(render, bounds.conditions)])
+        raise DimPinned(leaf.path, dim, None, others=others, hint=hint)
 
     # --------------------------------------------------------------------------------------------- what torch assumed
 
@@ -136,7 +167,7 @@ class SideBySide:
             tried = list(islice(equal.search(dict.fromkeys(near, -1), tries=600), 3))
             if tried and all(self._is_right(sizes) for sizes in tried):
                 assumed.remove(condition)
-        return Bounds(bounds.symbols, bounds.asked, tuple(assumed))
+        return dataclasses.replace(bounds, assumed=tuple(assumed))
 
     # --------------------------------------------------------------------------------------------- 0 and 1
 
@@ -258,11 +289,8 @@ class SideBySide:
 
 
 def _lowered(bounds: Bounds, symbols: Sequence[Symbol], low: int) -> Bounds:
-    return Bounds(
-        tuple(replace(symbol, low=low) if symbol in symbols else symbol for symbol in bounds.symbols),
-        bounds.asked,
-        bounds.assumed,
-    )
+    lowered = tuple(replace(symbol, low=low) if symbol in symbols else symbol for symbol in bounds.symbols)
+    return dataclasses.replace(bounds, symbols=lowered)
 
 
 def _fails_alone(condition: Expression, sizes: Mapping[str, int]) -> bool:

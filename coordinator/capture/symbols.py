@@ -29,6 +29,11 @@ _HINT = (
     "a size works in arithmetic as it is, and torch has functions for the whole tensor, and scan and map for its rows"
 )
 
+_TORCHS = (
+    "torch itself fixes it, in a function that takes the size for a number, or since some size comes to 0 or 1 on the "
+    "way, which it takes for constants: another function does not, or a larger example"
+)
+
 _LARGEST = 1 << 31
 """A range that ends above this has no end: torch writes the largest index for it."""
 
@@ -61,12 +66,14 @@ class Guard:
 class Bounds:
     """For which sizes a plan was made: the parts of a graph that say so.
 
-    ``asked`` are the conditions of the user's own lines; ``assumed`` those that torch made on its way.
+    ``asked`` are the conditions of the user's own lines; ``assumed`` those that torch made on its way; ``lines`` all
+    that the user's own lines ask, also what the ranges tell already.
     """
 
     symbols: tuple[Symbol, ...]
     asked: tuple[Expression, ...] = ()
     assumed: tuple[Expression, ...] = ()
+    lines: tuple[Expression, ...] = ()
 
     @property
     def conditions(self) -> tuple[Expression, ...]:
@@ -134,7 +141,9 @@ class Sizes:
     def _pinned(self, dim: DynamicDim, size: int) -> DimPinned:
         about = [guard for guard in self._guards if dim.symbol in guard.expr.free_symbols]
         site = next((guard for guard in about if guard.direct), about[0] if about else None)
-        return DimPinned(dim.path, dim.dim, size, hint=_HINT, where=site.where if site else None)
+        by_torch = site is None or not site.direct
+        hint = _TORCHS if by_torch else _HINT
+        return DimPinned(dim.path, dim.dim, size, by_torch=by_torch, hint=hint, where=site.where if site else None)
 
     def _canonical(self, dim: DynamicDim) -> sympy.Symbol:
         return dim.symbol if dim.symbol in self._own else self._env.replace(dim.symbol)
@@ -184,6 +193,7 @@ class Sizes:
         )
         must: list[Expression] = []
         may: list[Expression] = []
+        lines: list[Expression] = []
         for symbol, final in self._own.items():
             value = to_expression(self._simplified(final), self.names)
             must.append(["eq", self.names[symbol], value])
@@ -191,16 +201,21 @@ class Sizes:
             expr = self._simplified(guard.expr)
             if expr is sympy.false:
                 raise PlanBuildError("no sizes meet all that this function assumes of them", where=guard.where)
-            if expr is sympy.true or _implied(expr, ranges):
+            if expr is sympy.true:
+                continue
+            implied = _implied(expr, ranges)
+            if implied and not guard.direct:
                 continue
             condition: Any = to_expression(expr, self.names)
-            if condition not in must and condition not in may:
+            if guard.direct:
+                lines.append(condition)
+            if not implied and condition not in must and condition not in may:
                 (must if guard.direct else may).append(condition)
         for condition in sorted(may, key=lambda c: -len(repr(c))):
             rest = [*must, *(other for other in may if other != condition)]
             if _redundant(condition, Bounds(symbols, tuple(rest), ())):
                 may.remove(condition)
-        return Bounds(symbols, tuple(must), tuple(may))
+        return Bounds(symbols, tuple(must), tuple(may), tuple(lines))
 
 
 def _hold(conditions: Sequence[Expression], sizes: Mapping[str, int]) -> bool:

@@ -51,6 +51,32 @@ _GRADIENTS = {torch.Tensor.backward, torch.autograd.grad, torch.autograd.backwar
 _NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
+_MAX_POOLS = {torch.max_pool1d, torch.nn.functional.max_pool1d}
+
+
+def _is_pool_of_any_length(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if func not in _MAX_POOLS or not 0 < len(args) <= 6 or kwargs.get("return_indices"):
+        return False
+    return isinstance(args[0].shape[-1], torch.SymInt)
+
+
+def _max_pool1d(
+    rows: torch.Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    """As a pool of two dims: torch's own takes the length for a number."""
+    kernel, step, pad, apart = (
+        (one if isinstance(one, int) else one[0]) for one in (kernel_size, stride or kernel_size, padding, dilation)
+    )
+    flat = rows.unsqueeze(-2)
+    return torch.max_pool2d(flat, (1, kernel), (1, step), (0, pad), (1, apart), ceil_mode).squeeze(-2)
+
+
 class TraceWatch(TorchFunctionMode):
     """Between the user's function and torch while it is traced: stops it where it asks for a value that is not known,
     and lets Python numbers behave as such.
@@ -84,6 +110,8 @@ class TraceWatch(TorchFunctionMode):
                     raise DataDependentSize(f"Tensor.{func.__name__}", number=number, where=where)
                 if func in _NUMPY:
                     raise NumpyInPlan("numpy", where=where)
+        if not self.gradients and _is_pool_of_any_length(func, args, kwargs):
+            return _max_pool1d(*args, **kwargs)
         if len(self.numbers):
             return self.numbers.call(func, args, kwargs)
         return func(*args, **kwargs)

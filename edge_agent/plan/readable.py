@@ -27,12 +27,12 @@ from typing import Any
 
 from edge_agent.plan.checker import CheckedGraph, check_graph
 from edge_agent.plan.expressions import render
-from edge_agent.plan.format import Argument, Graph, Op, Special, TensorType, Tree
+from edge_agent.plan.format import Argument, Graph, Op, Special, Symbol, TensorType, Tree
 from edge_agent.plan.nesting import all_ops, uses_of
 from edge_agent.plan.registry import REGISTRY
 from edge_agent.plan.trees import unflatten
 
-__all__ = ["argument_text", "readable", "render_type", "step_text", "value_names"]
+__all__ = ["argument_text", "range_text", "readable", "render_type", "step_text", "value_names"]
 
 _LONG = 100
 """From how many characters on a signature has a line for each input."""
@@ -62,7 +62,7 @@ def _written(checked: CheckedGraph, name: str, tree: Tree) -> list[str]:
     ]
     outputs = _nest(unflatten(tree, [_Text(render_type(one)) for one in checked.output_types]))
     lines = _signature(name, inputs, outputs)
-    lines += [f"    for {_range(symbol.name, symbol.low, symbol.high)}" for symbol in graph.symbols]
+    lines += [f"    for {range_text(symbol)}" for symbol in graph.symbols]
     lines += [f"    if {render(condition)}" for condition in graph.conditions]
     first = len(graph.inputs)
     for index, op in enumerate(graph.ops):
@@ -139,10 +139,11 @@ def _signature(name: str, inputs: Sequence[str], outputs: str) -> list[str]:
     return [f"{name}(", *(f"        {one}," for one in inputs), f") -> {outputs}:"]
 
 
-def _range(name: str, low: int, high: int | None) -> str:
-    if high is not None:
-        return f"{name} from {low} to {high}"
-    return f"{name} of {low} or more" if low else f"any {name}"
+def range_text(symbol: Symbol) -> str:
+    """A size that may vary, with its range."""
+    if symbol.high is not None:
+        return f"{symbol.name} from {symbol.low} to {symbol.high}"
+    return f"{symbol.name} of {symbol.low} or more" if symbol.low else f"any {symbol.name}"
 
 
 def _step(op: Op, first: int, names: Sequence[str]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -221,6 +224,69 @@ def _loop_over_len(x: torch.Tensor) -> torch.Tensor:
 
 def _int_of_a_size(x: torch.Tensor) -> torch.Tensor:
     return x * int(x.shape[0])
+
+
+def _inner(x: torch.Tensor) -> torch.Tensor:
+    return x[1:-1]
+
+
+def _half(x: torch.Tensor) -> torch.Tensor:
+    return x[: len(x) // 2]
+
+
+def _average(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool1d(x[None], 2)
+
+
+def _largest(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.max_pool1d(x[None], 3, stride=2, padding=1)
+
+
+def _largest_of_module(x: torch.Tensor) -> Any:
+    return torch.nn.MaxPool1d(2, dilation=2, ceil_mode=True)(x[None])
+
+
+@pytest.mark.parametrize("function", [_inner, _half, _average, _largest, _largest_of_module])
+@pytest.mark.parametrize("size", [3, 4, 9])
+def test_what_is_left_of_a_small_example_does_not_pin_the_dim(
+    function: Callable[[torch.Tensor], torch.Tensor], size: int
+) -> None:
+    """torch takes a size of 1 for a constant, also one on the way: larger ones are traced then, and the plan is right
+    at the example's, too.
+    """
+    plan = built(function, torch.randn(size), shape=[(-1,)])
+    [symbol] = plan.graph.symbols
+    assert symbol.low <= size
+    assert symbol.high is None
+    for other in (size, size + 1, 10, 37):
+        assert_same(plan, function, torch.randn(other))
+
+
+def test_a_small_example_stays_on_its_side_of_a_branch() -> None:
+    """What the user's own lines ask of a size is not lowered to reach it, though the plan would be right there."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x) if x.shape[0] > 3 else x.abs()
+
+    plan = built(function, torch.ones(3), shape=[(-1,)])
+    assert [(one.low, one.high) for one in plan.graph.symbols] == [(0, 3)]
+    assert_same(plan, function, -torch.ones(2))
+
+
+def test_for_which_sizes_a_plan_would_be_right() -> None:
+    """Where these are others than the example's, the error says so."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x[2:5]
+
+    with pytest.raises(DimPinned) as caught:
+        built(function, torch.ones(3), shape=[("n",)])
+    assert caught.value.others == "n of 5 or more"
+    assert str(caught.value) == (
+        "dim 0 of x was declared dynamic, but a plan of this code is right only for n of 5 or more: "
+        "the example has n = 3; build with one that has other sizes, or leave them fixed"
+    )
+    assert built(function, torch.ones(5), shape=[("n",)]).is_built
 
 
 @pytest.mark.parametrize(
