@@ -158,8 +158,9 @@ class _Tracing:
         with contextlib.ExitStack() as stack:
             for module, fakes in self.swapped:
                 stack.enter_context(with_tensors(module, fakes))
-            with TraceWatch(numbers, gradients=True):
+            with TraceWatch(numbers, gradients=True) as watch:
                 result = self.target.run_alone(self.state, lambda: self.arguments.call(self.leaves))
+            watch.finish()
         self.tree, found, paths = results_of(result)
         return [as_result(value, path) for value, path in zip(found, paths, strict=True)]
 

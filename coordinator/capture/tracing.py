@@ -170,6 +170,7 @@ class _Root(torch.nn.Module):
         self.results.watch = TraceWatch(numbers)
         with self.results.watch:
             result = self._target.run_alone(state, lambda: self._arguments.call(leaves))
+        self.results.watch.finish()
         self.results.tree, found, paths = results_of(result)
         return [as_result(value, path) for value, path in zip(found, paths, strict=True)]
 

@@ -10,7 +10,7 @@ import random
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch._C._functorch as functorch
@@ -87,6 +87,16 @@ class TraceWatch(TorchFunctionMode):
         self.numbers = numbers
         self.gradients = gradients
         self.beneath = False
+        self.refused: PlanBuildError | None = None
+
+    def _refuse(self, error: PlanBuildError) -> NoReturn:
+        self.refused = self.refused or error
+        raise error
+
+    def finish(self) -> None:
+        """After the user's code. Raises what it was stopped with, where it has caught that and gone on."""
+        if self.refused is not None:
+            raise self.refused
 
     def leave(self) -> None:
         """Go on beneath autograd."""
@@ -105,11 +115,11 @@ class TraceWatch(TorchFunctionMode):
             if where is not None:
                 number = args[0] in self.numbers
                 if func in _BRANCHES:
-                    raise DataDependentBranch(number=number, where=where)
+                    self._refuse(DataDependentBranch(number=number, where=where))
                 if func in _VALUES:
-                    raise DataDependentSize(f"Tensor.{func.__name__}", number=number, where=where)
+                    self._refuse(DataDependentSize(f"Tensor.{func.__name__}", number=number, where=where))
                 if func in _NUMPY:
-                    raise NumpyInPlan("numpy", where=where)
+                    self._refuse(NumpyInPlan("numpy", where=where))
         if not self.gradients and _is_pool_of_any_length(func, args, kwargs):
             return _max_pool1d(*args, **kwargs)
         if len(self.numbers):
