@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := .venv/set-up
 # `make setup PIP_OPTIONS=...` passes options to every pip install, such as an index with the CPU build of torch.
 PIP_OPTIONS ?=
-# Tests that measure nothing run side by side, on as many processes as there are cores.
-WORKERS ?= auto
+# Tests that measure nothing run side by side, on a process more than there are cores: many wait for others' processes.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := $(BIN)/python -m pytest
 LINT_IMPORTS := $(BIN)/lint-imports --no-logo
 # Where `make arm64` keeps a Debian for arm64, and where the Python in it looks for packages. `make arm64 MIRROR=...` names
