@@ -79,8 +79,12 @@ class BlobDesk:
             assert event.path is not None  # see `fetch`
             # A name of its own: the same blob may be fetched again before this file has been used and dropped.
             path = event.path.with_name(f"{event.path.name}.{next(self._arrivals)}")
-            event.path.replace(path)
-            self._say(e.BlobArrived(digest=event.digest, path=str(path)))
+            try:
+                event.path.replace(path)
+            except OSError as error:
+                self._say(e.BlobFailed(digest=event.digest, reason=f"it could not be kept: {error.strerror}"))
+            else:
+                self._say(e.BlobArrived(digest=event.digest, path=str(path)))
         elif isinstance(event, BlobOffered):
             self._say(e.BlobOffered(digest=event.digest))
         elif isinstance(event, BlobFailed):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import queue
 from pathlib import Path
 
@@ -47,15 +49,33 @@ def test_a_blob_that_comes_twice_is_in_two_files(tmp_path: Path, context: zmq.Co
     shelf.close()
 
 
+def test_a_blob_that_the_disk_takes_and_loses_can_be_fetched_again(
+    tmp_path: Path, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    """It is told as a fetch that has failed, and the transfers of others go on."""
+    events: queue.SimpleQueue[e.AgentEvent] = queue.SimpleQueue()
+    desk = BlobDesk(context, "d", tmp_path, "tcp://127.0.0.1:9", events.put)
+    desk._happened(BlobFetched(digest=DIGEST, path=tmp_path / "incoming" / DIGEST.hex()))
+    assert events.get(timeout=PATIENCE) == e.BlobFailed(
+        digest=DIGEST, reason="it could not be kept: No such file or directory"
+    )
+
+
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_file_that_is_gone_is_told_from_a_disk_that_takes_nothing(tmp_path: Path, gone: bool) -> None:
+def test_a_file_that_is_gone_is_told_from_a_disk_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
     """The one can be fetched again."""
     events: queue.SimpleQueue[e.AgentEvent] = queue.SimpleQueue()
     shelf = StoreShelf(tmp_path)
     path = tmp_path / "incoming" / "x"
     if not gone:
         path.write_bytes(CONTENT)
-        (tmp_path / "tensors").rmdir()
+
+        def full(source: Path, target: Path) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+        monkeypatch.setattr(shelf._disk, "link", full)
     chores = Chores(shelf, events.put)
     chores.adopt(e.AdoptTensor(id=result_id(1), source=str(path)))
     unfit = events.get(timeout=PATIENCE)
