@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from coordinator.capture.effects import is_users
-from coordinator.capture.reads import Read
+from coordinator.capture.reads import HOOKS, Read
 from coordinator.plan_state import brief
 
 __all__ = ["Looks", "Place", "looks_of", "places_of"]
@@ -28,7 +28,6 @@ _DEEPEST = 4
 """How far into containers and attributes."""
 _LONGEST = 60
 """Characters of a value in an error."""
-_HOOKS = {"_forward_hooks": "forward hooks", "_forward_pre_hooks": "forward pre-hooks"}
 _INNER = ("_parameters", "_buffers", "_modules")
 _BY_NAME = {"_flat_weights"}
 """A recurrent layer's list of its parameters, which a plan looks up by their names."""
@@ -224,10 +223,10 @@ def _attributes(module: nn.Module, place: Place, paths: Mapping[int, list[str]])
         if name in _BY_NAME or (not outside and any(name in vars(module)[inner] for inner in _INNER)):
             continue  # what the plan carries is compared by its name
         value = _value(module, name)
-        if name in _HOOKS:
+        if name in HOOKS:
             hooks = list(value.values())
             if hooks:
-                what = f"{_HOOKS[name]} of {place.called or 'the module'}"
+                what = f"{HOOKS[name]} of {place.called or 'the module'}"
                 looks[what] = Look(", ".join(map(_called, hooks)), [_Object(hook) for hook in hooks])
         elif value is not _MISSING:
             for what, leaf in _leaves(_dotted(place.called, name), value):

@@ -174,7 +174,7 @@ class BlobStore(abc.ABC):
             return size
 
     def let_go(self) -> None:
-        """Take all holds back."""
+        """What was kept for now is kept no longer, but for what has been pinned."""
         if self._kept_for_now:
             with self._lock:
                 self._kept_for_now.clear()

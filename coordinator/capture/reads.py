@@ -13,10 +13,12 @@ from torch.fx.experimental.proxy_tensor import _AttrProxy
 
 from coordinator.capture.environment import ALONE, replaced
 
-__all__ = ["Read", "Reads"]
+__all__ = ["HOOKS", "Read", "Reads"]
 
-_HOOKS = frozenset({"_forward_hooks", "_forward_pre_hooks"})
-_TORCHS = (frozenset(vars(nn.Module)) | frozenset(vars(nn.Module()))) - _HOOKS - {"forward"}
+HOOKS = {"_forward_hooks": "forward hooks", "_forward_pre_hooks": "forward pre-hooks"}
+"""Where a module has the hooks that run with its code, and what to call them."""
+
+_TORCHS = (frozenset(vars(nn.Module)) | frozenset(vars(nn.Module()))) - frozenset(HOOKS) - {"forward"}
 """What every module has, and what torch asks of it for its own ends."""
 
 

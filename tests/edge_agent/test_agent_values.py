@@ -105,14 +105,20 @@ def test_a_large_argument_comes_as_a_blob() -> None:
     assert device.jobs()[0].args == [File("tensors/large")]
 
 
-def test_a_large_argument_that_is_no_tensor_fails_the_command() -> None:
-    """What came under its digest is not a tensor file."""
+def with_large_argument() -> Device:
+    """A device with a command whose argument has just come in as a blob."""
     device = Device()
     device.ready(PLAN)
     device.invoke(PLAN, ELSEWHERE, counter=1)
     digest = hashlib.sha256(b"large").digest()
     device.receive(m.Supply(outcomes=[m.Outcome(id=ELSEWHERE, blob=digest, size=5)]))
     device.feed(e.BlobArrived(digest=digest, path="incoming/large"))
+    return device
+
+
+def test_a_large_argument_that_is_no_tensor_fails_the_command() -> None:
+    """What came under its digest is not a tensor file."""
+    device = with_large_argument()
     device.feed(e.TensorUnfit(id=ELSEWHERE, failure=m.Failure(code="TensorRefused", message="no header")))
     assert device.failure_of(result_id(1)).details["code"] == "TensorRefused"
 
@@ -200,12 +206,7 @@ def test_a_blob_that_was_dropped_before_it_was_kept_is_fetched_again() -> None:
 
 def test_an_argument_that_was_dropped_before_it_was_kept_is_asked_for_again() -> None:
     """As if it had not come."""
-    device = Device()
-    device.ready(PLAN)
-    device.invoke(PLAN, ELSEWHERE, counter=1)
-    digest = hashlib.sha256(b"large").digest()
-    device.receive(m.Supply(outcomes=[m.Outcome(id=ELSEWHERE, blob=digest, size=5)]))
-    device.feed(e.BlobArrived(digest=digest, path="incoming/large"))
+    device = with_large_argument()
     device.take_sent(m.NeedValues)
     device.feed(e.TensorUnfit(id=ELSEWHERE, failure=GONE, gone=True))
     device.wait(4)
