@@ -75,6 +75,13 @@ def cli() -> None:
     type=click.IntRange(min=1),
     help="How many results that have ended are remembered at most.",
 )
+@setting(
+    "--busy-poll",
+    default=500,
+    type=click.IntRange(min=0, max=10_000),
+    metavar="MICROSECONDS",
+    help="For how long the broker looks for the next message before it sleeps, while one comes soon after another.",
+)
 @insecure_option
 @log_options
 @config_option
@@ -86,6 +93,7 @@ def run(
     max_message: int,
     heartbeat_ms: int,
     ended_results: int,
+    busy_poll: int,
     insecure: bool,
 ) -> None:
     """Run a broker until SIGTERM or ctrl-C. Logs broker_listening when it can be connected to."""
@@ -110,7 +118,7 @@ def run(
     config = BrokerConfig(
         max_message=max_message, heartbeat_ms=heartbeat_ms, ended_results=ended_results, commit_within=GROUP_COMMIT
     )
-    server = BrokerServer(listen, logs, blobs, ledger=ledger, store=store, config=config)
+    server = BrokerServer(listen, logs, blobs, ledger=ledger, store=store, config=config, busy_poll=busy_poll / 1e6)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     _collect_seldom()

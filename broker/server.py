@@ -29,6 +29,7 @@ from typing import Any, Self, TypeAlias
 import zmq
 
 from broker.blob_desk import BlobDesk
+from broker.busy_poll import BusyPoll
 from broker.config import GROUP_COMMIT, BrokerConfig
 from broker.core import BrokerCore
 from broker.effects import (
@@ -120,8 +121,10 @@ class BrokerServer:
     """A broker, on a thread (`start`) or in the foreground (`run`).
 
     ``logs`` and ``blobs``: see `neighbours` for the defaults. ``context``: a shared one for ``inproc://``; it is left
-    as it is. ``ledger`` and ``store``: in memory by default; both are closed at the end. `start` and `run` raise
-    what the ledger's `open` raises.
+    as it is. ``ledger`` and ``store``: in memory by default; both are closed at the end. ``busy_poll``: for how many
+    seconds at most it looks for the next message before it sleeps (see `BusyPoll`): for a process of its own; in
+    another's, its threads would wait for the interpreter meanwhile. `start` and `run` raise what the ledger's `open`
+    raises.
     """
 
     def __init__(
@@ -134,10 +137,12 @@ class BrokerServer:
         ledger: Ledger | None = None,
         store: BlobStore | None = None,
         config: BrokerConfig | None = None,
+        busy_poll: float = 0.0,
     ) -> None:
         beside = neighbours(listen)
         self.endpoints = Endpoints(listen=listen, logs=logs or beside[0], blobs=blobs or beside[1])
         self.config = config or BrokerConfig(commit_within=GROUP_COMMIT)
+        self._busy_poll = busy_poll
         self._own_context = context is None
         self._context: zmq.Context[_Socket] = zmq.Context() if context is None else context
         self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
@@ -308,11 +313,12 @@ class BrokerServer:
         poller.register(router, zmq.POLLIN)
         poller.register(pub, zmq.POLLIN)
         poller.register(wake, zmq.POLLIN)
+        happening = BusyPoll(functools.partial(poll, poller), self._busy_poll)
         monotonic = time.monotonic
         now, chores_at = monotonic(), 0.0
         wait = self._timeout_ms(now)
         while not self._stopping.is_set():
-            ready = poll(poller, wait)
+            ready = happening.wait(wait)
             for source, _ in ready:
                 if source is router:
                     self._drain(MESSAGES_A_BATCH if monotonic() - now < AT_ONCE_SECONDS else 1)

@@ -73,7 +73,7 @@ def test_help() -> None:
     finished = run("run", "--help")
     assert finished.returncode == 0
     assert "edgeplan-broker run --listen tcp://127.0.0.1:5750" in finished.stdout
-    for name in ("LISTEN", "LOGS", "BLOBS", "DATA", "MAX_MESSAGE", "HEARTBEAT_MS", "INSECURE"):
+    for name in ("LISTEN", "LOGS", "BLOBS", "DATA", "MAX_MESSAGE", "HEARTBEAT_MS", "BUSY_POLL", "INSECURE"):
         assert f"EDGEPLAN_{name}" in finished.stdout.replace("\n", "").replace(" ", "")
 
 
