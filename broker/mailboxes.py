@@ -53,6 +53,7 @@ class Mailbox:
         "_held",
         "_high",
         "_outbox",
+        "_undecided",
         "_waiting",
         "commands",
         "device",
@@ -75,6 +76,7 @@ class Mailbox:
         """Errands that the device has not taken."""
         self._waiting: deque[Record] = deque()  # not numbered yet; those that have ended meanwhile are skipped
         self._ghosts = 0  # how many of _waiting have ended
+        self._undecided = 0  # how many that waited here have ended, which is not in the ledger yet
         self._hastened: set[Record] = set()  # those of _waiting that must not wait for room
         self._held: dict[bytes, Record] = {}  # numbered and unended, in order
         self._flying = 0  # bytes of payload that are numbered and not acknowledged
@@ -134,11 +136,15 @@ class Mailbox:
         if self.peer is not None:
             self._context.due[self] = None
 
-    def ended(self, record: Record) -> bool:
+    def ended(self, record: Record, *, by_device: bool) -> bool:
         """A command has ended. Whether the device may be at it, or come to it."""
         self.commands -= 1
         self.size -= record.size
         if self._held.pop(record.id, None) is None:
+            if not by_device:
+                # Would this broker die now, the next one delivered it: what is behind it may not be on the device then.
+                self._undecided += 1
+                self._context.after_commit(Mailbox._decided, self)
             self._ghosts += 1
             self._hastened.discard(record)
             if self._ghosts > _GHOSTS and 2 * self._ghosts > len(self._waiting):
@@ -148,6 +154,11 @@ class Mailbox:
         if self._waiting and self.peer is not None:
             self._context.due[self] = None
         return record.relayed
+
+    def _decided(self) -> None:
+        self._undecided -= 1
+        if self.peer is not None:
+            self._context.due[self] = None
 
     # ------------------------------------------------------------------------------------------ the stream
 
@@ -160,6 +171,7 @@ class Mailbox:
         held, hastened = self._held, self._hastened
         while (
             waiting
+            and not self._undecided
             and (len(held) < config.device_commands or hastened)
             and (self._flying < config.window_bytes or not self._flying)
         ):

@@ -222,7 +222,7 @@ class Results:
         elif command is not None and command.blob is not None:
             self._plans.unpin(record.id, command.blob)
         device = record.device
-        if device is not None and device.mailbox.ended(record) and not by_device:
+        if device is not None and device.mailbox.ended(record, by_device=by_device) and not by_device:
             device.mailbox.run(cancel_of(record.id, event), record.digest, self._context.next_seq())
         session = record.session
         if session is not None:

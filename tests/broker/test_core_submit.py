@@ -186,6 +186,44 @@ def test_cancel_before_delivery(bench: Bench) -> None:
     assert [deliver.command.id for deliver in device.take_all() if isinstance(deliver.command, Invoke)] == [kept]
 
 
+def test_what_is_behind_a_cancelled_command_waits_for_the_ledger() -> None:
+    """Else a broker that dies before the cancel is in the ledger leaves a later command on the device, and the next one
+    delivers the earlier behind it.
+    """
+    bench = Bench(BrokerConfig(log_level=10, device_commands=1))
+    session, device = bench.session(), bench.device()
+    commands = [session.invoke() for _ in range(3)]
+    running = device.take_one()
+    bench.holding = True
+    session.submit(Cancel(id=commands[1]))
+    device.ready(running)
+    assert device.take_all() == []
+    bench.holding = False
+    bench.restart()
+    device.come_back()
+    came = []
+    for _ in commands:
+        deliver = device.take_one()
+        assert isinstance(deliver.command, Invoke)
+        came.append(deliver.command.id)
+        device.ready(deliver)
+    assert came == commands
+
+
+def test_what_is_behind_a_cancelled_command_follows_when_that_is_in_the_ledger() -> None:
+    """It needs no other event."""
+    bench = Bench(BrokerConfig(log_level=10, device_commands=1))
+    session, device = bench.session(), bench.device()
+    _, cancelled, later = session.invoke(), session.invoke(), session.invoke()
+    running = device.take_one()
+    bench.holding = True
+    session.submit(Cancel(id=cancelled))
+    device.ready(running)
+    assert device.take_all() == []
+    bench.persist()
+    assert [deliver.command.id for deliver in device.take_all() if isinstance(deliver.command, Invoke)] == [later]
+
+
 def test_cancel_after_delivery(bench: Bench) -> None:
     """What has gone to the device is cancelled there by a command of the same stream."""
     session, device = bench.session(), bench.device()
