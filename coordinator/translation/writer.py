@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from coordinator.translation.arithmetic import computed
 from coordinator.translation.errors import TranslationUnsupported
 from coordinator.translation.kernels import IR_VERSION, KERNELS, OPSET, wider
 from edge_agent.plan.dtypes import COMPLEX, FLOATING
@@ -351,62 +352,8 @@ class Writer:
 
     def _computed(self, expr: Sequence[Any]) -> Value:
         name, *operands = expr
-        parts = [self._expression(operand) for operand in operands]
         kind = check_expression(list(expr), self._symbols)
-        dtype = {"int": "int64", "float": "float64", "bool": "bool"}[kind]
-        if name in _COMPARISONS:
-            wide = "float64" if any(one.dtype == "float64" for one in parts) else "int64"
-            a, b = (self.cast(one, wide) for one in parts)
-            if name == "ne":
-                return self.op("Not", self.op("Equal", a, b, dtype="bool"))
-            return self.op(_COMPARISONS[name], a, b, dtype="bool")
-        if name in ("and", "or"):
-            return self._folded("And" if name == "and" else "Or", parts)
-        if name == "not":
-            return self.op("Not", parts[0])
-        if name == "where":
-            return self.op("Where", *parts, dtype=dtype)
-        if name == "broadcast":
-            a, b = parts
-            return self.op("Where", self.op("Equal", a, self.ints([1]), dtype="bool"), b, a, dtype="int64")
-        if name in _FOLDED:
-            return self._folded(_FOLDED[name], [self.cast(one, dtype) for one in parts])
-        if name in _ROUNDINGS:
-            if parts[0].dtype == "int64":
-                return parts[0]
-            return self.cast(self._rounded(name, parts[0]), "int64")
-        if name == "float":
-            return self.cast(parts[0], "float64")
-        if name in ("sqrt", "exp", "log"):
-            return self.op(name.capitalize(), self.cast(parts[0], "float64"))
-        if name in ("neg", "abs"):
-            return self.op(name.capitalize(), parts[0])
-        if name == "pow":
-            return self.cast(self.op("Pow", *(self.cast(one, dtype) for one in parts)), dtype)
-        return self._divided(name, parts, dtype)
-
-    def _rounded(self, name: str, value: Value) -> Value:
-        if name == "trunc":
-            return value  # the cast does it
-        return self.op({"floor": "Floor", "ceil": "Ceil", "round": "Round"}[name], value)
-
-    def _divided(self, name: str, parts: Sequence[Value], dtype: str) -> Value:
-        a, b = (self.cast(one, "float64" if name == "truediv" else dtype) for one in parts)
-        if dtype == "int64":  # what divides by 0 is refused before it runs; onnxruntime would die of it
-            b = self.op("Where", self.op("Equal", b, self.ints([0]), dtype="bool"), self.ints([1]), b, dtype="int64")
-        if name == "ceildiv":
-            return self.op("Neg", self.floor_divide(self.op("Neg", a), b))
-        if name == "floordiv":
-            return self.floor_divide(a, b)
-        if name == "mod":
-            return self.remainder(a, b)
-        return self.op("Div", a, b)
-
-    def _folded(self, kind: str, parts: Sequence[Value]) -> Value:
-        result = parts[0]
-        for one in parts[1:]:
-            result = self.op(kind, result, one)
-        return result
+        return computed(self, name, [self._expression(operand) for operand in operands], kind)
 
     # ------------------------------------------------------------------------------------------ shapes
 
@@ -514,18 +461,6 @@ class Writer:
         """Make a value an output of the graph, under this name."""
         plain = self.cast(value, "float32") if value.dtype == "bfloat16" else value
         self._nodes.append(helper.make_node("Identity", [plain.name], [name]))
-
-
-_COMPARISONS: Mapping[str, str] = {
-    "eq": "Equal",
-    "ne": "Equal",
-    "lt": "Less",
-    "le": "LessOrEqual",
-    "gt": "Greater",
-    "ge": "GreaterOrEqual",
-}
-_FOLDED: Mapping[str, str] = {"add": "Add", "mul": "Mul", "sub": "Sub", "min": "Min", "max": "Max"}
-_ROUNDINGS = ("trunc", "floor", "ceil", "round")
 
 
 def _typed(operand: Any) -> TensorType | Number:
