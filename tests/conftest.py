@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 # A busy machine is slow, which is no counter-example; and one that was found is printed so that it can be replayed.
 settings.register_profile("edgeplan", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edgeplan")
+
+# A shell that runs the tests in the background lets them, and whatever they start, ignore ctrl-C, which some test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLOSE_WITHIN = 10.0
 """Seconds that a context may take to end once its test is over."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from coordinator.local_processes import LocalProcess
 
-__all__ = ["HasEndpoint", "Program", "running", "start_agent", "start_broker"]
+__all__ = ["HasEndpoint", "Program", "running", "start_agent", "start_broker", "started"]
 
 START_WITHIN = 60.0
 """Seconds that a program may take to be ready: python, torch and two busy cores."""
@@ -66,6 +67,16 @@ def start_agent(
         with _stopped_on_error(program):
             program.wait_for("agent_registered", START_WITHIN)
     return program
+
+
+@contextlib.contextmanager
+def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Any program, with the ``options`` of `subprocess.Popen`, as text; killed on leaving if it has not ended."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import started
+
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
@@ -66,7 +68,7 @@ def test_the_broker_starts_with_its_example_settings(tmp_path: Path) -> None:
     """All keys are known and of the right type; it listens, and ends cleanly."""
     command = [sys.executable, "-m", "broker", "run", "--config", str(DEPLOY / "broker.toml"), "--data", str(tmp_path)]
     anywhere = [f"--{name}=tcp://127.0.0.1:*" for name in ("listen", "logs", "blobs")]
-    with subprocess.Popen([*command, *anywhere], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with started(*command, *anywhere, cwd=ROOT, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         try:
             events = []

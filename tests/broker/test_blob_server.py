@@ -21,6 +21,7 @@ from broker.protocol import messages as m
 from broker.protocol.framing import decode, encode
 from edge_agent.blobs import BlobClient, BlobFetched, BlobOffered
 from edge_agent.blobs import BlobEvent as ClientEvent
+from tests.processes import started
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -206,13 +207,8 @@ def test_memory_does_not_grow_with_the_blob(tmp_path: Path, context: Context) ->
     """A server process that takes in 100 MB and gives them out again never held more than a few MB of them."""
 
     def peak(sizes: list[int], folder: Path) -> int:
-        process = subprocess.Popen(
-            [sys.executable, "-c", MEASURE, str(folder / "broker")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with process:
+        command = [sys.executable, "-c", MEASURE, str(folder / "broker")]
+        with started(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             events: queue.Queue[ClientEvent] = queue.Queue()
             client = BlobClient(context, process.stdout.readline().strip(), OPENING, events.put)

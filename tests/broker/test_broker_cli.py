@@ -15,6 +15,7 @@ import zmq
 from broker.protocol.framing import decode, encode
 from broker.protocol.messages import PROTOCOL_VERSION, OpenSession, SessionOpened
 from broker.server import BrokerServer
+from tests.processes import started
 
 WITHIN = 30.0
 RUN = [sys.executable, "-m", "broker", "run"]
@@ -34,7 +35,7 @@ def test_run_and_end(context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, ho
     settings.write_text('heartbeat-ms = 1500\nlog-format = "json"\n')
     arguments = ["--listen", "tcp://127.0.0.1:*", "--data", str(data), "--config", str(settings), "--insecure"]
     environment = os.environ | {"EDGEPLAN_MAX_MESSAGE": "70000"}
-    with subprocess.Popen([*RUN, *arguments], stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with started(*RUN, *arguments, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stderr is not None
         event = json.loads(process.stderr.readline())
         assert event["event"] == "broker_listening"

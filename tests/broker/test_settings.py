@@ -29,6 +29,7 @@ from broker.settings import (
     setting,
     version_option,
 )
+from tests.processes import started
 
 
 @click.group()
@@ -309,9 +310,7 @@ def test_a_program_that_is_told_to_end_ends_cleanly(number: signal.Signals) -> N
         "    while True: signal.pause()\n"
         "run_program(wait, 'edgeplan-x')\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started(sys.executable, "-c", code, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)

@@ -37,6 +37,7 @@ from coordinator import VirtualWorker, connect, func2plan, tagged
 from coordinator.cli import cli
 from coordinator.fleet import Fleet
 from tests.broker.raw_peer import RawPeer
+from tests.processes import started
 
 WITHIN = 30.0
 
@@ -324,13 +325,7 @@ def test_following_ends_in_order(server: BrokerServer, fleet: Fleet, number: sig
     """SIGTERM and ctrl-C end `logs --follow` with 0, after it has printed what happened."""
     arguments = ["-m", "coordinator", "logs", "--follow", "--level", "debug", "--json"]
     plan = double.send(fleet.device("pi-attic"))
-    following = subprocess.Popen(
-        [sys.executable, *arguments, "--broker", server.endpoints.listen, "--insecure"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    arguments += ["--broker", server.endpoints.listen, "--insecure"]
     stop = threading.Event()
 
     def invoke() -> None:
@@ -339,12 +334,13 @@ def test_following_ends_in_order(server: BrokerServer, fleet: Fleet, number: sig
 
     invoking = threading.Thread(target=invoke)
     invoking.start()
-    try:
-        assert following.stdout is not None
-        assert "event" in json.loads(following.stdout.readline())
-    finally:
-        stop.set()
-        invoking.join(WITHIN)
+    with started(sys.executable, "-u", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as following:
+        try:
+            assert following.stdout is not None
+            assert "event" in json.loads(following.stdout.readline())
+        finally:
+            stop.set()
+            invoking.join(WITHIN)
         following.send_signal(number)
         _, errors = following.communicate(timeout=WITHIN)
     assert (following.returncode, errors.strip()) == (0, "")  # click ends the line of ^C

@@ -16,7 +16,7 @@ from broker.protocol.messages import ResultStatus
 from broker.server import BrokerServer
 from coordinator import VirtualWorker, connect, func2plan
 from coordinator.errors import NotAccepted, OutboxFull, SessionTakenOver, UnknownResult
-from tests.processes import start_agent, start_broker
+from tests.processes import start_agent, start_broker, started
 
 WITHIN = 60.0
 
@@ -143,8 +143,7 @@ def test_a_coordinator_that_is_killed_gets_its_values_after_a_restart(tmp_path: 
         start_broker(tmp_path / "broker") as broker,
         start_agent("d1", tmp_path / "d1", broker),
     ):
-        arguments = [sys.executable, "-c", COORDINATOR, broker.endpoint]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as killed:
+        with started(sys.executable, "-c", COORDINATOR, broker.endpoint, stdout=subprocess.PIPE) as killed:
             assert killed.stdout is not None
             ids = killed.stdout.readline().split()
             killed.kill()

@@ -19,6 +19,7 @@ from edge_agent.store import NoSuchTensor, ValueDamaged
 from edge_agent.store_salvage import salvage
 from edge_agent.store_shelf import StoreShelf
 from edge_agent.tensor_files import map_tensor
+from tests.processes import started
 
 
 def some(start: int, count: int, width: int = 3) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -162,7 +163,7 @@ def test_a_program_that_is_killed_leaves_whole_appends(tmp_path: Path) -> None:
         "    large = numpy.full((1, 30_000), n, numpy.float32)\n"
         "    print(store.append('small', x, y), store.append('large', large, y[:1]), flush=True)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    with started(sys.executable, "-c", program, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(20)]
         process.kill()

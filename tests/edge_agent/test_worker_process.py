@@ -31,6 +31,7 @@ from edge_agent.worker import load_runtime
 from edge_agent.worker_hosts import ProcessWorker, ThreadWorker, WorkerHost
 from tests.edge_agent import small_plans
 from tests.edge_agent.device import result_id
+from tests.processes import started
 from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -188,16 +189,9 @@ while host._board.doing != 2:
 print(host.pid, flush=True)
 select.select([], [], [])
 """
-    agent = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
+    with started(sys.executable, "-c", code, str(folder), cwd=ROOT, stdout=subprocess.PIPE) as agent:
         assert agent.stdout is not None
-        worker = int(agent.stdout.readline())
-        watched = os.pidfd_open(worker)
-    finally:
-        agent.kill()
-        agent.wait(PATIENCE)
-        if agent.stdout is not None:
-            agent.stdout.close()
+        watched = os.pidfd_open(int(agent.stdout.readline()))
     ended, _, _ = select.select([watched], [], [], PATIENCE)
     os.close(watched)
     assert ended
