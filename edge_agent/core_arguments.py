@@ -98,9 +98,19 @@ class Arguments:
         if not here and id not in self._needs:
             self._needs[id] = _Need(self._desk.now)
 
-    def operands(self, command: Command) -> tuple[list[Operand], list[bytes]] | m.Failure:
-        """What to run the command on: all is here; and, of a fold, the names of it, as in `RunJob.names`. A failure: a
-        tag matches none or several, or its owner has deleted a tensor.
+    def look_again(self, command: Command, producing: Mapping[bytes, Command]) -> None:
+        """A value was here when ``command`` was taken, and is not any more: its owner has deleted it, or it could not
+        be written. Wait for it as for one of another device: the broker may have it, or knows why there is none.
+        """
+        body = command.body
+        assert isinstance(body, m.Invoke)
+        for argument in body.args:
+            if type(argument) is bytes and self.source(argument) is None:
+                self._wait(command, argument, here=argument in producing)
+
+    def operands(self, command: Command) -> tuple[list[Operand], list[bytes]] | m.Failure | None:
+        """What to run the command on; and, of a fold, the names of it, as in `RunJob.names`. A failure: a tag matches
+        none or several. None: what was here is not any more, see `look_again`.
         """
         body = command.body
         assert isinstance(body, m.Invoke)
@@ -115,9 +125,7 @@ class Arguments:
             if type(argument) is bytes:
                 source = self.source(argument)
                 if source is None:
-                    return argument_failed(
-                        argument, failure("UnknownResult", f"{argument.hex()} is not on this device any more")
-                    )
+                    return None
                 operands.append(source)
             elif argument is None:
                 operands.append(bytes(next(frames)))

@@ -267,6 +267,10 @@ class Runs:
             self._queue.park(command)
             return
         given = self.arguments.operands(command)
+        if given is None:
+            command.move(WAITING_ARGUMENTS)
+            self.arguments.look_again(command, self.producing)
+            return
         if isinstance(given, m.Failure):
             self.ends.fail(command, given)
             return

@@ -67,14 +67,16 @@ calls a function, which takes ten times as long as a name; and a command on its 
 COMMAND: Mapping[Step, frozenset[Step]] = {
     Step.TAKEN: frozenset({Step.WAITING_ARGUMENTS, Step.WAITING_PLAN, Step.READY, Step.STORING, Step.ANNOUNCED}),
     Step.WAITING_ARGUMENTS: frozenset({Step.WAITING_PLAN, Step.READY, Step.STORING, Step.ANNOUNCED}),
-    Step.WAITING_PLAN: frozenset({Step.READY, Step.ANNOUNCED}),
-    Step.READY: frozenset({Step.WAITING_PLAN, Step.RUNNING, Step.ANNOUNCED}),
+    Step.WAITING_PLAN: frozenset({Step.READY, Step.WAITING_ARGUMENTS, Step.ANNOUNCED}),
+    Step.READY: frozenset({Step.WAITING_PLAN, Step.WAITING_ARGUMENTS, Step.RUNNING, Step.ANNOUNCED}),
     Step.RUNNING: frozenset({Step.READY, Step.STORING, Step.ANNOUNCED}),
     Step.STORING: frozenset({Step.ANNOUNCED}),
     Step.ANNOUNCED: frozenset({Step.RECORDED}),
     Step.RECORDED: frozenset(),
 }
-"""A command of the device. From RUNNING back to READY: the worker died; from READY to WAITING_PLAN: it was ended."""
+"""A command of the device. From RUNNING back to READY: the worker died; from READY to WAITING_PLAN: it was ended; from
+either to WAITING_ARGUMENTS: a value that was here is gone.
+"""
 
 
 class PlanStep(enum.StrEnum):

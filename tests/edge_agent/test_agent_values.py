@@ -15,6 +15,7 @@ from tests.edge_agent.device import DemoPlan, Device, own_value, result_id, tens
 
 PLAN = DemoPlan()
 ELSEWHERE = result_id(1, b"elsewhre")
+FULL = m.Failure(code="StoreFull", message="the disk is full")
 
 
 def value_in_file(counter: int, path: str) -> Held:
@@ -54,6 +55,24 @@ def test_a_reconnected_device_asks_at_once() -> None:
     device.take_sent(m.NeedValues)
     device.register(first=3)
     assert device.take_sent(m.NeedValues) == [m.NeedValues(ids=[ELSEWHERE])]
+
+
+def test_an_argument_that_could_not_be_written_is_had_from_the_broker() -> None:
+    """It was here when the command was taken, and rode in its announcement: the full disk has cost it here alone."""
+    device = Device()
+    device.ready(PLAN)
+    argument = device.invoke(PLAN, counter=1, inline=True)
+    device.finish_all()
+    device.kill_worker()
+    device.invoke(PLAN, argument.id, counter=2)
+    del device.shelf.values[argument.id], device.shelf.commands[argument.id]
+    device.feed(e.KeepFailed(ids=(), failure=FULL))
+    device.start_worker()
+    device.load()
+    assert device.jobs() == []
+    assert device.take_sent(m.NeedValues) == [m.NeedValues(ids=[argument.id])]
+    device.receive(m.Supply(outcomes=[m.Outcome(id=argument.id)]), tensor_frame(6))
+    assert [job.args for job in device.jobs()] == [[tensor_frame(6)]]
 
 
 def test_an_argument_that_ended_without_a_value_fails_the_command() -> None:
