@@ -54,6 +54,7 @@ def search(first: int, count: int, processes: int) -> int:
             lost=outcome.lost,
             bundles=outcome.bundles,
             crashes=outcome.crashes,
+            unwritten=outcome.unwritten,
         )
         kinds[outcome.scenario.kind] += 1
     console.print(

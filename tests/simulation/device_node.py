@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import Send
 from broker.protocol.messages import Announce, Failure, Message, Registered
@@ -27,6 +29,8 @@ from tests.simulation.promises import Promises
 from tests.simulation.world import World
 
 __all__ = ["DeviceNode"]
+
+FULL = Failure(code="StoreFull", message="the store could not be written: no space left on the device")
 
 
 class DeviceNode(Client):
@@ -54,11 +58,14 @@ class DeviceNode(Client):
         self._worker = 0  # counts up when the worker ends: what it was doing does not happen
         self._orders: list[Order] = []
         self._doing = 0
-        self._kept: list[bytes] = []
         self._write_at = float("inf")
+        self._write_due = False  # whether the writer was busy when it was time to write
+        self._fruitless = 0
+        self._full_until = 0.0
+        self._full_share = 1.0
         self._execute |= {
             e.StartWorker: self._start_worker,
-            e.MarkDeath: lambda event: self.shelf.mark_death(event.id, event.deaths),
+            e.MarkDeath: self._mark_death,
             e.KillWorker: lambda _: self._end_worker("killed"),
             e.StopWorker: lambda _: self._end_worker("told to"),
             e.Assign: self._assign,
@@ -66,8 +73,8 @@ class DeviceNode(Client):
             e.MarkRecorded: self._mark_recorded,
             e.DropValues: self._drop_values,
             e.DropFiles: lambda _: None,
-            e.KeepBlob: lambda event: self.shelf.keep_blob(event.digest, event.source, manifest=event.manifest),
-            e.DropBlobs: lambda event: self.shelf.drop_blobs(event.digests),
+            e.KeepBlob: self._keep_blob,
+            e.DropBlobs: self._drop_blobs,
             e.OpenBlobs: lambda _: None,
             e.SaveRegistration: self._save_registration,
             e.Reconnect: lambda _: self.disconnect(),
@@ -83,8 +90,11 @@ class DeviceNode(Client):
         self._alive = False
         self._doing = 0
         self._orders.clear()
-        self._kept.clear()
         self._write_at = float("inf")
+        self._write_due = False
+        self._fruitless = 0
+        self.shelf.fails, self.shelf.settled = self._disk_fails, self._settled
+        self.shelf.forgotten = self._promises.ends_unwritten
         token, ledger = self.shelf.registration
         core = AgentCore(
             AgentConfig(runtimes=("torch",), idle_seconds=3.0),
@@ -176,10 +186,37 @@ class DeviceNode(Client):
 
     # ------------------------------------------------------------------------------------------- store
 
+    def fill_disk(self) -> None:
+        """The device's disk is full, or nearly so, for a while: writes fail, all of them or some."""
+        random = self.world.random
+        self._full_share = random.choice((1.0, 1.0, 0.5))
+        self._full_until = self.world.now + random.choice((0.1, 3.0, 30.0)) * random.random()
+        self.world.tell(self.name, f"   disk full until {self._full_until:.4f}, for {self._full_share:.0%} of writes")
+
+    def free_disk(self) -> None:
+        """There is room again."""
+        self._full_until = 0.0
+
+    def _disk_fails(self) -> bool:
+        if self.world.now >= self._full_until or self.world.random.random() >= self._full_share:
+            return False
+        self._promises.unwritten(self.name)
+        return True
+
+    def _write_now(self, do: Callable[[], None]) -> bool:
+        """Write something at once; whether that could be done."""
+        try:
+            do()
+        except OSError as error:
+            self.world.tell(self.name, f"   not written: {error}")
+            return False
+        return True
+
+    def _mark_death(self, mark: e.MarkDeath) -> None:
+        self._write_now(lambda: self.shelf.mark_death(mark.id, mark.deaths))
+
     def _keep(self, keep: e.KeepResult) -> None:
         self.shelf.keep(keep.ended, keep.values, durable=keep.durable)
-        if keep.durable:
-            self._kept.append(keep.ended.id)
         self._write_within(0.01 if keep.durable else 0.5)
 
     def _mark_recorded(self, mark: e.MarkRecorded) -> None:
@@ -191,8 +228,25 @@ class DeviceNode(Client):
         self.shelf.drop(drop.ids)
         self._write_within(0.5)
 
+    def _keep_blob(self, keep: e.KeepBlob) -> None:
+        self.shelf.keep_blob(keep.digest, keep.source, manifest=keep.manifest)
+        self._write_within(0.5)
+
+    def _drop_blobs(self, drop: e.DropBlobs) -> None:
+        self.shelf.drop_blobs(drop.digests)
+        self._write_within(0.5)
+
     def _save_registration(self, save: e.SaveRegistration) -> None:
-        self.shelf.save_registration(save.token, save.ledger, other=save.other)
+        if self._write_now(lambda: self.shelf.save_registration(save.token, save.ledger, other=save.other)):
+            self._fruitless = 0
+            return
+        self._fruitless += 1  # as `edge_agent.agent_socket.BrokerSocket` counts
+
+        def unsaved() -> None:
+            self.feed(e.RegistrationUnsaved())
+            self.disconnect(within=0.2 * (1 << min(self._fruitless, 8)))
+
+        self.later(0, unsaved)
 
     def _write_within(self, seconds: float) -> None:
         at = self.world.now + seconds * self.world.random.random()
@@ -201,21 +255,44 @@ class DeviceNode(Client):
             self.later(at - self.world.now, self._write)
 
     def _write(self) -> None:
-        """Commit all that has gathered; sync it, if anything of it is to be announced only then."""
+        """Hand all that has gathered to the writer, who takes a while; or, if it is busy, when it is done."""
         self._write_at = float("inf")
         if self._dies_here():
             return
-        self.shelf.write()
-        kept, self._kept = tuple(self._kept), []
-        if kept:
-            self.later(0.005 * self.world.random.random(), lambda: self._sync(kept))
+        if self.shelf.hand_over():
+            self.later(0.005 * self.world.random.random(), self._sync)
+        else:
+            self._write_due = True
 
-    def _sync(self, kept: tuple[bytes, ...]) -> None:
+    def _sync(self) -> None:
+        """The writer is done: a batch that has what is to be announced only then is synced."""
         if self._dies_here():
             return
-        self.shelf.sync()
+        self.shelf.finish()
         if not self._dies_here():
-            self.feed(e.Kept(ids=kept))
+            self._tell_ends()
+            if self._write_due and self.core is not None:
+                self._write_due = False
+                self._write()
+
+    def _settled(self) -> None:
+        """Batches were over early, for a question that only the disk can answer: tell of them once that is answered."""
+        self.later(0.004 * self.world.random.random(), self._tell_ends)
+
+    def _tell_ends(self) -> None:
+        """As `edge_agent.agent.Agent` does."""
+        ends, self.shelf.ends = self.shelf.ends, []
+        kept: list[bytes] = []
+        for batch, written in ends:
+            if written:
+                kept += batch.durable
+                continue
+            self.world.tell(self.name, f"   not written: {len(batch.acts)} writes, the ends of ", batch.ended)
+            self.feed(e.KeepFailed(ids=tuple(batch.durable), failure=FULL))
+            for digest in batch.blobs:
+                self.feed(e.BlobUnkept(digest=digest, failure=FULL))
+        if kept:
+            self.feed(e.Kept(ids=tuple(kept)))
 
     # ------------------------------------------------------------------------------------------- worker
 

@@ -2,11 +2,13 @@
 
 A program's writes go through three places: its own memory, which a kill empties; the machine's page cache, which a
 loss of power empties; and the disk. What is lost is always the end of what was written: a prefix survives. Where
-exactly it ends, the seed decides.
+exactly it ends, the seed decides. A device's disk may be full for a while, too: then what was to be written is not.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 from broker.ledger.interface import (
@@ -19,12 +21,12 @@ from broker.ledger.interface import (
     Write,
 )
 from broker.ledger.memory import MemoryLedger
-from broker.protocol.messages import DEFAULT_DEADLINE_MS
+from broker.protocol.messages import DEFAULT_DEADLINE_MS, TagEntry
 from edge_agent.catalog import Ended, Held, MemoryShelf
 from tests.simulation.promises import Promises
 from tests.simulation.world import World
 
-__all__ = ["LedgerDisk", "ShelfDisk"]
+__all__ = ["Batch", "LedgerDisk", "ShelfDisk"]
 
 
 class LedgerDisk:
@@ -106,8 +108,31 @@ class LedgerDisk:
         self._durable.commit(transaction)
 
 
+class Batch:
+    """Writes of a device that belong together, as `edge_agent.store_writes.Batch`: all of them reach the disk, or none.
+
+    ``durable``: the commands whose ends are announced when it is on the disk; ``ended``: all whose ends are in it.
+    """
+
+    __slots__ = ("acts", "blobs", "dropped_blobs", "durable", "ended", "tags_changed")
+
+    def __init__(self) -> None:
+        self.acts: list[Callable[[MemoryShelf], None]] = []
+        self.durable: list[bytes] = []
+        self.ended: list[bytes] = []
+        self.blobs: dict[bytes, None] = {}
+        self.dropped_blobs: set[bytes] = set()
+        self.tags_changed = False
+
+
 class ShelfDisk(MemoryShelf):
-    """The device's store: what the agent reads is at once what it wrote; what survives it is on the disk."""
+    """The device's store: what the agent reads is at once what it wrote; what survives it is on the disk.
+
+    As `edge_agent.store_shelf.StoreShelf` it gathers what is written, and hands it to a writer, a batch at a time; a
+    batch that cannot be written is gone, and so is what was read of it before. Its owner sets ``fails`` (whether a
+    write fails just now), ``settled`` (batches are over, though nobody asked for it: ``ends`` has them) and
+    ``forgotten`` (the ends of these commands could not be written).
+    """
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__()
@@ -115,8 +140,14 @@ class ShelfDisk(MemoryShelf):
         self._name = name
         self.id = world.random_bytes(16)
         self._disk = MemoryShelf()
-        self._gathered: list[Callable[[MemoryShelf], None]] = []
+        self.fails: Callable[[], bool] = lambda: False
+        self.settled: Callable[[], None] = lambda: None
+        self.forgotten: Callable[[list[bytes]], None] = lambda _ids: None
+        self._gathered = Batch()
+        self._writing: Batch | None = None
         self._written: list[list[Callable[[MemoryShelf], None]]] = []
+        self.ends: list[tuple[Batch, bool]] = []
+        """Batches that are over, and whether they are written; for whoever tells the agent."""
         self.lost: list[bytes] = []
         """The ends that the last crash has taken."""
 
@@ -135,16 +166,46 @@ class ShelfDisk(MemoryShelf):
 
     # ------------------------------------------------------------------------------------------ what is lost
 
-    @property
-    def gathered(self) -> bool:
-        """Whether anything waits for `write`."""
-        return bool(self._gathered)
+    def hand_over(self) -> bool:
+        """Give the writer what was gathered. False: it is busy."""
+        if self._writing is not None:
+            return False
+        if self._gathered.acts:
+            self._writing, self._gathered = self._gathered, Batch()
+        return True
 
-    def write(self) -> None:
-        """Commit all that was gathered, in one transaction, in the page cache."""
-        if self._gathered:
-            self._written.append(self._gathered)
-            self._gathered = []
+    def finish(self) -> None:
+        """The writer is done with its batch: it is on the disk, or nowhere."""
+        batch, self._writing = self._writing, None
+        if batch is None:
+            return
+        failed = self.fails()
+        self.ends.append((batch, not failed))
+        if failed:
+            self._forget(batch)
+            return
+        self._written.append(batch.acts)
+        if batch.durable:
+            self.sync()
+
+    def _forget(self, batch: Batch) -> None:
+        """What is there without a batch that could not be written. That workers died is remembered all the same."""
+        there, dead = MemoryShelf(), self.dead
+        _take_over(there, self._disk)
+        for acts in (*self._written, self._gathered.acts):
+            for act in acts:
+                act(there)
+        _take_over(self, there)
+        self.dead = dead
+        self.forgotten([id for id in batch.ended if id not in self.commands])
+
+    def _settle(self) -> None:
+        """Wait until all that is gathered is written: for a question that only the disk can answer."""
+        self.finish()
+        self.hand_over()
+        self.finish()
+        if self.ends:
+            self.settled()
 
     def sync(self) -> None:
         """From here on what was committed is there for good."""
@@ -154,69 +215,110 @@ class ShelfDisk(MemoryShelf):
                 act(self._disk)
 
     def kill(self) -> None:
-        """The agent is gone, with what it had gathered."""
-        self._gathered.clear()
+        """The agent is gone, with what it had gathered; what it was writing may be committed, or not."""
+        writing, self._writing = self._writing, None
+        if writing is not None and self._world.random.random() < 0.5 and not self.fails():
+            self._written.append(writing.acts)
         self._reopen()
 
     def lose_power(self) -> None:
         """The machine is off."""
         survive = self._world.random.randrange(len(self._written) + 1)
-        if self._written or self._gathered:
+        if self._written or self._writing is not None or self._gathered.acts:
             self._world.tell(self._name, f"   of {len(self._written)} transactions not synced, {survive} survive")
+        if survive < len(self._written):
+            self._writing = None
         del self._written[survive:]
         self.kill()
 
     def _reopen(self) -> None:
         """What the next agent finds. It may rely on all that it reads: opening syncs."""
-        lost = [id for id in self.commands if self._disk.ended(id) is None]
+        self._gathered = Batch()
+        self.ends.clear()
         self.sync()
+        lost = [id for id in self.commands if self._disk.ended(id) is None]
         _take_over(self, self._disk)
-        self.lost = [id for id in lost if id not in self.commands]
+        self.lost = lost
 
     # ------------------------------------------------------------------------------------------ a Shelf's
+
+    def unrecorded(self) -> list[Ended]:
+        """As `Catalog.unrecorded`."""
+        self._settle()
+        return super().unrecorded()
+
+    def tagged(self) -> list[TagEntry]:
+        """As `Catalog.tagged`."""
+        if self._gathered.tags_changed or (self._writing is not None and self._writing.tags_changed):
+            self._settle()
+        return super().tagged()
 
     def keep(
         self, ended: Ended | None, values: Sequence[Held], *, durable: bool, left: float = DEFAULT_DEADLINE_MS / 1000
     ) -> None:
         """As `Shelf.keep`."""
         super().keep(ended, values, durable=durable, left=left)
-        self._gathered.append(lambda disk: disk.keep(ended, values, durable=durable, left=left))
+        batch = self._gathered
+        batch.acts.append(lambda disk: disk.keep(ended, values, durable=durable, left=left))
+        if ended is not None:
+            batch.ended.append(ended.id)
+            if durable:
+                batch.durable.append(ended.id)
+        for held in values:
+            batch.tags_changed = batch.tags_changed or bool(held.tags)
 
     def mark_death(self, id: bytes, deaths: int) -> None:
         """As `Shelf.mark_death`: on the disk at once."""
         super().mark_death(id, deaths)
-        self._written.append([lambda disk: disk.mark_death(id, deaths)])
-        self.sync()
+        self._write([lambda disk: disk.mark_death(id, deaths)])
 
     def mark_recorded(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.mark_recorded`."""
         ids = list(ids)
         super().mark_recorded(ids)
-        self._gathered.append(lambda disk: disk.mark_recorded(ids))
+        self._gathered.acts.append(lambda disk: disk.mark_recorded(ids))
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """As `Shelf.drop`."""
         ids = list(ids)
+        batch = self._gathered
+        batch.tags_changed = batch.tags_changed or any(self.values[id].tags for id in ids if id in self.values)
         super().drop(ids)
-        self._gathered.append(lambda disk: disk.drop(ids))
+        batch.acts.append(lambda disk: disk.drop(ids))
 
     def keep_blob(self, digest: bytes, source: bytes | str, *, manifest: bool) -> None:
-        """As `Shelf.keep_blob`: a transaction of its own, which goes before what is gathered."""
+        """As `Shelf.keep_blob`."""
+        if any(digest in batch.dropped_blobs for batch in (self._gathered, self._writing) if batch is not None):
+            self._settle()
+        if digest in self.blobs:
+            return
         super().keep_blob(digest, source, manifest=manifest)
-        self._written.append([lambda disk: disk.keep_blob(digest, source, manifest=manifest)])
+        batch = self._gathered
+        batch.blobs[digest] = None
+        batch.acts.append(lambda disk: disk.keep_blob(digest, source, manifest=manifest))
 
     def drop_blobs(self, digests: Iterable[bytes]) -> None:
         """As `Shelf.drop_blobs`."""
         digests = list(digests)
         super().drop_blobs(digests)
-        self._written.append([lambda disk: disk.drop_blobs(digests)])
+        batch = self._gathered
+        for digest in digests:
+            batch.blobs.pop(digest, None)
+            batch.dropped_blobs.add(digest)
+        batch.acts.append(lambda disk: disk.drop_blobs(digests))
 
     def save_registration(self, token: bytes, ledger: bytes, *, other: bool = False) -> None:
         """As `Shelf.save_registration`: on the disk at once, and with it all that was committed before."""
-        super().save_registration(token, ledger, other=other)
         if other:
-            self._gathered.append(lambda disk: disk.save_registration(token, ledger, other=True))
-            self.write()
+            self._settle()
+        self._write([lambda disk: disk.save_registration(token, ledger, other=other)])
+        super().save_registration(token, ledger, other=other)
+
+    def _write(self, transaction: list[Callable[[MemoryShelf], None]]) -> None:
+        """Commit and sync a transaction of its own. Raises OSError."""
+        if self.fails():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._written.append(transaction)
         self.sync()
 
 

@@ -51,6 +51,7 @@ class Scenario:
     usurpations: int
     broker_crash_points: int
     device_crash_points: int
+    full_disks: int
 
     @classmethod
     def draw(cls, world: World) -> Scenario:
@@ -89,6 +90,7 @@ class Scenario:
             usurpations=some(0, 0, 0, 1),
             broker_crash_points=some(0, 1),
             device_crash_points=some(0, 0, 1),
+            full_disks=random.choice((0, 0, 0, 0, 1, 3)),
         )
 
 
@@ -106,6 +108,7 @@ class Outcome:
     lost: int
     bundles: int
     crashes: int
+    unwritten: int
     happened: int
     seconds: float
 
@@ -181,6 +184,7 @@ class Fleet:
             *((lambda: self._crash(self._any_device().lose_power),) * scenario.device_power_losses),
             *((lambda: self._crash(self.broker.kill),) * scenario.broker_kills),
             *((lambda: self._crash(self.broker.lose_power),) * scenario.broker_power_losses),
+            *((lambda: self._any_device().fill_disk(),) * scenario.full_disks),
             *((self._kill_session,) * scenario.session_kills),
             # A ledger that is lost has forgotten who was fenced.
             *((self._usurp,) * scenario.usurpations * (scenario.kind is not Kind.LOST_LEDGER)),
@@ -288,6 +292,7 @@ class Fleet:
         for client in clients:
             if isinstance(client, DeviceNode):
                 client.crash_points = 0
+                client.free_disk()
             if client.connection is not None:
                 client.connection.deaf = {True: False, False: False}
         restored = self.scenario.kind is Kind.RESTORED_BACKUP
@@ -367,6 +372,7 @@ def run(seed: int) -> Outcome:
         lost=fleet.network.lost,
         bundles=fleet.network.bundles,
         crashes=fleet.crashes,
+        unwritten=fleet.promises.unwritten_count,
         happened=fleet.world.happened,
         seconds=fleet.world.now,
     )

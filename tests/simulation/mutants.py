@@ -31,10 +31,10 @@ from broker.submissions import Submissions
 from coordinator.core_commands import Commands
 from coordinator.core_results import Result
 from edge_agent.core_commands import Command
+from edge_agent.core_ends import Ends
 from edge_agent.core_link import Link
 from edge_agent.core_runs import Runs
 from tests.simulation.broker_node import BrokerNode
-from tests.simulation.device_node import DeviceNode
 from tests.simulation.disks import LedgerDisk, ShelfDisk
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -296,14 +296,14 @@ def send_bundles_to_everybody(patch: Patch) -> None:
 
 def announce_before_the_sync(patch: Patch) -> None:
     """The store says that a value is on the disk when it is in the page cache."""
-    original: Any = DeviceNode._sync
 
-    def sync(self: DeviceNode, kept: tuple[bytes, ...]) -> None:
-        shelf_sync, self.shelf.sync = self.shelf.sync, lambda: None  # type: ignore[method-assign]  # a mutant
-        original(self, kept)
-        self.shelf.sync = shelf_sync  # type: ignore[method-assign]  # a mutant
+    def finish(self: ShelfDisk) -> None:
+        sync, self.sync = self.sync, lambda: None  # type: ignore[method-assign]  # a mutant
+        original(self)
+        self.sync = sync  # type: ignore[method-assign]  # a mutant
 
-    patch.setattr(DeviceNode, "_sync", sync)
+    original: Any = ShelfDisk.finish
+    patch.setattr(ShelfDisk, "finish", finish)
 
 
 def run_again_what_has_ended(patch: Patch) -> None:
@@ -351,6 +351,21 @@ def never_give_up_a_poison(patch: Patch) -> None:
 def forget_to_announce_again(patch: Patch) -> None:
     """A device that registers anew does not say how commands ended meanwhile."""
     patch.setattr(ShelfDisk, "unrecorded", lambda _self: [])
+
+
+def forget_what_could_not_be_kept(patch: Patch) -> None:
+    """A command whose values could not be written never ends."""
+    patch.setattr(Ends, "keep_failed", lambda *_: None)
+
+
+def wait_for_ends_that_are_gone(patch: Patch) -> None:
+    """At a registration nobody looks for ends that could be neither written nor told."""
+    patch.setattr(Runs, "fail_unwritten", lambda *_: None)
+
+
+def present_a_token_that_was_not_written(patch: Patch) -> None:
+    """A device takes a registration for good that it could not write down."""
+    patch.setattr(Link, "unsaved", lambda _self: None)
 
 
 def take_for_ours_what_another_broker_sent(patch: Patch) -> None:
@@ -429,6 +444,9 @@ MUTANTS = (
     Mutant(mutate=expire_by_the_devices_clock, seeds=(0, 1)),
     Mutant(mutate=never_give_up_a_poison, seeds=(37, 48)),
     Mutant(mutate=forget_to_announce_again, seeds=(8, 13)),
+    Mutant(mutate=forget_what_could_not_be_kept, seeds=(9, 13)),
+    Mutant(mutate=wait_for_ends_that_are_gone, seeds=(834, 967)),
+    Mutant(mutate=present_a_token_that_was_not_written, seeds=(166, 280)),
     Mutant(mutate=take_for_ours_what_another_broker_sent, seeds=(13, 41)),
     Mutant(mutate=take_an_older_answer_for_a_loss, seeds=(1927, 27752)),
     Mutant(mutate=mix_up_values, seeds=(0, 1)),

@@ -173,9 +173,9 @@ class Client(Node):
         """What goes to the broker, on this connection."""
         self._execute[Send] = self._send
 
-    def connect(self) -> None:
+    def connect(self, within: float = 0.2) -> None:
         """Make a connection, after a while."""
-        self.later(self.world.random.random() * 0.2, self._connected)
+        self.later(self.world.random.random() * within, self._connected)
 
     def _connected(self) -> None:
         if not self._broker.reachable:
@@ -208,13 +208,13 @@ class Client(Node):
     def _hear(self, message: Message) -> None:
         """Note what the driver needs to know of a message."""
 
-    def disconnect(self) -> None:
-        """The connection breaks, and this end sees it."""
+    def disconnect(self, within: float = 0.2) -> None:
+        """The connection breaks, and this end sees it; another one is made ``within`` seconds."""
         if self.connection is not None:
             self._hang_up(self.connection)
             self.world.tell(self.name, "   connection lost")
             self.feed(LinkDown())
-            self.connect()
+            self.connect(within)
 
     def half_open(self) -> None:
         """The connection breaks, and this end does not see it."""

@@ -114,6 +114,8 @@ class Promises:
         self._over: set[bytes] = set()
         self._open: dict[str, list[bytes]] = {}
         self._trouble: dict[str, int] = {}
+        self._unwritten: dict[str, float] = {}
+        self.unwritten_count = 0
 
     def broken(self, promise: str, about: str) -> None:
         """Raise `BrokenPromise`, with the story."""
@@ -212,6 +214,18 @@ class Promises:
         for id in lost:
             self.submitted[id].device_forgot = True
 
+    def unwritten(self, device: str) -> None:
+        """A device could not write something: its disk is full."""
+        self._unwritten[device] = self.world.now
+        self.unwritten_count += 1
+
+    def ends_unwritten(self, ids: Iterable[bytes]) -> None:
+        """A device that lives on has forgotten how these commands ended."""
+        for id in ids:
+            command = self.submitted[id]
+            command.device_forgot = True
+            command.ends_unwritten += 1
+
     def worker_ended(self, device: str) -> None:
         """The worker of a device died, or idled."""
         self._trouble[device] = self._trouble.get(device, 0) + 1
@@ -271,7 +285,7 @@ class Promises:
             self.broken("a poison command ends", f"{command} started {command.starts} times")
         if self.kind is Kind.CLONED_STORE:
             return
-        if command.starts > 1 + self._trouble.get(device, 0):
+        if command.starts > 1 + self._trouble.get(device, 0) + command.ends_unwritten:
             self.broken("execution repeats only after a crash", f"{command} started {command.starts} times")
         if command.arguments or command.starts > 1 or self.kind is not Kind.USUAL:
             return  # it may have waited for arguments, and been overtaken
@@ -402,6 +416,8 @@ class Promises:
             excused.add("ExecutionFailed")  # the device has dropped the value, and can't say again what it was
         if command.argument_may_fail():
             excused.add("ArgumentFailed")
+        if self._unwritten.get(command.device, -1.0) >= command.at:
+            excused.add("StoreFull")
         if self._trouble.get(command.device, 0) >= 2:
             excused.add("WorkerDied")
         if command.incarnation in self._over and not command.accepted:

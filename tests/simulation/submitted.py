@@ -58,6 +58,8 @@ class Submitted:
     """How many other commands were submitted under its id."""
     broker_forgot: bool = False
     device_forgot: bool = False
+    ends_unwritten: int = 0
+    """How often its device could not write how it ended."""
     announced_at: float = math.inf
     """When the broker that runs was told of its end."""
     taken_back: bool = False

@@ -28,6 +28,7 @@ MISHAPS = (
     "usurpations",
     "broker_crash_points",
     "device_crash_points",
+    "full_disks",
 )
 
 
