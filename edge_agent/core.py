@@ -218,7 +218,7 @@ class AgentCore:
             for ended in unrecorded:
                 if not self._runs.live(ended.id):
                     self._link.announce(*announcement(self._catalog, ended))
-            self._runs.fail_unwritten({ended.id for ended in unrecorded})
+            self._runs.tell_unwritten({ended.id for ended in unrecorded})
         self._runs.flush()
         if reannounce:
             self._link.announce(self._tags.whole())  # last: it says that there is no more

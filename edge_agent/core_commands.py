@@ -18,8 +18,8 @@ class Command:
 
     ``order`` is its place among all commands taken. ``missing``: how many of its arguments are not here yet.
     ``dropped``: which of its results were released before it ended. ``ids``: all its results, if they are more than
-    one. ``event``: what will be announced once it is on the disk. ``deaths``: how many workers died of it.
-    ``progress``: how far the worker is with it, 0 to 1; -1: nobody knows.
+    one. ``event``: what will be announced once it is on the disk; or how it ended, if without a value. ``deaths``: how
+    many workers died of it. ``progress``: how far the worker is with it, 0 to 1; -1: nobody knows.
     """
 
     __slots__ = (

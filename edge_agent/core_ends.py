@@ -112,12 +112,21 @@ class Ends:
             if command is not None and command.step is STORING:
                 self._record_end(command, m.ResultFailed(id=id, digest=command.digest, failure=event.failure))
 
-    def fail_unwritten(self, command: Command) -> None:
-        """How it ended could be neither written nor told, and is gone."""
-        said = f"how {command.id.hex()} ended could not be written on the device, and the broker was away"
-        event = m.ResultFailed(id=command.id, digest=command.digest, failure=failure("StoreFull", said))
-        self._desk.log(WARNING, "end_lost", result=command.id.hex())
+    def tell_unwritten(self, command: Command) -> None:
+        """How it ended could be neither written nor told: an end without a value is remembered, a value is gone."""
+        if not self.tell_again(command):
+            said = f"how {command.id.hex()} ended could not be written on the device, and the broker was away"
+            event = m.ResultFailed(id=command.id, digest=command.digest, failure=failure("StoreFull", said))
+            self._desk.log(WARNING, "end_lost", result=command.id.hex())
+            self._keep_end(command, event)
+
+    def tell_again(self, command: Command) -> bool:
+        """The end of a command could not be written: write and announce it anew. False: it had a value."""
+        event = command.event
+        if event is None or isinstance(event, m.ResultReady):
+            return False
         self._keep_end(command, event)
+        return True
 
     # ------------------------------------------------------------------------------------------- without
 
@@ -161,6 +170,7 @@ class Ends:
         self._keep_end(command, event)
 
     def _keep_end(self, command: Command, event: m.Event) -> None:
+        command.event = event
         left = command.deadline - self._desk.now
         self._desk.do(e.KeepResult(ended=Ended(id=command.id, event=event, outputs=command.outputs), left=left))
         self._announce(event)

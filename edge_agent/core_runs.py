@@ -121,13 +121,13 @@ class Runs:
                 command.move(RECORDED)
                 del self._commands[id]
 
-    def fail_unwritten(self, written: Container[bytes]) -> None:
+    def tell_unwritten(self, written: Container[bytes]) -> None:
         """At a registration: what has ended, is not on record at the broker, and is none of ``written``, which is all
         that the store has of that kind, could not be written. Nobody would ever hear of it.
         """
         for command in list(self._commands.values()):
             if command.step is ANNOUNCED and command.id not in written:
-                self.ends.fail_unwritten(command)
+                self.ends.tell_unwritten(command)
 
     # ------------------------------------------------------------------------------------------- taking
 
@@ -163,15 +163,17 @@ class Runs:
                 self._complete(command)
 
     def _known(self, id: bytes, digest: bytes) -> bool:
-        """Whether a command of this id was taken before; if it has ended, it is announced again."""
+        """Whether a command of this id was taken before; if it has ended, it is announced again. Not if it had a value
+        that could not be written: it is run again.
+        """
         live = self._commands.get(id)
-        if live is not None and not live.ended:
+        if live is not None and (live.digest != digest or not live.ended):
             if live.digest != digest:
                 self._conflict(id, digest)
             return True
         ended = self._catalog.ended(id)
         if ended is None or isinstance(ended.event, m.TagsChanged):
-            return False
+            return live is not None and self.ends.tell_again(live)
         if ended.event.digest != digest:
             self._conflict(id, digest)
         else:

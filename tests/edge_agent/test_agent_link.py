@@ -160,6 +160,43 @@ def test_an_end_that_could_not_be_written_is_not_kept_from_the_broker() -> None:
     assert device.announced() == []
 
 
+def test_a_failure_that_could_not_be_written_is_told_again_as_it_was() -> None:
+    """When the device registers, and when the command comes again, which is not run then: later ones may have been."""
+    device = Device()
+    device.ready(PLAN)
+    why = m.Failure(code="ExecutionFailed", message="this plan always fails")
+    command = device.invoke(PLAN, counter=1)
+    device.fail(device.jobs()[0], why)
+    told = device.announced()[-1]
+    assert isinstance(told, m.ResultFailed)
+    del device.shelf.commands[command.id]  # the writer could not write it
+    device.feed(LinkDown())
+    device.sent.clear()
+    device.register(epoch=1, first=3)
+    assert device.announced() == [told]
+    del device.shelf.commands[command.id]
+    device.deliver(command)
+    assert device.announced() == [told, told]
+    assert device.jobs() == []
+    ended = device.shelf.ended(command.id)
+    assert ended is not None
+    assert ended.event == told
+
+
+def test_a_value_that_could_not_be_written_is_made_again() -> None:
+    """When its command comes again; another one under its id does not take its place."""
+    device = Device()
+    device.ready(PLAN)
+    command = device.invoke(PLAN, counter=1)
+    device.finish_all()
+    del device.shelf.commands[command.id], device.shelf.values[command.id]  # the writer could not write them
+    device.deliver(command, digest=bytes(32))
+    assert device.failure_of(command.id).code == "IdConflict"
+    assert device.jobs() == []
+    device.deliver(command)
+    assert [job.id for job in device.jobs()] == [command.id]
+
+
 def test_what_fails_while_the_device_registers_has_one_end() -> None:
     """In the same batch, for what became of another command: it is announced once, as what it is."""
     device = Device()

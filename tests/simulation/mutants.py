@@ -360,7 +360,7 @@ def forget_what_could_not_be_kept(patch: Patch) -> None:
 
 def wait_for_ends_that_are_gone(patch: Patch) -> None:
     """At a registration nobody looks for ends that could be neither written nor told."""
-    patch.setattr(Runs, "fail_unwritten", lambda *_: None)
+    patch.setattr(Runs, "tell_unwritten", lambda *_: None)
 
 
 def present_a_token_that_was_not_written(patch: Patch) -> None:
