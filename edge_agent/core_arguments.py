@@ -19,15 +19,20 @@ from edge_agent.jobs import File, Operand, Source, as_source
 __all__ = ["Arguments"]
 
 
+_SUPPLIES = 4
+"""How often a value may be supplied as a blob that can't be had, before it counts as lost."""
+
+
 class _Need:
     """A value that must come from elsewhere."""
 
-    __slots__ = ("again_at", "asked", "coming")
+    __slots__ = ("again_at", "asked", "coming", "failures")
 
     def __init__(self, now: float) -> None:
         self.again_at = now
         self.asked = 0
         self.coming = False
+        self.failures = 0
 
 
 class Arguments:
@@ -233,10 +238,18 @@ class Arguments:
                 self._borrow(id, bytes(frame), len(frame))
 
     def _blob_arrived(self, id: bytes, _digest: bytes, result: bytes | str | m.Failure) -> None:
-        if isinstance(result, m.Failure):
-            self.without_value(id, result)
-        elif id in self._needs:
+        need = self._needs.get(id)
+        if need is None:
+            return
+        if not isinstance(result, m.Failure):
             self._desk.do(AdoptTensor(id=id, source=result))
+            return
+        need.failures += 1
+        if result.code == "StoreFull" or need.failures >= _SUPPLIES:
+            self.without_value(id, result)
+        else:  # the broker has dropped it since, and gets it anew from whoever has the value
+            need.coming = False
+            need.again_at = self._desk.now + self._config.retry_seconds * (need.failures - 1)
 
     def adopted(self, held: Held) -> bool:
         """A value of another device is here as a file. False: nobody waits for it."""

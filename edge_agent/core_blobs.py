@@ -118,7 +118,7 @@ class BlobWants:
         wanted = self._wanted.get(event.digest)
         if wanted is None or not wanted.fetching:
             return False
-        wanted.fetching = False
+        wanted.fetching, wanted.size = False, None  # the broker may have dropped it since: ask
         wanted.failures += 1
         self._desk.log(
             WARNING, "blob_fetch_failed", blob=event.digest.hex(), reason=event.reason, failures=wanted.failures

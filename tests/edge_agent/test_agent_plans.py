@@ -125,8 +125,11 @@ def test_a_large_part_is_fetched_on_the_blob_channel() -> None:
     small = [digest for digest in STATE.parts if digest not in (STATE.id, large)]
     device.receive(m.Blobs(attached=small, pull={large: 70}), *(STATE.parts[digest] for digest in small))
     assert device.take(e.FetchBlob) == [e.FetchBlob(digest=large, size=70)]
+    device.take_sent(m.NeedBlobs)
     device.feed(e.BlobFailed(digest=large, reason="cut"))
     device.wait(4)
+    assert device.take_sent(m.NeedBlobs) == [m.NeedBlobs(digests=[large])]  # it may be there no longer
+    device.receive(m.Blobs(pull={large: 70}))
     assert device.take(e.FetchBlob) == [e.FetchBlob(digest=large, size=70)]
     device.feed(e.BlobArrived(digest=large, path="incoming/large"))
     device.start_worker()
@@ -141,8 +144,9 @@ def test_a_part_that_can_never_be_fetched_fails_its_commands() -> None:
     device.invoke(STATE, counter=1)
     device.receive(m.Blobs(attached=[STATE.id]), STATE.manifest)
     large = digest_of(b"bias")
-    device.receive(m.Blobs(pull={large: 4}))
     for _ in range(8):
+        assert device.take_sent(m.NeedBlobs)
+        device.receive(m.Blobs(pull={large: 4}))
         assert device.take(e.FetchBlob)
         device.feed(e.BlobFailed(digest=large, reason="cut"))
         device.wait(60)

@@ -166,6 +166,25 @@ def test_a_supply_without_its_frame_is_left() -> None:
     assert device.take_sent(m.NeedValues) == [m.NeedValues(ids=[ELSEWHERE])]
 
 
+def test_an_argument_whose_blob_the_broker_has_dropped_is_asked_for_again() -> None:
+    """A device that was away for a while finds that it is not there any more, and the value's owner has it still."""
+    device = Device(AgentConfig(idle_seconds=1000))
+    device.ready(PLAN)
+    device.invoke(PLAN, ELSEWHERE, counter=1)
+    digest = hashlib.sha256(b"large").digest()
+    for _ in range(4):
+        assert m.NeedValues(ids=[ELSEWHERE]) in device.take_sent(m.NeedValues)
+        device.receive(m.Supply(outcomes=[m.Outcome(id=ELSEWHERE, blob=digest, size=5)]))
+        assert device.take(e.FetchBlob) == [e.FetchBlob(digest=digest, size=5)]
+        device.feed(e.BlobFailed(digest=digest, reason="the broker does not have it"))
+        device.wait(4)
+        assert device.announced() == []
+        assert device.take_sent(m.NeedBlobs) == [m.NeedBlobs(digests=[digest])]
+        device.receive(m.Blobs(none=[digest]))
+        device.wait(10)
+    assert device.failure_of(result_id(1)).details["code"] == "ResultLost"
+
+
 def test_a_blob_that_is_put_becomes_a_tensor_of_the_store() -> None:
     """Its size is asked for, it is fetched, adopted, kept, and only then announced."""
     device = Device()
