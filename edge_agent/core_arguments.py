@@ -252,9 +252,9 @@ class Arguments:
             need.again_at = self._desk.now + self._config.retry_seconds * (need.failures - 1)
 
     def adopted(self, held: Held) -> bool:
-        """A value of another device is here as a file. False: nobody waits for it."""
+        """A value of another device is here as a file. False: nobody waits for it, or has it."""
         if held.id not in self._needs:
-            return False
+            return held.id in self._borrowed  # it came twice, into the same file
         self._borrow(held.id, as_source(held.source, held.check), held.nbytes)
         return True
 

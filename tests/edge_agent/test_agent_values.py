@@ -185,6 +185,23 @@ def test_an_argument_whose_blob_the_broker_has_dropped_is_asked_for_again() -> N
     assert device.failure_of(result_id(1)).details["code"] == "ResultLost"
 
 
+def test_an_argument_that_comes_twice_into_the_same_file_is_kept() -> None:
+    """The first command that wanted it was cancelled; another one has it of the first copy when the second comes."""
+    device = with_large_argument()
+    device.deliver(m.Cancel(id=result_id(1)))
+    device.invoke(PLAN, ELSEWHERE, counter=2)
+    digest = hashlib.sha256(b"large").digest()
+    device.receive(m.Supply(outcomes=[m.Outcome(id=ELSEWHERE, blob=digest, size=5)]))
+    device.feed(e.BlobArrived(digest=digest, path="incoming/large.1"))
+    assert len(device.take(e.AdoptTensor)) == 2
+    device.take(e.DropFiles)
+    held = Held(id=ELSEWHERE, dtype="float32", shape=(1,), nbytes=4, source="tensors/large")
+    device.feed(e.TensorAdopted(held=held))
+    device.feed(e.TensorAdopted(held=held))
+    assert device.take(e.DropFiles) == []
+    assert device.jobs()[0].args == [File("tensors/large")]
+
+
 def test_a_blob_that_is_put_becomes_a_tensor_of_the_store() -> None:
     """Its size is asked for, it is fetched, adopted, kept, and only then announced."""
     device = Device()
