@@ -177,6 +177,13 @@ class Plans:
         """Whether a blob is here."""
         return self._blobs.size(digest) is not None
 
+    def touch(self, digest: bytes) -> bool:
+        """Whether a blob is here; somebody will fetch it: it stays for a while from now on."""
+        if self._blobs.size(digest) is None:
+            return False
+        self.came(digest)
+        return True
+
     def size(self, digest: bytes) -> int | None:
         """The size of a blob that is here."""
         return self._blobs.size(digest)
@@ -205,7 +212,7 @@ class Plans:
         self._arm()
 
     def came(self, digest: bytes) -> None:
-        """A blob has come by the blob channel: it stays for a while."""
+        """A blob has come by the blob channel, or is asked for: it stays for a while."""
         if digest not in self._named:
             self._linger(digest)
 

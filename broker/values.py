@@ -88,8 +88,11 @@ class Values:
             session.fetching += len(gathering.distinct)
         wanted: dict[Device, list[bytes]] = {}
         for each in gathering.distinct:
-            if each in gathering.found:
-                continue
+            if (there := gathering.found.get(each)) is not None:
+                blob = there[0].blob
+                if blob is None or self._plans.touch(blob):
+                    continue
+                del gathering.found[each]  # it has gone while the others were gathered
             found = self._find(each, for_session=True)
             if type(found) is tuple:
                 gathering.found[each] = found
@@ -201,9 +204,7 @@ class Values:
         due: list[bytes] = []
         for each in ids:
             want = device.wants[each]
-            if want.outcome is None and (
-                want.asked_at is None or now - want.asked_at >= self._context.config.fetch_patience
-            ):
+            if want.asked_at is None or now - want.asked_at >= self._context.config.fetch_patience:
                 want.asked_at = now
                 due.append(each)
         if due:
@@ -240,7 +241,7 @@ class Values:
             want = device.wants.get(outcome.id)
             if want is None:
                 continue  # an answer that came twice, or that nobody waits for any more
-            if outcome.blob is None or self._plans.has(outcome.blob):
+            if outcome.blob is None or self._plans.touch(outcome.blob):
                 self._deliver(want, (outcome, frame))
                 continue
             self._await_no_blob(want)
@@ -268,8 +269,11 @@ class Values:
             self._send_supply(device, [found])
 
     def _answer(self, gathering: Gathering) -> None:
-        """Answer a session's fetch, if all is there."""
+        """Answer a session's fetch, if all is there. What has gone meanwhile is looked for when it asks again."""
         if len(gathering.found) < len(gathering.distinct):
+            return
+        blobs = [outcome.blob for outcome, _ in gathering.found.values() if outcome.blob is not None]
+        if not all(map(self._plans.has, blobs)):
             return
         session = gathering.session
         if session.fetches.get(gathering.r) is not gathering:

@@ -248,6 +248,44 @@ def test_blob_that_does_not_come(bench: Bench) -> None:
     assert device.take(Fetch).ids == [result]
 
 
+def test_blob_that_has_gone_before_its_answer(bench: Bench) -> None:
+    """A device offers first and answers then: where the blob has been dropped in between, it is asked again."""
+    session, device = bench.session(), bench.device()
+    result = remote_result(session, device)
+    outcome = Outcome(id=result, blob=digest_of(b"large"), size=5)
+    session.tell(Fetch(r=1, ids=[result]))
+    device.tell(Values(r=device.take(Fetch).r, outcomes=[outcome]))
+    bench.pass_time(3.0)
+    session.tell(Fetch(r=1, ids=[result]))
+    assert device.take(Fetch).ids == [result]
+
+
+def test_blobs_stay_while_others_are_gathered(bench: Bench) -> None:
+    """A blob that its session has asked for stays from then on; one that has gone is asked for anew."""
+    session, device = bench.session(), bench.device()
+    results = [remote_result(session, device) for _ in range(2)]
+    blobs = [b"large", b"larger"]
+    outcomes = [Outcome(id=id, blob=digest_of(blob), size=len(blob)) for id, blob in zip(results, blobs, strict=True)]
+    bench.blobs |= {digest_of(blob): blob for blob in blobs}
+    session.tell(Fetch(r=1, ids=results))
+    r = device.take(Fetch).r
+    device.tell(Values(r=r, outcomes=outcomes[:1]))
+    for _ in range(10):
+        bench.pass_time(100.0)
+        session.tell(Fetch(r=1, ids=results))
+    device.come_back()
+    device.clear()
+    del bench.blobs[digest_of(blobs[0])]  # evicted: the disk was full; and not before
+    device.tell(Values(r=r, outcomes=outcomes[1:]))
+    assert session.all(Values) == []
+    bench.pass_time(3.0)
+    session.tell(Fetch(r=1, ids=results))
+    assert device.take(Fetch).ids == results[:1]
+    bench.blobs[digest_of(blobs[0])] = blobs[0]
+    device.tell(Values(r=r, outcomes=outcomes[:1]))
+    assert session.take(Values).outcomes == outcomes
+
+
 # ------------------------------------------------------------------------------------------- to devices
 
 
