@@ -19,6 +19,7 @@ from broker.protocol.framing import encode
 from broker.protocol.messages import Accepted, Announce, Blobs, Frame, Registered, SessionOpened
 from broker.sending import Sending
 from tests.simulation.disks import LedgerDisk
+from tests.simulation.fakes import LARGE_BYTES, is_large
 from tests.simulation.network import Connection
 from tests.simulation.nodes import NEWS, READS_NO_BUNDLES, SAYS_NEWS, Node
 from tests.simulation.promises import Promises
@@ -28,7 +29,7 @@ __all__ = ["BrokerNode"]
 
 MOST_OUTPUTS = 16
 CONFIG = BrokerConfig(
-    log_level=10, heartbeat_ms=3000, restart_grace=20.0, commit_within=0.01, outputs=MOST_OUTPUTS, blob_linger=4.0
+    log_level=10, heartbeat_ms=3000, restart_grace=20.0, commit_within=0.01, outputs=MOST_OUTPUTS, blob_linger=20.0
 )
 TIGHT = BrokerConfig(
     log_level=10,
@@ -236,13 +237,19 @@ class BrokerNode(Node):
     def size(self, digest: bytes) -> int | None:
         """As `broker.context.Blobs.size`."""
         content = self.disk.blobs.get(digest)
-        return None if content is None else len(content)
+        if content is None:
+            return None
+        return LARGE_BYTES if is_large(content) else len(content)
 
     def keep_blob(self, digest: bytes, content: bytes) -> bool:
-        """A blob has come by the blob channel, which is not simulated here. False: nobody was there to take it."""
+        """A blob has come by the blob channel, which is not simulated here; of one that is here, the core does not
+        hear. False: nobody was there to take it.
+        """
         if not self.reachable:
             return False
         assert hashlib.sha256(content).digest() == digest
+        if digest in self.disk.blobs:
+            return True
         self.disk.write_blob(digest, content)
         self.disk.sync_blobs()
         self.feed(b.BlobStored(digest=digest))

@@ -6,23 +6,29 @@ from collections.abc import Callable
 
 from broker.protocol.bundles import reads_bundles
 from broker.protocol.effects import Send
+from broker.protocol.ids import nth
 from broker.protocol.messages import Announce, Failure, Message, Registered
 from edge_agent import effects as e
 from edge_agent.core import AgentConfig, AgentCore
 from edge_agent.jobs import (
     CancelJob,
+    File,
     JobFailed,
     JobFinished,
     LoadPlan,
+    Operand,
     Order,
+    Output,
     PlanLoaded,
+    PlanRefused,
     RunJob,
     UnloadPlan,
     WorkerReady,
 )
 from tests.simulation.broker_node import BrokerNode
-from tests.simulation.disks import ShelfDisk
-from tests.simulation.fakes import FakePlan, answer_outputs
+from tests.simulation.device_blobs import DeviceBlobs
+from tests.simulation.disks import ShelfDisk, value_path
+from tests.simulation.fakes import LARGE_BYTES, FakePlan, answer_values, frame_of, tensor_file
 from tests.simulation.network import Network
 from tests.simulation.nodes import Client, seeded
 from tests.simulation.promises import Promises
@@ -72,7 +78,6 @@ class DeviceNode(Client):
             e.KeepResult: self._keep,
             e.MarkRecorded: self._mark_recorded,
             e.DropValues: self._drop_values,
-            e.DropFiles: lambda _: None,
             e.KeepBlob: self._keep_blob,
             e.DropBlobs: self._drop_blobs,
             e.OpenBlobs: lambda _: None,
@@ -93,6 +98,7 @@ class DeviceNode(Client):
         self._write_at = float("inf")
         self._write_due = False
         self._fruitless = 0
+        self._execute |= DeviceBlobs(self, self._broker_node).instructions
         self.shelf.fails, self.shelf.settled = self._disk_fails, self._settled
         self.shelf.forgotten = self._promises.ends_unwritten
         token, ledger = self.shelf.registration
@@ -229,8 +235,10 @@ class DeviceNode(Client):
         self._write_within(0.5)
 
     def _keep_blob(self, keep: e.KeepBlob) -> None:
-        self.shelf.keep_blob(keep.digest, keep.source, manifest=keep.manifest)
-        self._write_within(0.5)
+        if self._write_now(lambda: self.shelf.keep_blob(keep.digest, keep.source, manifest=keep.manifest)):
+            self._write_within(0.5)
+        else:
+            self.later(0, lambda: self.feed(e.BlobUnkept(digest=keep.digest, failure=FULL)))
 
     def _drop_blobs(self, drop: e.DropBlobs) -> None:
         self.shelf.drop_blobs(drop.digests)
@@ -361,12 +369,43 @@ class DeviceNode(Client):
             return
         self._orders.pop(0)
         if isinstance(order, LoadPlan):
-            self.feed(PlanLoaded(n=order.n, plan=order.plan, seconds=0.001))
+            self.feed(self._load(order))
         elif isinstance(order, RunJob):
-            answer = answer_outputs(order, self._plans)
-            if isinstance(answer, Failure):
-                self.feed(JobFailed(n=order.n, failure=answer))
-            else:
-                self.feed(JobFinished(n=order.n, outputs=answer))
+            self.feed(self._run(order))
         if worker == self._worker:
             self._next()
+
+    def _load(self, order: LoadPlan) -> PlanLoaded | PlanRefused:
+        for part in (order.graph, *order.state):
+            if isinstance(part, File) and part.path not in self.shelf.files:
+                name = part.path.rpartition("/")[2]
+                why = Failure(code="PartDamaged", message="no such file", details={"part": name})
+                return PlanRefused(n=order.n, plan=order.plan, failure=why)
+        return PlanLoaded(n=order.n, plan=order.plan, seconds=0.001)
+
+    def _run(self, order: RunJob) -> JobFinished | JobFailed:
+        args: list[Operand] = []
+        for argument in order.args:
+            if isinstance(argument, File):
+                content = self.shelf.files.get(argument.path)
+                if content is None:
+                    why = Failure(code="ResultLost", message=f"an argument was lost: no {argument.path}")
+                    return JobFailed(n=order.n, failure=why)
+                argument = frame_of(content)  # noqa: PLW2901 - as it is when it is read
+            args.append(argument)
+        values = answer_values(order, tuple(args), self._plans)
+        if isinstance(values, Failure):
+            return JobFailed(n=order.n, failure=values)
+        if not self._plans[order.plan].large:
+            outputs = [Output(dtype="int64", shape=(), nbytes=8, source=frame) for frame in values]
+            return JobFinished(n=order.n, outputs=outputs)
+        outputs = []
+        for k, frame in enumerate(values):
+            path = value_path(nth(order.id, k))
+            try:
+                self.shelf.write_file(path, tensor_file(frame))
+            except OSError as error:
+                why = Failure(code="StoreFull", message=f"the result could not be kept: {error.strerror}")
+                return JobFailed(n=order.n, failure=why)
+            outputs.append(Output(dtype="int64", shape=(), nbytes=LARGE_BYTES, source=File(path)))
+        return JobFinished(n=order.n, outputs=outputs)

@@ -23,10 +23,11 @@ from broker.ledger.interface import (
 from broker.ledger.memory import MemoryLedger
 from broker.protocol.messages import DEFAULT_DEADLINE_MS, TagEntry
 from edge_agent.catalog import Ended, Held, MemoryShelf
+from tests.simulation.fakes import LARGE_BYTES
 from tests.simulation.promises import Promises
 from tests.simulation.world import World
 
-__all__ = ["Batch", "LedgerDisk", "ShelfDisk"]
+__all__ = ["Batch", "LedgerDisk", "ShelfDisk", "value_path"]
 
 
 class LedgerDisk:
@@ -112,14 +113,17 @@ class Batch:
     """Writes of a device that belong together, as `edge_agent.store_writes.Batch`: all of them reach the disk, or none.
 
     ``durable``: the commands whose ends are announced when it is on the disk; ``ended``: all whose ends are in it.
+    ``obsolete``: files that are removed then.
     """
 
-    __slots__ = ("acts", "blobs", "dropped_blobs", "durable", "ended", "tags_changed")
+    __slots__ = ("acts", "blobs", "dropped_blobs", "durable", "ended", "obsolete", "tags_changed", "values")
 
     def __init__(self) -> None:
         self.acts: list[Callable[[MemoryShelf], None]] = []
         self.durable: list[bytes] = []
         self.ended: list[bytes] = []
+        self.values: dict[bytes, Held] = {}
+        self.obsolete: list[str] = []
         self.blobs: dict[bytes, None] = {}
         self.dropped_blobs: set[bytes] = set()
         self.tags_changed = False
@@ -140,6 +144,8 @@ class ShelfDisk(MemoryShelf):
         self._name = name
         self.id = world.random_bytes(16)
         self._disk = MemoryShelf()
+        self.files: dict[str, bytes] = {}
+        """Files by their paths. What writes one syncs it."""
         self.fails: Callable[[], bool] = lambda: False
         self.settled: Callable[[], None] = lambda: None
         self.forgotten: Callable[[list[bytes]], None] = lambda _ids: None
@@ -156,6 +162,7 @@ class ShelfDisk(MemoryShelf):
         copy = ShelfDisk(self._world, self._name)
         copy.id = self.id
         copy.registration = self.registration
+        copy.files = dict(self.files)
         _take_over(copy._disk, self._disk)
         _take_over(copy, self._disk)
         return copy
@@ -187,6 +194,7 @@ class ShelfDisk(MemoryShelf):
         self._written.append(batch.acts)
         if batch.durable:
             self.sync()
+        self.remove(batch.obsolete)
 
     def _forget(self, batch: Batch) -> None:
         """What is there without a batch that could not be written. That workers died is remembered all the same."""
@@ -197,6 +205,8 @@ class ShelfDisk(MemoryShelf):
                 act(there)
         _take_over(self, there)
         self.dead = dead
+        self.remove(held.source for held in batch.values.values() if isinstance(held.source, str))
+        self.remove(_part_path(digest) for digest in batch.blobs)
         self.forgotten([id for id in batch.ended if id not in self.commands])
 
     def _settle(self) -> None:
@@ -239,6 +249,37 @@ class ShelfDisk(MemoryShelf):
         lost = [id for id in self.commands if self._disk.ended(id) is None]
         _take_over(self, self._disk)
         self.lost = lost
+        named = {source for source in self.blobs.values() if isinstance(source, str)}
+        named |= {held.source for held in self.values.values() if isinstance(held.source, str)}
+        self.files = {path: content for path, content in self.files.items() if path in named}
+
+    # ------------------------------------------------------------------------------------------ files
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files."""
+        for path in paths:
+            self.files.pop(path, None)
+
+    def write_file(self, path: str, content: bytes) -> None:
+        """Write a file. Raises OSError."""
+        if self.fails():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.files[path] = content
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name. Raises OSError."""
+        if source not in self.files:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.write_file(target, self.files[source])
+
+    def adopt(self, id: bytes, source: bytes | str) -> Held:
+        """As `edge_agent.store_shelf.StoreShelf.adopt`. Raises OSError."""
+        path = value_path(id)
+        if isinstance(source, bytes):
+            self.write_file(path, source)
+        else:
+            self.link(source, path)
+        return Held(id=id, dtype="int64", shape=(), nbytes=LARGE_BYTES, source=path)
 
     # ------------------------------------------------------------------------------------------ a Shelf's
 
@@ -265,6 +306,7 @@ class ShelfDisk(MemoryShelf):
             if durable:
                 batch.durable.append(ended.id)
         for held in values:
+            batch.values[held.id] = held
             batch.tags_changed = batch.tags_changed or bool(held.tags)
 
     def mark_death(self, id: bytes, deaths: int) -> None:
@@ -282,14 +324,24 @@ class ShelfDisk(MemoryShelf):
         """As `Shelf.drop`."""
         ids = list(ids)
         batch = self._gathered
-        batch.tags_changed = batch.tags_changed or any(self.values[id].tags for id in ids if id in self.values)
+        for held in [self.values[id] for id in ids if id in self.values]:
+            batch.tags_changed = batch.tags_changed or bool(held.tags)
+            waited = batch.values.pop(held.id, None) is not None
+            if isinstance(held.source, str):
+                if waited:
+                    self.remove([held.source])
+                else:
+                    batch.obsolete.append(held.source)
         super().drop(ids)
         batch.acts.append(lambda disk: disk.drop(ids))
 
     def keep_blob(self, digest: bytes, source: bytes | str, *, manifest: bool) -> None:
-        """As `Shelf.keep_blob`."""
+        """As `Shelf.keep_blob`. Raises OSError."""
         if any(digest in batch.dropped_blobs for batch in (self._gathered, self._writing) if batch is not None):
             self._settle()
+        if isinstance(source, str):
+            self.link(source, _part_path(digest))
+            source = _part_path(digest)
         if digest in self.blobs:
             return
         super().keep_blob(digest, source, manifest=manifest)
@@ -305,6 +357,7 @@ class ShelfDisk(MemoryShelf):
         for digest in digests:
             batch.blobs.pop(digest, None)
             batch.dropped_blobs.add(digest)
+            batch.obsolete.append(_part_path(digest))
         batch.acts.append(lambda disk: disk.drop_blobs(digests))
 
     def save_registration(self, token: bytes, ledger: bytes, *, other: bool = False) -> None:
@@ -320,6 +373,15 @@ class ShelfDisk(MemoryShelf):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._written.append(transaction)
         self.sync()
+
+
+def value_path(id: bytes) -> str:
+    """Where a device has the file of a large value."""
+    return f"tensors/{id.hex()}"
+
+
+def _part_path(digest: bytes) -> str:
+    return f"blobs/{digest.hex()}"
 
 
 def _take_over(shelf: MemoryShelf, other: MemoryShelf) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.simulation.broker_node import BrokerNode
 from tests.simulation.device_node import DeviceNode
-from tests.simulation.fakes import fake_plans
+from tests.simulation.fakes import fake_plans, large_plans
 from tests.simulation.network import Faults, Network
 from tests.simulation.promises import Promises
 from tests.simulation.session_node import SessionNode
@@ -52,6 +52,7 @@ class Scenario:
     broker_crash_points: int
     device_crash_points: int
     full_disks: int
+    large: bool
 
     @classmethod
     def draw(cls, world: World) -> Scenario:
@@ -91,6 +92,7 @@ class Scenario:
             broker_crash_points=some(0, 1),
             device_crash_points=some(0, 0, 1),
             full_disks=random.choice((0, 0, 0, 0, 1, 3)),
+            large=random.random() < 0.3,
         )
 
 
@@ -123,7 +125,7 @@ class Fleet:
         self.network = Network(world, scenario.faults, gather=scenario.gather)
         self.crashes = 0
         self.broker = BrokerNode(world, self.promises, crash_points=scenario.broker_crash_points, tight=scenario.tight)
-        plans = {plan.id: plan for plan in fake_plans()}
+        plans = {plan.id: plan for plan in (*fake_plans(), *large_plans())}
         self.devices = [
             DeviceNode(
                 world,
@@ -148,6 +150,7 @@ class Fleet:
                 self._session(k, f"nightly_{k}" if k < scenario.named else ""),
                 everything=self._everything,
                 order=self._order,
+                large=scenario.large,
             )
             for k in range(scenario.sessions)
         ]

@@ -6,6 +6,7 @@ with pytest's monkeypatch. `MUTANTS` has all of them, each with the seeds that a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,16 @@ from broker.releases import Releases
 from broker.results import Results
 from broker.sessions import Session, Sessions
 from broker.submissions import Submissions
+from broker.values import Values
 from coordinator.core_commands import Commands
 from coordinator.core_results import Result
 from edge_agent.core_commands import Command
 from edge_agent.core_ends import Ends
 from edge_agent.core_link import Link
 from edge_agent.core_runs import Runs
+from edge_agent.effects import TensorUnfit
 from tests.simulation.broker_node import BrokerNode
+from tests.simulation.device_blobs import DeviceBlobs
 from tests.simulation.disks import LedgerDisk, ShelfDisk
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -368,6 +372,38 @@ def present_a_token_that_was_not_written(patch: Patch) -> None:
     patch.setattr(Link, "unsaved", lambda _self: None)
 
 
+def fetch_into_the_same_file(patch: Patch) -> None:
+    """A blob that is fetched again comes into the file of the copy that is still being kept."""
+    begin: Any = DeviceBlobs.__init__
+
+    def init(self: DeviceBlobs, *args: Any) -> None:
+        begin(self, *args)
+        self._arrivals = itertools.repeat(0)
+
+    patch.setattr(DeviceBlobs, "__init__", init)
+    original: Any = Runs.tensor_unfit
+
+    def unfit(self: Runs, event: TensorUnfit) -> None:
+        original(self, TensorUnfit(id=event.id, failure=event.failure))
+
+    patch.setattr(Runs, "tensor_unfit", unfit)
+
+
+def give_up_what_was_dropped(patch: Patch) -> None:
+    """A large argument whose blob the broker has dropped is lost."""
+    patch.setattr("edge_agent.core_arguments._SUPPLIES", 1)
+
+
+def wait_for_blobs_that_have_gone(patch: Patch) -> None:
+    """A device that has answered with a blob is not asked again, though that has gone."""
+    original: Any = Values._ask
+
+    def ask(self: Values, device: Device, ids: Any) -> None:
+        original(self, device, [id for id in ids if device.wants[id].outcome is None])
+
+    patch.setattr(Values, "_ask", ask)
+
+
 def take_for_ours_what_another_broker_sent(patch: Patch) -> None:
     """What a device has taken of one broker counts for the next, whose numbers begin anew."""
     original: Any = Link.welcome
@@ -444,11 +480,14 @@ MUTANTS = (
     Mutant(mutate=expire_by_the_devices_clock, seeds=(0, 1)),
     Mutant(mutate=never_give_up_a_poison, seeds=(37, 48)),
     Mutant(mutate=forget_to_announce_again, seeds=(8, 13)),
-    Mutant(mutate=forget_what_could_not_be_kept, seeds=(9, 13)),
-    Mutant(mutate=wait_for_ends_that_are_gone, seeds=(834, 967)),
-    Mutant(mutate=present_a_token_that_was_not_written, seeds=(166, 280)),
+    Mutant(mutate=forget_what_could_not_be_kept, seeds=(13, 20)),
+    Mutant(mutate=wait_for_ends_that_are_gone, seeds=(446, 834)),
+    Mutant(mutate=present_a_token_that_was_not_written, seeds=(2419, 2474)),
+    Mutant(mutate=fetch_into_the_same_file, seeds=(208, 242)),
+    Mutant(mutate=give_up_what_was_dropped, seeds=(2343,)),
+    Mutant(mutate=wait_for_blobs_that_have_gone, seeds=(360, 1008)),
     Mutant(mutate=take_for_ours_what_another_broker_sent, seeds=(13, 41)),
-    Mutant(mutate=take_an_older_answer_for_a_loss, seeds=(1927, 27752)),
+    Mutant(mutate=take_an_older_answer_for_a_loss, seeds=(1294,)),
     Mutant(mutate=mix_up_values, seeds=(0, 1)),
     Mutant(mutate=forget_unended_commands, seeds=(728, 839)),
 )

@@ -52,6 +52,11 @@ class Network:
         """From now on nothing goes wrong."""
         self.faults = CALM
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing goes wrong any more."""
+        return self.faults is CALM
+
 
 class Connection:
     """One connection; ``peer`` is the routing id by which the broker knows it."""

@@ -418,18 +418,22 @@ class Promises:
             excused.add("ArgumentFailed")
         if self._unwritten.get(command.device, -1.0) >= command.at:
             excused.add("StoreFull")
+            if command.failure is not None and command.failure.details.get("code") == "StoreFull":
+                excused.add("ArgumentFailed")  # a large argument from elsewhere has no room here
         if self._trouble.get(command.device, 0) >= 2:
             excused.add("WorkerDied")
         if command.incarnation in self._over and not command.accepted:
-            # Neither was its plan, which its device may have had in part.
-            excused |= {"UnknownResult", "LedgerLost", "PlanNotFound"}
+            # Neither was its plan, which its device may have had in part, nor its blob.
+            excused |= {"UnknownResult", "LedgerLost", "PlanNotFound", "ResultLost"}
         if ended not in excused and ended not in ("value", "refused"):
             self.broken("an error says why", f"{command} ended with {command.failure or ended}")
         if self.kind is not Kind.USUAL:
             return
         record = self.records.get(command.id)
         if record is None:
-            if ended not in ("NotAllowed", "UnknownResult", "LedgerLost"):
+            # What its session was told before it died itself, and no disk of broker or device got to have.
+            nobodys = command.forgotten_by_both and command.incarnation in self._over and not command.accepted
+            if ended not in ("NotAllowed", "UnknownResult", "LedgerLost") and not nobodys:
                 self.broken("an end is recorded", f"{command} ended as {ended} without a record")
         elif _word_of(record) != ended and not (command.taken_back or command.forgotten_by_both):
             self.broken("one end", f"{command} ended as {ended}, and the ledger says {record}")

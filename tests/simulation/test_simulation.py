@@ -29,6 +29,7 @@ MISHAPS = (
     "broker_crash_points",
     "device_crash_points",
     "full_disks",
+    "large",
 )
 
 

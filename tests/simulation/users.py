@@ -8,7 +8,16 @@ from broker.protocol.ids import nth
 from broker.protocol.messages import Argument, Cancel, Invoke, Put, Release
 from coordinator.core_events import SendPlan, SubmitCommand
 from tests.simulation.broker_node import MOST_OUTPUTS
-from tests.simulation.fakes import FakePlan, answer_frames, fake_plans, tensor_frame
+from tests.simulation.fakes import (
+    LARGE_BYTES,
+    POPULAR,
+    FakePlan,
+    answer_frames,
+    fake_plans,
+    large_plans,
+    tensor_file,
+    tensor_frame,
+)
 from tests.simulation.promises import SHORT_DEADLINE_MS, Promises
 from tests.simulation.session_node import SessionNode
 from tests.simulation.submitted import Kind, Submitted
@@ -24,6 +33,7 @@ class User:
     """Does things to a session at random. ``node`` is its session's present incarnation.
 
     ``everything``: what all users have submitted, since a pointer of one session may be an argument in another.
+    ``large``: some tensors and plans are too large for a message.
     """
 
     def __init__(
@@ -35,6 +45,7 @@ class User:
         *,
         everything: list[Submitted],
         order: itertools.count[int],
+        large: bool,
     ) -> None:
         self._world = world
         self._promises = promises
@@ -43,6 +54,9 @@ class User:
         self._mine: list[Submitted] = []
         self._everything = everything
         self._order = order
+        self._large = large
+        self._plans = fake_plans() + (large_plans() if large else ())
+        self._weights = (50, 50, 30, 10, 1, 0.5, 30, 20)[: len(self._plans)]
 
     def act(self, actions: int, seconds: float) -> None:
         """Plan ``actions`` things over about ``seconds``: alone, and in bursts."""
@@ -51,7 +65,7 @@ class User:
         kinds = (
             (self._invoke, 10),
             (self._invoke_many, 2),
-            (self._put, 3),
+            (self._put, 6 if self._large else 3),
             (self._cancel, 1),
             (self._release, 2),
             (self._send_plan, 1),
@@ -77,12 +91,19 @@ class User:
     def _put(self) -> None:
         if not self.node.living:
             return
-        number = self._world.random.randrange(1 << 40)
+        random = self._world.random
+        large = self._large and random.random() < 0.5
+        number = random.choice((*POPULAR, random.randrange(1 << 40))) if large else random.randrange(1 << 40)
         frame = tensor_frame(number)
         device = self._device()
         command = self._command(self.node.session.take_ids(1), device, [frame])
         put = Put(id=command.id, tags=["sent"] if number % 2 else [])
-        self._send([command], SubmitCommand(devices=(device,), command=put, frames=(frame,)))
+        if large:
+            self.node.contents[put.id] = tensor_file(frame)
+            submit = SubmitCommand(devices=(device,), command=put, upload=put.id, upload_size=LARGE_BYTES)
+        else:
+            submit = SubmitCommand(devices=(device,), command=put, frames=(frame,))
+        self._send([command], submit)
 
     def _invoke(self) -> None:
         self._invoke_on((self._device(),))
@@ -110,7 +131,7 @@ class User:
         if not self.node.living:
             return
         random = self._world.random
-        plan: FakePlan = random.choices(fake_plans(), (50, 50, 30, 10, 1, 0.5))[0]
+        plan: FakePlan = random.choices(self._plans, self._weights)[0]
         args, operands, frames, earlier = self._arguments()
         worthless = plan.fails or plan.poison or plan.deadly
         excuses = {"ExecutionFailed"} if plan.fails else {"WorkerDied"} if worthless else set()
@@ -176,7 +197,7 @@ class User:
             self._submit(SubmitCommand(devices=(command.device,), command=Release(ids=command.ids), released=released))
 
     def _send_plan(self) -> None:
-        self._submit(SendPlan(plan=self._world.random.choice(fake_plans()).parts))
+        self._submit(SendPlan(plan=self._world.random.choice(self._plans).parts))
 
     def _read(self) -> None:
         ready = [command for command in self._everything[-30:] if command.ended == "value"]
