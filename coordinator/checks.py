@@ -21,6 +21,7 @@ __all__ = [
     "checked_prefix",
     "checked_result_id",
     "checked_seed",
+    "checked_session_id",
     "checked_session_name",
     "checked_tags",
     "checked_timeout",
@@ -30,6 +31,7 @@ __all__ = [
 _TAG_LENGTH = 256
 _SESSION_NAME_LENGTH = 256
 _ID_BYTES = 16
+_HEX_DIGITS = frozenset("0123456789abcdef")
 
 Timeout = TypeVar("Timeout", bound=float | None)
 
@@ -103,8 +105,16 @@ def not_a_timeout(timeout: object) -> ValueError:
 def checked_prefix(prefix: object) -> str:
     """What ids begin with, in small letters. Raises ValueError for what is no hex."""
     small = prefix.lower() if isinstance(prefix, str) else "none"
-    if not set(small) <= set("0123456789abcdef") or len(small) > 2 * _ID_BYTES:
+    if not set(small) <= _HEX_DIGITS or len(small) > 2 * _ID_BYTES:
         raise ValueError(f"expected a prefix of up to {2 * _ID_BYTES} hex digits, got {prefix!r}")
+    return small
+
+
+def checked_session_id(id: object) -> str:
+    """The session's id, in small letters. Raises ValueError for what is none: half of the digits of a result's id."""
+    small = id.lower() if isinstance(id, str) else ""
+    if not set(small) <= _HEX_DIGITS or len(small) != _ID_BYTES:
+        raise ValueError(f"expected a session id of {_ID_BYTES} hex digits, got {id!r}")
     return small
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import string
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from broker import logs as log_output
 from broker.logs import LEVELS, render_text
+from broker.protocol.ids import check_device_id
 from broker.protocol.messages import ResultStatus
 from broker.settings import (
     ExitCode,
@@ -30,6 +30,7 @@ from broker.settings import (
     setting,
     version_option,
 )
+from coordinator.checks import checked_prefix, checked_session_id
 
 if TYPE_CHECKING:
     from coordinator.fleet import Fleet
@@ -210,16 +211,42 @@ def dead_letters(fleet: Fleet, *, limit: int, as_json: bool) -> None:
 # ------------------------------------------------------------------------------------------------- the log stream
 
 
+def _checked(check: Callable[[object], str]) -> Callable[[click.Context, click.Parameter, str], str]:
+    """A callback for an option whose value, if there is one, must pass ``check``."""
+
+    def callback(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+        try:
+            return check(value) if value else value
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return callback
+
+
 @cli.command(epilog="Example: edgeplan logs --follow --level debug --device pi-kitchen --insecure")
 @click.option("--follow", "-f", is_flag=True, help="Go on until ctrl-C; without it, for --seconds.")
 @click.option(
     "--seconds", default=5.0, type=click.FloatRange(min=0), show_default=True, help="How long, without --follow."
 )
 @click.option("--level", default="info", type=click.Choice(list(LEVELS)), show_default=True, help="From this level on.")
-@click.option("--device", default="", metavar="NAME", help="Events that name this device.")
+@click.option(
+    "--device", default="", callback=_checked(check_device_id), metavar="NAME", help="Events that name this device."
+)
 @click.option("--component", default="", metavar="NAME", help="Events of the broker, of agents, of sessions, ...")
-@click.option("--session", default="", metavar="ID", help="Events of this session (16 hex digits).")
-@click.option("--result", default="", metavar="ID", help="Events that name a result whose id begins so.")
+@click.option(
+    "--session",
+    default="",
+    callback=_checked(checked_session_id),
+    metavar="ID",
+    help="Events of this session (16 hex digits).",
+)
+@click.option(
+    "--result",
+    default="",
+    callback=_checked(checked_prefix),
+    metavar="ID",
+    help="Events that name a result whose id begins so.",
+)
 @_fleet_options
 def logs(
     fleet: Fleet,
@@ -237,12 +264,9 @@ def logs(
 
     A result's id alone (--level debug --result ID) tells its way hop by hop.
     """
-    for flag, digits in (("--session", session), ("--result", result)):
-        if not set(digits) <= set(string.hexdigits):  # it would follow for ever, and see nothing
-            raise click.BadParameter(f"expected hex digits, got {digits!r}", param_hint=flag)
     end = None if follow else time.monotonic() + seconds
     colours = sys.stdout.isatty()
-    with fleet.logs(level, device=device, component=component, session=session.lower(), result=result) as stream:
+    with fleet.logs(level, device=device, component=component, session=session, result=result) as stream:
         while end is None or time.monotonic() < end:
             record = stream.receive(_LOOK if end is None else min(_LOOK, max(0.0, end - time.monotonic())))
             if record is None:

@@ -18,6 +18,7 @@ import zmq
 
 from broker.logs import LEVELS
 from broker.protocol.errors import EdgePlanError
+from broker.protocol.framing import is_text
 from broker.protocol.ids import check_device_id, nth, parse_result_id
 from broker.protocol.messages import (
     AskDeadLetters,
@@ -42,7 +43,9 @@ from coordinator.checks import (
     checked_devices,
     checked_limit,
     checked_outbox,
+    checked_prefix,
     checked_result_id,
+    checked_session_id,
     checked_session_name,
     checked_tags,
     checked_timeout,
@@ -413,18 +416,21 @@ class Fleet:
         """The log events of all programs of the fleet from now on, of ``level`` and above: for ``for`` and ``async
         for``.
 
-        See `LogStream` for what the others pick out. Raises ValueError for a level that there is none.
+        See `LogStream` for what the others pick out. Raises ValueError for a level that there is none, and for what no
+        event can name: it would be waited for in vain.
         """
         if level not in LEVELS:
             raise ValueError(f"expected a level of {', '.join(LEVELS)}, got {level!r}")
+        if not is_text(component):
+            raise ValueError(f"expected a component's name, got {component!r}")
         stream = LogStream(
             self.context,
             self._published_at(),
             level=LEVELS[level],
-            device=device,
+            device="" if device == "" else check_device_id(device),
             component=component,
-            session=session,
-            result=result,
+            session="" if session == "" else checked_session_id(session),
+            result=checked_prefix(result),
         )
         self._streams.add(stream)
         return stream

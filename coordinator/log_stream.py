@@ -21,9 +21,9 @@ _decoder = msgspec.msgpack.Decoder(Record)
 class LogStream(Subscription[Record]):
     """Iterates over log events of ``level`` (a number of `broker.logs.LEVELS`) and above. See `Fleet.logs`.
 
-    ``device``, ``component``, ``session``: only events that name these. ``result``: only events in which any field
-    names a result id that begins with these hex digits. Programs begin to send when somebody follows; what happened
-    before is not told.
+    ``device``, ``component``, ``session`` (16 hex digits): only events that name these. ``result``: only events in
+    which any field names a result id that begins with these hex digits. Both in small letters. Programs begin to send
+    when somebody follows; what happened before is not told.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LogStream(Subscription[Record]):
         super().__init__(context, endpoint, [b"l.%d." % number for number in LEVELS.values() if number >= level])
         self._wanted = {name: value for name, value in (("component", component), ("session", session)) if value}
         self._device = device
-        self._result = result.lower()
+        self._result = result
 
     def _parse(self, frames: Sequence[bytes]) -> Record | None:
         try:

@@ -301,12 +301,20 @@ def test_every_command_has_help_with_an_example() -> None:
     assert "protocol 1." in runner.invoke(cli, ["--version"]).output
 
 
-@pytest.mark.parametrize("flag", ["--session", "--result"])
-def test_an_id_that_no_event_names(server: BrokerServer, flag: str) -> None:
-    """What is not in hex digits is refused, rather than waited for in vain."""
-    result = run(server, "logs", "--seconds", "0", flag, "pi-attic")
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--session", "pi-attic", "expected a session id of 16 hex digits, got 'pi-attic'"),
+        ("--session", "73d1cf9d", "expected a session id of 16 hex digits, got '73d1cf9d'"),
+        ("--result", "pi-attic", "expected a prefix of up to 32 hex digits, got 'pi-attic'"),
+        ("--device", "no name", "expected a device id of 1 to 64 letters"),
+    ],
+)
+def test_what_no_event_names(server: BrokerServer, flag: str, value: str, expected: str) -> None:
+    """It is refused, rather than waited for in vain."""
+    result = run(server, "logs", "--seconds", "0", flag, value)
     assert result.exit_code == ExitCode.USAGE
-    assert f"Invalid value for {flag}: expected hex digits, got 'pi-attic'" in result.stderr
+    assert f"Invalid value for '{flag}': {expected}" in result.stderr
 
 
 def test_the_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
