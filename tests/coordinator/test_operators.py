@@ -131,6 +131,7 @@ def test_operands_that_torch_does_not_take(
         (lambda: x @ x, RuntimeError, "matmul", (x_type, x_type), "must have same reduction dim"),
         (lambda: x + "a", TypeError, "add", (x_type, "'a'"), "for +: 'Tensor' and 'str'"),
         (lambda: "a" - x, TypeError, "sub", ("'a'", x_type), "for -: 'str' and 'Tensor'"),
+        (lambda: x * [1, 2], TypeError, "mul", (x_type, "[1, 2]"), "only integer tensors of a single element"),
         (lambda: x & x, RuntimeError, "and", (x_type, x_type), "expected bools or integers, got float32"),
         (lambda: x[5], IndexError, "getitem", (x_type, "5"), "index 5 is out of bounds"),
         (lambda: torch.cat([x, x], dim=9), IndexError, "cat", (f"[{x_type}, {x_type}]", "dim=9"), "out of range"),

@@ -113,6 +113,18 @@ def test_a_size_or_number_made_of_data(function: object, line: str, op: str) -> 
     assert "not known when the plan is built" in str(error)
 
 
+@pytest.mark.parametrize("example", [torch.tensor(2.5), torch.tensor([1, 2])])
+def test_what_is_no_index_whatever_it_holds(example: torch.Tensor) -> None:
+    """Python asks for an index where a list is multiplied: torch's error is told, with the line, as it is outside."""
+
+    def repeated(x: torch.Tensor) -> object:
+        return x * [1, 2]
+
+    with pytest.raises(TypeError, match="only integer tensors of a single element") as caught:
+        func2plan()(repeated).build(example)
+    assert "x * [1, 2]" in caught.value.__notes__[0]
+
+
 def test_a_number_that_decides_a_branch() -> None:
     """A number given to build is an argument, so that Python can't decide by it; the error says what to do."""
 
