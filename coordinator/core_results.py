@@ -15,6 +15,7 @@ from broker.protocol.messages import Failure, Frame, ResultInfo
 from coordinator.core_tables import RESULT, ResultInput, ResultState
 
 if TYPE_CHECKING:
+    from coordinator.build_errors import SourceLine
     from coordinator.core_commands import Outgoing
     from coordinator.core_events import SubmitCommand
 
@@ -30,10 +31,12 @@ class Result:
     ``plan``: the id of the plan that it comes from, empty for anything else. ``frames``: the values in
     `ResultState.INLINE`, None for one that was released. ``infos``: dtype, shape and size of each output, in
     `ResultState.REMOTE`. ``made``: a command is known to have made it; else it may be a tensor of the device's own,
-    which stays when it is released.
+    which stays when it is released. ``asked_at``: of an operator on a pointer the user's line, which its plan doesn't
+    know; set by whoever submits the command.
     """
 
     __slots__ = (
+        "asked_at",
         "command",
         "device",
         "digest",
@@ -72,6 +75,7 @@ class Result:
         self.failure: Failure | None = None
         self.made = True
         self.released: set[int] | None = None
+        self.asked_at: SourceLine | None = None
         self.then: SubmitCommand | None = None  # what to submit when there is a value
 
     @classmethod

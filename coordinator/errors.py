@@ -476,15 +476,17 @@ def error_from_failure(
     device: str = "",
     id: str | bytes = "",
     source_table: Sequence[tuple[str, int, str] | None] | None = None,
+    asked_at: SourceLine | None = None,
 ) -> RemoteError:
     """The error to raise for a failure: of the class that its code names, or a plain `RemoteError` that keeps the code.
 
     ``device`` and ``id`` say where and of which result; ``source_table`` is the plan's (see
-    `coordinator.plan.Plan.source_table`), from which ``source`` is found by the failing op's index.
+    `coordinator.plan.Plan.source_table`), from which ``source`` is found by the failing op's index, unless all its ops
+    come from the line ``asked_at``.
     """
     index = failure.details.get("op_index")
-    source = None
-    if source_table is not None and isinstance(index, int) and 0 <= index < len(source_table):
+    source = None if index is None else asked_at
+    if source is None and source_table is not None and isinstance(index, int) and 0 <= index < len(source_table):
         entry = source_table[index]
         source = None if entry is None else SourceLine(*entry)
     kind = _BY_CODE.get(failure.code, RemoteError)

@@ -475,8 +475,8 @@ class Fleet:
             return LedgerLost(nth(result.id, k).hex())
         if failure.code in {"FleetClosed", "ConnectionRefused"}:
             return session_error(failure)
-        table = self._sources.get(result.plan)
-        return error_from_failure(failure, device=result.device, id=nth(result.id, k), source_table=table)
+        id, table = nth(result.id, k), self._sources.get(result.plan)
+        return error_from_failure(failure, device=result.device, id=id, source_table=table, asked_at=result.asked_at)
 
     def ask(self, kind: type[Answer], make: Callable[[int], Message], timeout: float = REQUEST_TIMEOUT) -> Answer:
         """The broker's answer, of that ``kind``, to the request that ``make`` makes with its number.

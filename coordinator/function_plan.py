@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from coordinator.capture.building import Captured
 from coordinator.capture.graphs import StateSource
 from coordinator.capture.inline import inlining
 from coordinator.capture.tracing import Target
@@ -83,11 +84,15 @@ class FunctionPlan(Plan, ours=True):
 
 class OpPlan(FunctionPlan, ours=True):
     """A plan of one op of torch's, for pointers. It is not run beside the op when it is built: none of the user's code
-    is in it, and its arguments may be large, or such that values of ours don't fit.
+    is in it, and its arguments may be large, or such that values of ours don't fit. It serves many lines of the user's,
+    so it knows none: see `coordinator.operators`.
     """
 
     def _target(self) -> Target:
         return replace(super()._target(), compared=False)
+
+    def _keep(self, captured: Captured) -> None:
+        super()._keep(replace(captured, lines=(None,) * len(captured.lines)))
 
 
 @overload

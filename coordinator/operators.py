@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.errors import ForeignPointer, IndexMismatch, OperandsMismatch, PlanBuildError, PointerError
 from edge_agent.plan.errors import PlanTypeError
+from edge_agent.plan.trees import spec_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -86,7 +87,11 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
             _plans.popitem(last=False)
     else:
         _plans.move_to_end(key)
-    return _named(name, plan.send(first.device)(*pointers))
+    results = plan.send(first.device)(*pointers)
+    line = _called_at()
+    for pointer in spec_of(results, name=name)[1]:
+        pointer.result.asked_at = line
+    return _named(name, results)
 
 
 def remote_method(pointer: PointerTensor, name: str) -> Any:

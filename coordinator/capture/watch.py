@@ -116,7 +116,7 @@ class TraceWatch(TorchFunctionMode):
                 number = args[0] in self.numbers
                 if func in _BRANCHES:
                     self._refuse(DataDependentBranch(number=number, where=where))
-                if func in _VALUES and not (func is torch.Tensor.__index__ and _is_no_index(args[0])):
+                if func in _VALUES and not _is_no_index(func, args[0]):
                     self._refuse(DataDependentSize(f"Tensor.{func.__name__}", number=number, where=where))
                 if func in _NUMPY:
                     self._refuse(NumpyInPlan("numpy", where=where))
@@ -143,10 +143,14 @@ def _is_unknown(value: object) -> bool:
     return isinstance(inner, FakeTensor) and inner.constant is None
 
 
-def _is_no_index(value: torch.Tensor) -> bool:
-    """Whether torch refuses it as an index, whatever it holds. Python asks for one where a list is multiplied by it."""
+def _is_no_index(function: object, value: torch.Tensor) -> bool:
+    """Whether it asks for an index, as Python does where a list is multiplied, and torch refuses that for a tensor of
+    this type, whatever it holds.
+    """
+    if function is not torch.Tensor.__index__:
+        return False
     fraction = value.dtype.is_floating_point or value.dtype.is_complex
-    return fraction or any(isinstance(size, int) and size != 1 for size in value.shape)
+    return fraction or any(type(size) is int and size != 1 for size in value.shape)
 
 
 # ------------------------------------------------------------------------------------------------- eager code

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from coordinator import VirtualWorker, connect, func2plan
-from coordinator.errors import DataDependentSize, ForeignPointer, IndexMismatch, OperandsMismatch, PointerError
+from coordinator.errors import (
+    ArgumentFailed,
+    DataDependentSize,
+    ExecutionFailed,
+    ForeignPointer,
+    IndexMismatch,
+    OperandsMismatch,
+    PointerError,
+)
 from coordinator.fleet import Fleet
 from coordinator.pointers import PointerTensor
 from coordinator.tagging import tagged
@@ -167,6 +175,34 @@ def test_what_no_plan_can_do_names_the_users_line(pointers: tuple[PointerTensor,
     assert caught.value.where is not None
     assert caught.value.where.file == __file__
     assert caught.value.where.text == "pointers[0].nonzero()"
+
+
+def test_a_failure_on_the_device_names_the_users_line(
+    fleet: Fleet, pointers: tuple[PointerTensor, PointerTensor]
+) -> None:
+    """That of each call, though one plan serves them all; of what is taken up after its end none is known."""
+    x: Any = pointers[0]
+    far: Any = fleet.device("one").send(torch.tensor([5]))
+    failed = [
+        x[far],
+        x[far],  # a line of its own
+        torch.index_select(x, 0, far).sum(),
+        torch.index_select(x, 0, far),
+        x.index_select(0, far),
+    ]
+    errors = fleet.get(failed, WITHIN, errors="return")
+    assert isinstance(errors.pop(2), ArgumentFailed)
+    assert all(isinstance(error, ExecutionFailed) for error in errors)
+    assert [error.source.rpartition(": ")[2] for error in errors] == [
+        "x[far],",
+        "x[far],  # a line of its own",
+        "torch.index_select(x, 0, far),",
+        "x.index_select(0, far),",
+    ]
+    assert all(error.source.startswith(f"{__file__}:") for error in errors)
+    with pytest.raises(ExecutionFailed) as caught:
+        fleet.pointer(failed[0].id).get(WITHIN)
+    assert caught.value.source == ""
 
 
 def test_the_same_op_is_built_and_uploaded_once(fleet: Fleet, pointers: tuple[PointerTensor, PointerTensor]) -> None:
