@@ -16,7 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from coordinator.errors import ForeignPointer, IndexMismatch, OperandsMismatch, PlanBuildError, PointerError
+from coordinator.errors import (
+    ForeignPointer,
+    IndexMismatch,
+    MutatedInput,
+    OperandsMismatch,
+    PlanBuildError,
+    PointerError,
+)
 from edge_agent.plan.errors import PlanTypeError
 from edge_agent.plan.trees import spec_of
 
@@ -82,7 +89,10 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
     key = (name, function, tuple(types), _key(slots))
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = _built(OpPlan, name, function, slots, types)
+        try:
+            plan = _plans[key] = _built(OpPlan, name, function, slots, types)
+        except MutatedInput as error:
+            raise PointerError(f"{name}, which writes into its argument,", first.id) from error
         if len(_plans) > _PLANS:
             _plans.popitem(last=False)
     else:
@@ -224,7 +234,8 @@ def _slots(nest: Any, pointers: list[PointerTensor]) -> Any:
         pointers.append(nest)
         return _Slot(len(pointers) - 1)
     if isinstance(nest, tuple | list):
-        return type(nest)(_slots(one, pointers) for one in nest)
+        inside = [_slots(one, pointers) for one in nest]
+        return inside if isinstance(nest, list) else tuple(inside)
     if isinstance(nest, dict):
         return {key: _slots(one, pointers) for key, one in nest.items()}
     return nest
@@ -234,7 +245,8 @@ def _filled(nest: Any, tensors: Sequence[Any]) -> Any:
     if isinstance(nest, _Slot):
         return tensors[nest.k]
     if isinstance(nest, tuple | list):
-        return type(nest)(_filled(one, tensors) for one in nest)
+        inside = [_filled(one, tensors) for one in nest]
+        return inside if isinstance(nest, list) else tuple(inside)
     if isinstance(nest, dict):
         return {key: _filled(one, tensors) for key, one in nest.items()}
     return nest
@@ -285,6 +297,7 @@ class RemoteOperators:
 
     __slots__ = ()
 
+    __pos__ = _unary(operator.pos)
     __neg__ = _unary(operator.neg)
     __abs__ = _unary(abs)
     __invert__ = _unary(operator.invert)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,6 +26,13 @@ from coordinator.tagging import tagged
 WITHIN = 60.0
 X = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]])
 Y = torch.tensor([[2.0, 3.0, -1.0], [0.5, 2.0, 2.0]])
+
+
+class Pair(NamedTuple):
+    """A tuple of a kind of the user's own."""
+
+    first: Any
+    second: Any
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,7 @@ def pointers(fleet: Fleet) -> tuple[PointerTensor, PointerTensor]:
         lambda x, y: x % y,
         lambda x, y: x // y,
         lambda x, _: -x,
+        lambda x, _: +x,
         lambda x, _: abs(x),
         lambda x, y: x > y,
         lambda x, y: x.eq(y),
@@ -69,6 +77,7 @@ def pointers(fleet: Fleet) -> tuple[PointerTensor, PointerTensor]:
         lambda x, _: torch.abs(x),
         torch.maximum,
         lambda x, y: torch.cat([x, y], dim=1),
+        lambda x, y: torch.cat(Pair(x, y)),
         lambda x, y: torch.where(x > 0, x, y),
         lambda x, _: torch.nn.functional.softmax(x, dim=1),
         lambda x, _: x.sum(),
@@ -228,7 +237,8 @@ def test_numbers_of_different_kinds_are_different_ops(pointers: tuple[PointerTen
     [
         (lambda p: p.item(), "item"),
         (lambda p: p.tolist(), "tolist"),
-        (lambda p: p.add_(1), "add_"),
+        (lambda p: p.add_(1), "add_, which writes into its argument,"),
+        (lambda p: torch.nn.functional.relu(p, inplace=True), "relu, which writes into its argument,"),
         (lambda p: bool(p > 1), "bool"),
         (lambda p: p.numpy(), "numpy"),
         (lambda p: bool(p == 1.0), "bool"),
