@@ -145,6 +145,10 @@ class Plan(nn.Module):
             other._built = self._built.copied(memo)
         return other
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over, also through a pickle: all but what was loaded to run it here, which is done anew."""
+        return {**self.__dict__, "_loaded": None}
+
     def _check_name(self, name: str) -> None:
         if name in _PROTECTED:
             raise ProtectedName(type(self).__name__, name)

@@ -317,6 +317,22 @@ def test_copies_are_plans_of_their_own() -> None:
     torch.testing.assert_close(net.run_plan(example), net(example).detach())
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_plan_that_has_run_is_pickled(stored: bool, tmp_path: Path) -> None:
+    """As any module is, by torch.save too: what was loaded to run it here does not go with it."""
+    plan: Plan = Net()
+    plan.build(torch.tensor([1.0, 2.0]))
+    if stored:
+        plan.save(tmp_path / "net.plan")
+        plan = Plan.load(tmp_path / "net.plan")
+    example = torch.tensor([0.5, -1.0])
+    expected = plan.run_plan(example)
+    torch.save(plan, tmp_path / "net.pt")
+    other = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert other.id == plan.id
+    assert torch.equal(other.run_plan(example), expected)
+
+
 def test_module_habits() -> None:
     """state_dict, load_state_dict, to, eval and parameters work as on any module."""
     net, other = Net(), Net()
