@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from broker.protocol.framing import decode, encode
 from broker.protocol.messages import PROTOCOL_VERSION, AskStats, OpenSession, Refused
 from broker.server import BrokerServer
 from broker.settings import EndpointMalformed, InsecureEndpoint
-from coordinator import VirtualWorker, connect, tagged
+from coordinator import VirtualWorker, connect, func2plan, tagged
 from coordinator.core import SessionConfig
 from coordinator.driver import SessionDriver
 from coordinator.errors import BrokerUnreachable, FleetClosed, SessionTakenOver
@@ -39,6 +41,19 @@ def url_of(server: BrokerServer) -> str:
     """Where it listens."""
     assert server.wait_until_listening(WITHIN)
     return server.endpoints.listen
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_fleet_is_not_copied(duplicate: Callable[[object], object]) -> None:
+    """Nor pickled, as for a process of its own; of what belongs to one that is said, too."""
+    with connect() as fleet:
+        plan = func2plan(args_shape=[(2,)])(torch.abs).send(fleet.device("device_1"))
+        for whole in (fleet, {"fleet": fleet}, fleet.device("device_1"), plan):
+            if duplicate is copy.copy and whole is not fleet:
+                continue  # it goes no deeper
+            with pytest.raises(TypeError, match="a fleet, and what belongs to one, can't be pickled or copied"):
+                duplicate(whole)
+        assert fleet.devices() == []
 
 
 def test_nobody_listens() -> None:
@@ -225,7 +240,7 @@ def test_a_fork_can_not_use_the_fleet(broker: BrokerServer) -> None:
 
 FORGOTTEN = """
 import torch
-from coordinator import VirtualWorker, connect, tagged
+from coordinator import VirtualWorker, connect, func2plan, tagged
 fleet = connect()
 device = VirtualWorker(fleet, "d1", data=[tagged(torch.tensor([1.0]), "x")])
 stream = fleet.notifications()
