@@ -24,8 +24,10 @@ The file is flat, and one file may serve several commands of a program; a key th
 from __future__ import annotations
 
 import enum
+import errno
 import functools
 import ipaddress
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +44,7 @@ __all__ = [
     "EndpointMalformed",
     "ExitCode",
     "InsecureEndpoint",
+    "NumberRange",
     "ProgramFailed",
     "check_insecure",
     "config_option",
@@ -56,6 +59,8 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 ENVIRONMENT_PREFIX = "EDGEPLAN_"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Why the disk does not take what is written to it: it is full, or somebody's share of it."""
 
 
 class ExitCode(enum.IntEnum):
@@ -127,6 +132,17 @@ def setting(*declarations: str, **attributes: Any) -> Callable[[Function], Funct
     return click.option(*declarations, **attributes)
 
 
+class NumberRange(click.FloatRange):
+    """A number within bounds. To click, what is not a number (``nan``) lies within any."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"expected a number, got {value}", param, ctx)
+        return number
+
+
 def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
@@ -147,12 +163,18 @@ def _load_config(context: click.Context, _parameter: click.Parameter, path: Path
         if key not in known and key not in mine:
             names = ", ".join(sorted(known | mine))
             raise click.UsageError(f"expected settings of {names}, got {written!r} in {path}", context)
-        if isinstance(value, dict):
-            raise click.UsageError(f"expected a value for {written!r} in {path}, got a table", context)
+        # Of a setting that may be repeated, one value may stand as it is.
+        values = value if isinstance(value, list) and mine.get(key) in repeated | {None} else [value]
+        for one in values:
+            if not isinstance(one, str | int | float):
+                raise click.UsageError(f"expected a value for {written!r} in {path}, got {_kind(one)}", context)
         if key in mine:
-            # Of a setting that may be repeated, one value may stand as it is.
-            defaults[mine[key]] = [value] if mine[key] in repeated and not isinstance(value, list) else value
+            defaults[mine[key]] = values if mine[key] in repeated else value
     context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a date or time"
 
 
 def _settings(command: click.Command) -> Iterator[tuple[str, str]]:
@@ -300,7 +322,11 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        returned = command.main(prog_name=name, standalone_mode=False)
+        # Not by the command's main(), which takes a reader that has read enough for a failure.
+        with command.make_context(name, sys.argv[1:]) as context:
+            returned = command.invoke(context)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.OK)
     except click.ClickException as error:
@@ -316,4 +342,10 @@ def run_program(command: click.Command, name: str) -> NoReturn:
         # Whoever read our output has read enough. The interpreter would complain once more when it flushes.
         sys.stdout = sys.stderr
         sys.exit(ExitCode.OK)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        click.echo(f"Error: cannot write: {error.strerror}", err=True)
+        sys.stdout = sys.stderr  # as above
+        sys.exit(ExitCode.STORAGE)
     sys.exit(returned if isinstance(returned, int) else ExitCode.OK)

@@ -23,6 +23,7 @@ from broker.protocol.ids import check_device_id
 from broker.protocol.messages import ResultStatus
 from broker.settings import (
     ExitCode,
+    NumberRange,
     ProgramFailed,
     config_option,
     insecure_option,
@@ -49,7 +50,7 @@ def _fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of everything that asks a broker; the command gets ``fleet`` and ``as_json``."""
 
     @setting("--broker", default="tcp://127.0.0.1:5750", metavar="ENDPOINT", help="Where the broker listens.")
-    @setting("--timeout", default=5.0, type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for it.")
+    @setting("--timeout", default=5.0, type=NumberRange(min=0, min_open=True), help="Seconds to wait for it.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @insecure_option
     @config_option
@@ -120,7 +121,7 @@ def search(fleet: Fleet, tags: tuple[str, ...], on: tuple[str, ...], *, as_json:
         by_device = fleet.search(*tags, devices=on)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    if not by_device and on:
+    if set(on) - by_device.keys():
         known = {info.device for info in fleet.device_infos()}
         for device in on:
             if device not in known:
@@ -225,9 +226,7 @@ def _checked(check: Callable[[object], str]) -> Callable[[click.Context, click.P
 
 @cli.command(epilog="Example: edgeplan logs --follow --level debug --device pi-kitchen --insecure")
 @click.option("--follow", "-f", is_flag=True, help="Go on until ctrl-C; without it, for --seconds.")
-@click.option(
-    "--seconds", default=5.0, type=click.FloatRange(min=0), show_default=True, help="How long, without --follow."
-)
+@click.option("--seconds", default=5.0, type=NumberRange(min=0), show_default=True, help="How long, without --follow.")
 @click.option("--level", default="info", type=click.Choice(list(LEVELS)), show_default=True, help="From this level on.")
 @click.option(
     "--device", default="", callback=_checked(check_device_id), metavar="NAME", help="Events that name this device."
@@ -338,10 +337,12 @@ def _row(table: Table, *cells: str | Text) -> None:
 
 def _print(table: Table, *, empty: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-    if table.row_count or not empty:
-        console.print(table)
-    else:
-        console.print(empty, markup=False)
+    with console.capture() as printed:  # by itself it would end the program where nobody reads on
+        if table.row_count or not empty:
+            console.print(table)
+        else:
+            console.print(empty, markup=False)
+    click.echo(printed.get(), nl=False)
 
 
 def main() -> NoReturn:

@@ -18,6 +18,7 @@ from broker.protocol.errors import TensorRefused
 from broker.protocol.ids import check_device_id
 from broker.settings import (
     ExitCode,
+    NumberRange,
     ProgramFailed,
     check_insecure,
     config_option,
@@ -78,7 +79,7 @@ def cli() -> None:
     help="What runs the plans.  [default: torch where it is installed, else onnx]",
 )
 @setting("--threads", type=click.IntRange(0), default=0, help="Threads that a plan may use; 0: half of the cores.")
-@setting("--idle", type=click.FloatRange(0), default=60.0, help="Seconds without work after which the worker ends.")
+@setting("--idle", type=NumberRange(0), default=60.0, help="Seconds without work after which the worker ends.")
 @setting(
     "--store-quota",
     type=click.IntRange(0),
@@ -88,7 +89,7 @@ def cli() -> None:
 )
 @setting(
     "--checkpoint-seconds",
-    type=click.FloatRange(0),
+    type=NumberRange(0),
     default=30.0,
     help="How much work of a long fold a crash costs at most; each checkpoint is written to the disk.",
 )
@@ -108,7 +109,7 @@ def cli() -> None:
 )
 @setting(
     "--max-seconds",
-    type=click.FloatRange(0),
+    type=NumberRange(0),
     default=0.0,
     help="How long a run of a plan, or one step of a fold, may take; 0: no limit.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from broker.settings import (
     EndpointMalformed,
     ExitCode,
     InsecureEndpoint,
+    NumberRange,
     ProgramFailed,
     check_insecure,
     config_option,
@@ -42,12 +44,14 @@ def program() -> None:
 @setting("--listen", default="tcp://127.0.0.1:5750", help="Where peers connect.")
 @setting("--max-message", type=int, default=100)
 @setting("--id", "device", default="nameless")
+@setting("--seconds", type=NumberRange(0), default=1.0)
 @setting("--tag", multiple=True)
 @insecure_option
 @log_options
 @config_option
-def run(listen: str, max_message: int, device: str, tag: tuple[str, ...], insecure: bool) -> None:
+def run(listen: str, max_message: int, device: str, seconds: float, tag: tuple[str, ...], insecure: bool) -> None:
     """Print the settings."""
+    assert seconds >= 0
     click.echo(json.dumps([listen, max_message, list(tag), insecure, device]))
     logs.get_logger("x").debug("at_debug")
 
@@ -128,6 +132,10 @@ def test_one_file_may_serve_all_commands_of_a_program(runner: CliRunner, tmp_pat
         (b"listen = \n", "expected a settings file in TOML"),
         (b"\xff\xfe\n", "expected a settings file in TOML"),
         (b"[listen]\n", "expected a value for 'listen'"),
+        (b"max-message = [1, 2]\n", "expected a value for 'max-message' in"),
+        (b"max-message = 2026-01-01\n", "got a date or time"),
+        (b"tag = [[1]]\n", "expected a value for 'tag' in"),
+        (b"seconds = nan\n", "expected a number, got nan"),
         (b'max-message = "many"\n', "'many' is not a valid integer"),
         (b'log-level = "loud"\n', "'loud' is not one of"),
         (None, "settings.toml: No such file or directory"),
@@ -270,7 +278,8 @@ def test_the_refusal_is_an_error_of_edgeplan_and_carries_its_endpoint() -> None:
         (EndpointMalformed("here"), ExitCode.USAGE, "Error: expected an endpoint such as tcp://127.0.0.1:5750, got"),
         (click.BadParameter("odd"), ExitCode.USAGE, "odd"),
         (KeyboardInterrupt(), ExitCode.OK, ""),
-        (BrokenPipeError(), ExitCode.OK, ""),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), ExitCode.OK, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), ExitCode.STORAGE, "Error: cannot write: No space left on"),
     ],
     ids=lambda value: type(value).__name__,
 )

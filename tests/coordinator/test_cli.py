@@ -114,6 +114,7 @@ def test_search(server: BrokerServer, fleet: Fleet) -> None:
     unknown = run(server, "search", "input", "--device", "nobody", "--json")
     assert (unknown.exit_code, unknown.stdout) == (ExitCode.NOT_FOUND, "")
     assert unknown.stderr == "Error: this broker knows no device 'nobody'\n"
+    assert run(server, "search", "--device", "pi-attic", "--device", "nobody").exit_code == ExitCode.NOT_FOUND
     wrong = run(server, "search", "input", "--device", "no name")
     assert wrong.exit_code == ExitCode.USAGE
     assert "expected a device id of 1 to 64 letters" in wrong.stderr
@@ -249,6 +250,25 @@ def test_logs_filter_by_result_and_level(server: BrokerServer, fleet: Fleet) -> 
             assert any(str(value).startswith(fleet.session_id) for value in each.values())
     with pytest.raises(ValueError, match="expected a level of debug, info"):
         fleet.logs("chatty")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize(("full", "code", "said"), [(False, 0, ""), (True, 8, "Error: cannot write: No space left")])
+def test_output_that_nobody_takes(
+    server: BrokerServer, fleet: Fleet, form: list[str], full: bool, code: int, said: str
+) -> None:
+    """Whoever reads it has read enough, which is no failure; a full disk is one, in a sentence."""
+    asked = [sys.executable, "-m", "coordinator", "devices", "--broker", server.endpoints.listen, "--insecure", *form]
+    if full:
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    try:
+        done = subprocess.run(asked, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        os.close(output)
+    assert (done.returncode, done.stderr[: len(said) or None]) == (code, said)
 
 
 def test_an_operator_needs_no_torch() -> None:
