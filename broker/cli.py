@@ -60,13 +60,13 @@ def cli() -> None:
 @setting(
     "--max-message",
     default=_DEFAULTS.max_message,
-    type=click.IntRange(min=1 << 16),
+    type=click.IntRange(min=1 << 16, max=1 << 40),
     help="The largest message, in bytes.",
 )
 @setting(
     "--heartbeat-ms",
     default=_DEFAULTS.heartbeat_ms,
-    type=click.IntRange(min=100),
+    type=click.IntRange(min=100, max=86_400_000),
     help="How often peers say that they live.",
 )
 @setting(

@@ -20,7 +20,9 @@ __all__ = ["AsyncSignal", "Deadline", "Signal", "wait_async", "wait_for"]
 
 
 class Deadline:
-    """A point in time ``timeout`` seconds from now; None: never. Raises ValueError for what is no time."""
+    """A point in time ``timeout`` seconds from now; None, and what is longer than a thread can wait (292 years): never.
+    Raises ValueError for what is no time.
+    """
 
     __slots__ = ("_at", "timeout")
 
@@ -33,9 +35,9 @@ class Deadline:
             at = time.monotonic() + timeout
         except (TypeError, OverflowError):
             raise not_a_timeout(timeout) from None
-        if at < math.inf:
+        if at < threading.TIMEOUT_MAX:
             self._at = at
-        elif at != math.inf:
+        elif math.isnan(at):
             raise not_a_timeout(timeout)
 
     @property

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from broker.protocol.errors import TensorRefused
+from broker.protocol.framing import is_text
 from broker.protocol.ids import check_device_id
 from broker.settings import (
     ExitCode,
@@ -180,7 +181,7 @@ def _labels(given: tuple[str, ...]) -> dict[str, str]:
     labels = {}
     for label in given:
         key, separator, value = label.partition("=")
-        if not separator or not key:
+        if not separator or not key or not is_text(label):
             raise click.BadParameter(f"expected KEY=VALUE, got {label!r}", param_hint="--label")
         labels[key] = value
     return labels

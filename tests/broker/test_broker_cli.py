@@ -96,6 +96,8 @@ def test_address_in_use(context: zmq.Context[zmq.Socket[bytes]]) -> None:
         (("--listen", "tcp://127.0.0.1:99999"), 2, "expected an endpoint"),
         (("--listen", "tcp://127.0.0.1:65535"), 2, "got 'tcp://127.0.0.1:65536'"),
         (("--listen", "tcp://127.0.0.1:*", "--data", "/dev/null/x"), 8, "cannot be opened"),
+        (("--max-message", str(1 << 63)), 2, "is not in the range"),
+        (("--heartbeat-ms", str(1 << 64)), 2, "is not in the range"),
     ],
 )
 def test_settings_that_are_refused(arguments: tuple[str, ...], code: int, words: str) -> None:

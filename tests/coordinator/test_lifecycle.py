@@ -76,10 +76,12 @@ def test_what_is_no_address(url: Any) -> None:
     assert str(caught.value) == f"expected an endpoint such as tcp://127.0.0.1:5750, got {url!r}"
 
 
-def test_a_timeout_without_end(broker: BrokerServer) -> None:
-    """Whoever connects may wait for ever."""
-    with connect(url_of(broker), insecure=True, timeout=float("inf")) as fleet:
-        assert VirtualWorker(fleet, "patient", timeout=float("inf")).registered
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_a_timeout_without_end(broker: BrokerServer, timeout: float) -> None:
+    """Whoever connects may wait for ever, or for longer than a thread can."""
+    with connect(url_of(broker), insecure=True, timeout=timeout) as fleet:
+        assert VirtualWorker(fleet, "patient", timeout=timeout).registered
+        fleet.flush(timeout)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def test_a_refused_agent_says_why(broker: RouterPeer, tmp_path: Path) -> None:
         (["--id", "a b"], ExitCode.USAGE, "expected a device id"),
         (["--id", "a", "--runtime", "tvm"], ExitCode.USAGE, "is not one of 'torch', 'onnx'"),
         (["--id", "a", "--label", "room"], ExitCode.USAGE, "expected KEY=VALUE"),
+        (["--id", "a", "--label", "room=\udcff"], ExitCode.USAGE, r"expected KEY=VALUE, got 'room=\udcff'"),
         (["--id", "a", "--broker", "tcp://192.0.2.1:5750"], ExitCode.USAGE, "encryption"),
         (["--id", "a", "--broker", "somewhere"], ExitCode.USAGE, "expected an endpoint"),
         ([], ExitCode.USAGE, "--id"),
