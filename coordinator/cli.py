@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["cli", "main"]
 
 _WIDTH = 160
-"""The width of tables where the output is no terminal, in characters."""
+"""The width of tables where the output is no terminal, in characters; on a terminal, how wide whole words make them."""
+_OF_WORDS = frozenset({"description", "labels", "reason", "tags"})
+"""The columns of tables that may take several lines where the others leave them no room."""
 _DEMO_NEEDS = {"torch": "torch", "sklearn": "scikit-learn"}
 """The modules that the demonstration imports beyond the base install, and the packages that have them."""
 _LOOK = 0.2
@@ -181,9 +183,10 @@ def stats(fleet: Fleet, *, as_json: bool) -> None:
     if as_json:
         _print_json({"total": _fields(counted.total), "devices": by_device, "gauges": counted.gauges})
         return
-    table = _table("", "total", *by_device)
-    for name, value in _fields(counted.total).items():
-        _row(table, name, f"{value:,}", *(f"{counters[name]:,}" for counters in by_device.values()))
+    total = _fields(counted.total)
+    table = _table("", *total)
+    for name, counters in {"in all": total, **by_device}.items():
+        _row(table, name, *(f"{value:,}" for value in counters.values()))
     _print(table, empty="")
     gauges = _table("now", "")
     for name, value in counted.gauges.items():
@@ -325,8 +328,8 @@ def _print_json(value: Any) -> None:
 
 def _table(*columns: str, header: bool = True) -> Table:
     table = Table(show_header=header, box=None, pad_edge=False, header_style="bold")
-    for k, column in enumerate(columns):
-        table.add_column(column, no_wrap=k < 2, overflow="fold")
+    for column in columns:
+        table.add_column(column, no_wrap=column not in _OF_WORDS, overflow="fold")
     return table
 
 
@@ -337,6 +340,8 @@ def _row(table: Table, *cells: str | Text) -> None:
 
 def _print(table: Table, *, empty: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    if console.width < _WIDTH:  # rather a line that the terminal breaks than a column of single letters
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=_WIDTH)).minimum)
     with console.capture() as printed:  # by itself it would end the program where nobody reads on
         if table.row_count or not empty:
             console.print(table)

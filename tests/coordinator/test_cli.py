@@ -6,9 +6,11 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -139,7 +141,9 @@ def test_stats(server: BrokerServer, fleet: Fleet) -> None:
     counted = printed(server, "stats")
     assert counted["total"]["commands"] == counted["devices"]["pi-attic"]["commands"]
     assert counted["gauges"]["devices_online"] == 1
-    assert "notifications" in run(server, "stats").stdout
+    header, *rows = run(server, "stats").stdout.splitlines()
+    assert header.split()[:2] == ["commands", "notifications"]
+    assert [row.split()[0] for row in rows[:2]] == ["in", "pi-attic"]
 
 
 def test_dead_letters(server: BrokerServer) -> None:
@@ -250,6 +254,29 @@ def test_logs_filter_by_result_and_level(server: BrokerServer, fleet: Fleet) -> 
             assert any(str(value).startswith(fleet.session_id) for value in each.values())
     with pytest.raises(ValueError, match="expected a level of debug, info"):
         fleet.logs("chatty")
+
+
+@pytest.mark.parametrize("command", ["devices", "search", "stats"])
+def test_a_narrow_terminal(server: BrokerServer, fleet: Fleet, command: str) -> None:
+    """It breaks the lines by itself: ids, times and numbers stay whole."""
+    reader, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 40))
+    asked = [sys.executable, "-m", "coordinator", command, "--broker", server.endpoints.listen, "--insecure"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    with subprocess.Popen(asked, stdout=terminal, env=environment) as running:
+        os.close(terminal)
+        told = b""
+        with contextlib.suppress(OSError):  # the terminal has no other end any more
+            while read := os.read(reader, 4096):
+                told += read
+    os.close(reader)
+    assert running.returncode == 0
+    wanted = {
+        "devices": r"pi-attic +yes +\S+Z +",
+        "search": r"pi-attic +[0-9a-f]{32} ",
+        "stats": r"pi-attic( +[0-9,]+){10}",
+    }
+    assert re.search(wanted[command], re.sub(r"\x1b\[[0-9;]*m", "", told.decode()))
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
