@@ -39,6 +39,9 @@ class Drawing:
 
     svg: str
 
+    def __repr__(self) -> str:
+        return f"<Drawing of {len(self.svg):,} characters: save it, or see it in a notebook>"
+
     def __str__(self) -> str:
         return self.svg
 

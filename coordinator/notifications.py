@@ -45,6 +45,11 @@ class AsCompleted:
             if not driver.when_ended(result, notify):
                 notify()
 
+    def __repr__(self) -> str:
+        with self._lock:
+            ended, left = len(self._ended), sum(map(len, self._left.values()))
+        return f"<AsCompleted, {ended} ended, {left} to come>"
+
     def _on_ended(self, result: Result) -> None:
         with self._lock:
             self._ended.extend(self._left.pop(result.id, ()))

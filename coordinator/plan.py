@@ -198,7 +198,8 @@ class Plan(nn.Module):
     def cost(self, **sizes: int) -> Cost:
         """What running it costs where the dims that vary are so large: ``plan.cost(batch=32)``.
 
-        Raises `PlanNotBuilt`, or `ArgumentMismatch` for a size that is missing or unknown: `readable_plan` names them.
+        Raises `PlanNotBuilt`, or `ArgumentMismatch` for a size that is missing, unknown or too small: `readable_plan`
+        names them.
         """
         return self.costs.at(sizes)
 

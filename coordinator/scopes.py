@@ -50,6 +50,9 @@ class Scope:
         self._token: Token[Scope | None] | None = None
         self._left = False
 
+    def __repr__(self) -> str:
+        return f"<Scope of {self._fleet!r}, {'left' if self._left else f'{len(self._made)} made inside'}>"
+
     def add(self, pointers: Iterable[PointerTensor]) -> None:
         """These were made inside. Those of another fleet, and all once it was left, are for the scope around it."""
         others: list[PointerTensor] = []

@@ -40,6 +40,7 @@ class Subscription(ABC, Generic[T]):
     def __init__(self, context: Context, endpoint: str, topics: Iterable[bytes]) -> None:
         self._lock = threading.Lock()  # held while the socket is used
         self._closed = False
+        self._endpoint = endpoint
         self._socket = context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IPV6, 1)  # and IPv4, whichever the host's name gives
@@ -47,6 +48,9 @@ class Subscription(ABC, Generic[T]):
         self._socket.connect(endpoint)
         for topic in topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self._endpoint}{', closed' if self._closed else ''}>"
 
     @abstractmethod
     def _parse(self, frames: Sequence[bytes]) -> T | None:

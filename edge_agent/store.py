@@ -110,6 +110,9 @@ class Store:
         self.id = database.meta("store_id")
         """The store's random id: 8 bytes, with which the ids of all its own tensors begin."""
 
+    def __repr__(self) -> str:
+        return f"<Store {self.id.hex()} in {self.folder}>"
+
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, disk: Disk = DISK) -> Store:
         """The store in ``folder``, which is made if it is not there. ``disk``: where it is, if not on the real one.

@@ -67,12 +67,15 @@ class CostModel:
         """The cost where the symbols have these sizes. A symbol that only running can tell counts with its upper
         bound.
 
-        Raises `ArgumentMismatch` for a symbol that is missing or unknown, `ConditionFailed` beyond 64 bits.
+        Raises `ArgumentMismatch` for a symbol that is missing or unknown, or can't have that size, `ConditionFailed`
+        beyond 64 bits.
         """
         known = {symbol.name: symbol for symbol in self.graph.symbols}
-        for name in sizes:
+        for name, size in sizes.items():
             if name not in known:
                 raise ArgumentMismatch(name, f"one of the sizes {', '.join(known) or '(none)'}", "this name")
+            if not _is_size(size, known[name].low):
+                raise ArgumentMismatch(name, f"a size of {known[name].low} or more", repr(size))
         full = dict(sizes)
         for name, symbol in known.items():
             if name not in full:
@@ -85,10 +88,17 @@ class CostModel:
     def _told(self, name: str) -> bool:
         return any(name in symbols_of(dim) for one in self.graph.inputs for dim in one.shape)
 
+    def __repr__(self) -> str:
+        return f"<CostModel {'; '.join(str(self).splitlines())}>"
+
     def __str__(self) -> str:
         peak = " or ".join(render(one) for one in self.peaks)
         lines = [f"operations: {render(self.flops)}", f"peak bytes: {peak}", f"state bytes: {self.state_bytes}"]
         return "\n".join([*lines, *([] if self.bounded else ["without a bound: it has a loop that decides by itself"])])
+
+
+def _is_size(size: object, low: int) -> bool:
+    return isinstance(size, int) and size >= low
 
 
 def cost_of(checked: CheckedGraph) -> CostModel:

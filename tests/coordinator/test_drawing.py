@@ -117,6 +117,12 @@ def test_the_picture_in_the_documents_is_current() -> None:
     assert PICTURE.read_text(encoding="utf-8") == drawn()
 
 
+def test_a_person_sees_no_markup() -> None:
+    """Where no notebook shows the picture: the SVG is pages long."""
+    drawing = func2plan(args_shape=[(2,)])(torch.abs).draw()
+    assert repr(drawing) == f"<Drawing of {len(str(drawing)):,} characters: save it, or see it in a notebook>"
+
+
 def test_names_are_no_markup() -> None:
     """Whatever a plan is called."""
 

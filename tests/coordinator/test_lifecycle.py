@@ -56,6 +56,23 @@ def test_a_fleet_is_not_copied(duplicate: Callable[[object], object]) -> None:
         assert fleet.devices() == []
 
 
+def test_what_a_person_sees() -> None:
+    """In a notebook, or where something is printed: what it is, where, and how far it is."""
+    with connect() as fleet:
+        device = fleet.device("asleep")
+        ended = VirtualWorker(fleet, "device_1").send(torch.ones(2))
+        assert ended.wait(WITHIN)
+        waiting = fleet.as_completed([ended, {"a": device.send(torch.ones(2))}])
+        assert repr(waiting) == "<AsCompleted, 1 ended, 1 to come>"
+        with fleet.scope() as scope:
+            device.send(torch.ones(2))
+            assert repr(scope) == f"<Scope of {fleet!r}, 1 made inside>"
+        assert repr(scope) == f"<Scope of {fleet!r}, left>"
+        with fleet.logs() as logs:
+            assert repr(logs) == f"<LogStream at {fleet.endpoint}-logs>"
+        assert repr(logs) == f"<LogStream at {fleet.endpoint}-logs, closed>"
+
+
 def test_nobody_listens() -> None:
     """Without a broker, connect says so after its timeout, and names the endpoint."""
     with pytest.raises(BrokerUnreachable, match=r"no broker answers at tcp://127\.0\.0\.1:9 \(waited 0\.2 s\)"):

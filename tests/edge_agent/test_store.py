@@ -136,6 +136,13 @@ def test_search_by_tags() -> None:
         assert len(store.entries()) == 3
 
 
+def test_what_a_person_sees_of_a_store(tmp_path: Path) -> None:
+    """Which it is, and where."""
+    store = Store.open(tmp_path / "store")
+    assert repr(store) == f"<Store {store.id.hex()} in {tmp_path / 'store'}>"
+    store.close()
+
+
 def test_ids_begin_with_the_stores_own(tmp_path: Path) -> None:
     """16 bytes: the store's random id and a counter that goes on after a restart."""
     with Store.open(tmp_path) as store:

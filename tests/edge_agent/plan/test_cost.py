@@ -73,6 +73,7 @@ def test_a_network_is_a_formula_in_its_batch() -> None:
         assert cost.bounded
     assert "batch" in str(model)
     assert str(plan.cost(batch=2)) == str(model.at({"batch": 2}))
+    assert repr(model).splitlines() == [f"<CostModel {str(model).replace(chr(10), '; ')}>"]
 
 
 def test_views_take_no_memory_and_keep_what_they_look_at() -> None:
@@ -115,9 +116,15 @@ def test_the_peak_is_where_it_is_for_each_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "said"), [({}, "n: expected a size, got nothing"), ({"n": 1, "m": 2}, "m: expected")]
+    ("sizes", "said"),
+    [
+        ({}, "n: expected a size, got nothing"),
+        ({"n": 1, "m": 2}, "m: expected"),
+        ({"n": -1}, "n: expected a size of 0 or more, got -1"),
+        ({"n": "all"}, "n: expected a size of 0 or more, got 'all'"),
+    ],
 )
-def test_a_size_that_is_missing_or_unknown(sizes: dict[str, int], said: str) -> None:
+def test_a_size_that_is_missing_or_can_not_be(sizes: dict[str, Any], said: str) -> None:
     """Named."""
     model = model_of(plan_of(lambda x: x * 2, ("n",)))
     with pytest.raises(ArgumentMismatch, match=said):
