@@ -18,6 +18,7 @@ Each error carries its data as attributes; the sentence is made in ``__str__`` f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "ConnectionRefused",
@@ -31,7 +32,19 @@ __all__ = [
 
 
 class EdgePlanError(Exception):
-    """The base of every error that edgeplan raises on purpose."""
+    """The base of every error that edgeplan raises on purpose. It can be copied and pickled: a pool of processes hands
+    on what was raised in one of them.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(kind: type[EdgePlanError], args: tuple[Any, ...]) -> EdgePlanError:
+    """An error without its attributes. Not by its ``__init__``, which may be given something else than ``args``."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ProtocolError(EdgePlanError):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
+from collections.abc import Callable
 
 import pytest
 
-from broker.protocol.errors import EdgePlanError, TensorRefused
-from broker.protocol.messages import Failure
+from broker.protocol.errors import ConnectionRefused, EdgePlanError, TensorRefused
+from broker.protocol.messages import Failure, LogValue
+from broker.settings import InsecureEndpoint
 from coordinator import build_errors, errors
 from coordinator.errors import SourceLine, error_from_failure
+from coordinator.translation.errors import TranslationUnsupported
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed, PlanError, PlanMalformed, PlanTypeError, UnknownOp
 
 LINE = SourceLine("model.py", 7, "return x.sum()")
@@ -68,6 +73,37 @@ LINE = SourceLine("model.py", 7, "return x.sum()")
 def test_sentences(error: EdgePlanError, sentence: str) -> None:
     """Each error says what happened, and what to do, from its attributes."""
     assert str(error) == sentence
+
+
+def _pickled(error: EdgePlanError) -> EdgePlanError:
+    again: EdgePlanError = pickle.loads(pickle.dumps(error))  # noqa: S301 -- our own
+    return again
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, _pickled])
+def test_errors_come_out_of_a_copy_whole(duplicate: Callable[[EdgePlanError], EdgePlanError]) -> None:
+    """And through a pickle, as out of a pool of processes, whatever their classes are made from."""
+    details: dict[str, LogValue] = {"device": "pi", "op": "aten.index.Tensor", "op_index": 1, "error": "IndexError"}
+    given = [
+        errors.PlanBuildError("no", where=LINE),
+        build_errors.DataDependentBranch(where=LINE),
+        errors.ResultTimeout("ab", 2.5, "pi"),
+        ConnectionRefused("full", "no room"),
+        InsecureEndpoint("tcp://*:1", "not there"),
+        TranslationUnsupported("no", op="aten.strange.default", where=LINE),
+        error_from_failure(Failure(code="ExecutionFailed", message="no", details=details), device="pi", asked_at=LINE),
+        *(
+            error_from_failure(Failure(code=code, message="told so"), id="ab")
+            for code in ("TagNotFound", "PlanOverQuota")
+        ),
+    ]
+    for error in given:
+        error.add_note("at a line")
+        copied = duplicate(error)
+        assert type(copied) is type(error)
+        assert str(copied) == str(error)
+        assert vars(copied) == vars(error)
+        assert copied.args == error.args
 
 
 def test_the_kinds_that_python_knows() -> None:
