@@ -59,6 +59,8 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 ENVIRONMENT_PREFIX = "EDGEPLAN_"
+_LONGEST_PATH = 107
+"""The longest path of a socket, in bytes: what ``struct sockaddr_un`` has room for."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Why the disk does not take what is written to it: it is full, or somebody's share of it."""
 
@@ -276,25 +278,28 @@ def is_local(endpoint: str) -> bool:
         return False
 
 
-def _is_endpoint(endpoint: object) -> bool:
+def _is_endpoint(endpoint: object, *, connecting: bool) -> bool:
     """Whether it is one of ours: ``tcp://`` with a port, ``ipc://`` or ``inproc://``. ZeroMQ takes port 65537 for 1."""
     if not isinstance(endpoint, str):
         return False
     scheme, _, address = endpoint.partition("://")
     if scheme == "tcp":
         host, _, port = address.rpartition(":")
-        return bool(host) and (port == "*" or (port.isascii() and port.isdecimal() and int(port) < 1 << 16))
+        any_free = port == "*" and not connecting
+        return bool(host) and (any_free or (port.isascii() and port.isdecimal() and int(port) < 1 << 16))
+    if scheme == "ipc" and len(address.encode(errors="replace")) > _LONGEST_PATH:
+        return False
     return scheme in {"ipc", "inproc"} and bool(address)
 
 
-def check_insecure(endpoint: str, *, insecure: bool, quiet: bool = False) -> None:
+def check_insecure(endpoint: str, *, insecure: bool, quiet: bool = False, connecting: bool = False) -> None:
     """Refuse to use ``endpoint`` without encryption unless it is local; warn if nobody said ``insecure``.
 
     There are no keys yet, so nothing but a local address may be used at all. Raises `InsecureEndpoint`, and
     `EndpointMalformed` for what is no endpoint. The warning is the event ``encryption_missing``; ``quiet``: for an
-    address beside one that was warned of.
+    address beside one that was warned of. ``connecting``: to an address that a broker listens on, so not to any port.
     """
-    if not _is_endpoint(endpoint):
+    if not _is_endpoint(endpoint, connecting=connecting):
         raise EndpointMalformed(endpoint)
     if is_local(endpoint):
         if endpoint.startswith("tcp:") and not insecure and not quiet:

@@ -129,7 +129,7 @@ def connect(
         except BaseException:
             embedded.close()
             raise
-    check_insecure(url, insecure=insecure)
+    check_insecure(url, insecure=insecure, connecting=True)
     context: Context = zmq.Context()
     try:
         return Fleet(url, context=context, owned=[_Term(context)], timeout=timeout, config=config)

@@ -137,7 +137,7 @@ def run(
     from edge_agent.agent import Agent, AgentConfig
     from edge_agent.store_database import StoreError
 
-    check_insecure(broker, insecure=insecure)
+    check_insecure(broker, insecure=insecure, connecting=True)
     try:
         check_device_id(device)
     except ValueError as error:

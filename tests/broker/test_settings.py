@@ -234,6 +234,8 @@ def test_any_other_address_needs_encryption(endpoint: str) -> None:
         "tcp://127.0.0.1:-1",
         "tcp://127.0.0.1:many",
         "tcp://[::1]",
+        "ipc://",
+        "ipc://" + "x" * 108,
     ],
 )
 def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
@@ -244,6 +246,13 @@ def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
     assert isinstance(caught.value, EdgePlanError)
     assert isinstance(caught.value, ValueError)
     assert not isinstance(caught.value, InsecureEndpoint)
+
+
+def test_any_free_port_is_for_those_who_listen() -> None:
+    """Nobody can connect to one."""
+    check_insecure("tcp://127.0.0.1:*", insecure=True)
+    with pytest.raises(EndpointMalformed):
+        check_insecure("tcp://127.0.0.1:*", insecure=True, connecting=True)
 
 
 def test_missing_encryption_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:

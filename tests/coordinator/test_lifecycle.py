@@ -85,7 +85,7 @@ def test_an_address_that_may_not_be_used() -> None:
         connect("tcp://192.0.2.1:5750", insecure=True)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:5750", "http://127.0.0.1", "foo", "", 3])
+@pytest.mark.parametrize("url", ["127.0.0.1:5750", "http://127.0.0.1", "tcp://127.0.0.1:*", "foo", "", 3])
 def test_what_is_no_address(url: Any) -> None:
     """It is not said to be insecure."""
     with pytest.raises(EndpointMalformed) as caught:

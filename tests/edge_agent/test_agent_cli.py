@@ -149,6 +149,7 @@ def test_a_refused_agent_says_why(broker: RouterPeer, tmp_path: Path) -> None:
         (["--id", "a", "--label", "room=\udcff"], ExitCode.USAGE, r"expected KEY=VALUE, got 'room=\udcff'"),
         (["--id", "a", "--broker", "tcp://192.0.2.1:5750"], ExitCode.USAGE, "encryption"),
         (["--id", "a", "--broker", "somewhere"], ExitCode.USAGE, "expected an endpoint"),
+        (["--id", "a", "--broker", "tcp://127.0.0.1:*"], ExitCode.USAGE, "expected an endpoint"),
         ([], ExitCode.USAGE, "--id"),
     ],
 )
