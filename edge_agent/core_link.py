@@ -32,6 +32,9 @@ saved for most commands, since their results are announced about as soon.
 SILENCE = 3.0
 """After how many heartbeat intervals without a word from the broker the connection is taken for dead."""
 
+ABSENCE_SECONDS = 10.0
+"""How long there may be no connection before that is said, once: a broker that starts anew is back by then."""
+
 QUARANTINE_SECONDS = 60.0
 QUARANTINE_MAX = 3600.0
 """How long a device in quarantine waits before it asks again, doubled each time; and how long at most."""
@@ -77,6 +80,7 @@ class Link:
         self._attempts = 0
         self._quarantines = 0  # how often in a row the broker has said that we are a copy
         self._quarantined_until = 0.0
+        self._missed_at: float | None = desk.now + ABSENCE_SECONDS  # when to say that there is no connection
         self._welcomed = False  # whether the broker has ever taken us, since this agent started
         self._inbox = Inbox()
         self._outbox: Outbox[tuple[m.Event, tuple[m.Frame, ...]]] = Outbox()
@@ -97,6 +101,7 @@ class Link:
         """The connection stands: introduce ourselves."""
         if self.step is LinkStep.DOWN:
             self._move(LinkStep.REGISTERING)
+            self._missed_at = None
             self._attempts = 0
             if self._desk.now < self._quarantined_until:
                 self._register_at = self._quarantined_until
@@ -108,6 +113,7 @@ class Link:
         if self.step in (LinkStep.REGISTERING, LINK_REGISTERED):
             self._desk.log(INFO, "link_lost")
             self._move(LinkStep.DOWN)
+            self._missed_at = self._desk.now + ABSENCE_SECONDS
 
     def stranger(self) -> None:
         """The broker does not know us: introduce ourselves again."""
@@ -122,6 +128,7 @@ class Link:
             self._desk.send(m.Goodbye())
         if self.step is not LinkStep.LEFT:
             self._move(LinkStep.LEFT)
+            self._missed_at = None
 
     def welcome(self, message: m.Registered) -> bool:
         """The broker's answer to `Register`. False: it answers nothing that was asked."""
@@ -265,6 +272,9 @@ class Link:
             elif now >= self._beat_at:
                 self._beat_at = now + self._jittered(self._interval)
                 self._desk.send(m.Heartbeat(running=running()))
+        elif self._missed_at is not None and now >= self._missed_at:
+            self._missed_at = None
+            self._desk.log(WARNING, "broker_unreachable", seconds=ABSENCE_SECONDS)
 
     def next_timer(self) -> float | None:
         """When `tick` or `flush` is due by the passing of time alone."""
@@ -273,7 +283,7 @@ class Link:
             if (due := self._outbox.next_due()) is not None and due < timer:
                 timer = due
             return self._taken_at if self._taken_at is not None and self._taken_at < timer else timer
-        return self._register_at if self.step is LinkStep.REGISTERING else None
+        return self._register_at if self.step is LinkStep.REGISTERING else self._missed_at
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(0.9, 1.1)

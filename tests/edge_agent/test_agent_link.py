@@ -26,6 +26,23 @@ def test_a_device_introduces_itself_on_every_connection() -> None:
     assert (second.token, second.epoch, second.boot) == (b"token-01", 1, b"boot-001")
 
 
+def test_a_broker_that_cannot_be_reached_is_told_once() -> None:
+    """At each absence that lasts, of which else nobody would know: neither of a short one, nor at the end."""
+    device = Device()
+    for _ in range(2):
+        device.wait(9.9)
+        assert device.logs == []
+        device.wait(1000.0)
+        [told] = device.logs
+        assert (told.level, told.event, told.fields) == (30, "broker_unreachable", {"seconds": 10.0})
+        device.register()
+        device.wait(5.0)
+        device.feed(LinkDown())
+        device.logs.clear()
+    device.feed(e.Stopping())
+    assert device.core.next_timer() is None
+
+
 def test_a_device_that_is_not_registered_answers_nothing() -> None:
     """An answer would tell the broker that the token of a `Registered` that was lost has come."""
     device = Device()
