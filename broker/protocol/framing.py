@@ -41,6 +41,11 @@ MESSAGE_LIMIT = 4 << 20
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[m.Message] = msgspec.msgpack.Decoder(m.Message)
 
+_parts = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_natural = msgspec.msgpack.Decoder(m.Natural)
+
+_NUMBERED = {kind.__struct_config__.tag: kind.__name__ for kind in (m.Submit, m.Deliver, m.Announce, m.Notify)}
+
 _encode = _encoder.encode
 
 encode: Callable[[m.Message], bytes] = _encode
@@ -67,9 +72,22 @@ def decode(header: bytes | memoryview, *, limit: int = HEADER_LIMIT) -> m.Messag
         return decode_unjudged(header)
     except msgspec.ValidationError as error:
         major = m.PROTOCOL_VERSION[0]
-        raise ProtocolError(f"expected a message of protocol {major}, got another shape: {error}") from None
+        what = _told(header)
+        raise ProtocolError(f"expected {what} of protocol {major}, got another shape: {error}") from None
     except NOT_A_MESSAGE as error:
         raise ProtocolError(f"expected msgpack, got {len(header)} bytes that are not: {error}") from None
+
+
+def _told(header: bytes | memoryview) -> str:
+    """What this was to be: of a numbered stream, which message. Its sender keeps it by that number, and can say what
+    was in it.
+    """
+    try:
+        tag, number, *_ = _parts.decode(header)
+        kind, n = _NUMBERED.get(_natural.decode(tag)), _natural.decode(number)
+    except (ValueError, *NOT_A_MESSAGE):
+        kind = None
+    return "a message" if kind is None else f"{kind} {n}"
 
 
 def command_digest(command: m.Command, frames: Sequence[m.Frame] = ()) -> bytes:

@@ -193,6 +193,22 @@ def test_the_refusal_names_the_place() -> None:
 # ------------------------------------------------------------------------------------------------- digests
 
 
+@pytest.mark.parametrize(
+    ("fields", "which"),
+    [
+        ([48, 7, "no list", None], "Submit 7"),
+        ([55, 8, None], "Announce 8"),
+        ([48, "x", []], "a message"),
+        ([48], "a message"),
+        ([127, 7, None], "a message"),
+    ],
+)
+def test_the_refusal_names_the_number(fields: list[Any], which: str) -> None:
+    """Of a message in a numbered stream, so that its sender can look up what was in it."""
+    with pytest.raises(ProtocolError, match=f"^expected {which} of protocol 1, got another shape: "):
+        decode(msgspec.msgpack.encode(fields))
+
+
 def test_a_commands_digest_depends_on_its_fields_and_on_each_frame() -> None:
     """Same id with anything else different is another command; where a frame ends counts as well."""
     put = m.Put(id=bytes(16))
