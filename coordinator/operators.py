@@ -44,8 +44,13 @@ _PLANS = 512
 _ATTRIBUTES: dict[str, Callable[[Any], Any]] = {name: operator.attrgetter(name) for name in ("T", "mT", "H", "mH")}
 """Attributes of a tensor that are tensors, computed from it; always the same getters, by which plans are kept."""
 
-_OF_TYPE = frozenset({"dim", "element_size", "is_complex", "is_floating_point", "nbytes", "ndim", "numel", "size"})
-"""What follows from a tensor's dtype and shape alone, and needs no device."""
+_OF_TYPE = frozenset(
+    {
+        *("dim", "element_size", "is_complex", "is_contiguous", "is_floating_point", "is_same_size", "is_signed"),
+        *("nbytes", "ndim", "numel", "size", "storage_offset", "stride"),
+    }
+)
+"""What follows from a tensor's dtype and shape alone, and needs no device. Devices keep tensors in C order."""
 
 _LOCAL = frozenset({"item", "tolist", "numpy", "cpu", "cuda", "backward", "data_ptr", "storage", "untyped_storage"})
 """Methods of a tensor that give, or need, its value here."""
@@ -70,9 +75,9 @@ class _Slot:
 def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Call a torch function, named ``name`` for errors, where its pointers are: on the device of the first.
 
-    Raises `PointerError` for what cannot be done with pointers: a pointer whose type is not known yet, a function that
-    writes into its argument or gives no tensor; `ForeignPointer`; `OperandsMismatch` for what torch does not take; and
-    what building a plan raises.
+    What follows from types alone is computed here. Raises `PointerError` for what cannot be done with pointers: a
+    pointer whose type is not known yet, a function that writes into its argument; `ForeignPointer`; `OperandsMismatch`
+    for what torch does not take; and what building a plan raises.
     """
     from coordinator.function_plan import OpPlan
 
@@ -86,6 +91,9 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
         if pointer.fleet is not first.fleet:
             raise ForeignPointer(f"the pointer {pointer.id}", f"an argument of {name}")
         types.append(_known(pointer, name))
+    if name in _OF_TYPE:
+        here, by_name = _filled(slots, [_without_values(one) for one in types])
+        return function(*here, **by_name)
     key = (name, function, tuple(types), _key(slots))
     plan = _plans.get(key)
     if plan is None:
@@ -113,7 +121,7 @@ def remote_method(pointer: PointerTensor, name: str) -> Any:
     if name in _ATTRIBUTES:
         return remote_call(name, _ATTRIBUTES[name], (pointer,), {})
     if name in _OF_TYPE:
-        return getattr(_without_values(pointer, name), name)
+        return getattr(_without_values(_known(pointer, name)), name)
     method = getattr(torch.Tensor, name, None)
     if method is None or name.startswith("_") or not callable(method):
         raise AttributeError(f"a pointer has no {name!r}: fetch the tensor with .get(), or use a method of it")
@@ -127,13 +135,13 @@ def remote_method(pointer: PointerTensor, name: str) -> Any:
     return call
 
 
-def _without_values(pointer: PointerTensor, name: str) -> torch.Tensor:
-    """A tensor of the pointer's type that holds nothing. Raises `PointerError` where the type is not known yet."""
+def _without_values(known: tuple[str, tuple[int, ...]]) -> torch.Tensor:
+    """A tensor of that dtype and shape that holds nothing."""
     import torch
 
     from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
-    dtype, shape = _known(pointer, name)
+    dtype, shape = known
     return torch.empty(shape, dtype=TORCH_DTYPES[dtype], device="meta")
 
 

@@ -259,7 +259,10 @@ def test_what_its_type_tells_is_told_here(fleet: Fleet, pointers: tuple[PointerT
     before = fleet.stats().total.commands
     assert (x.ndim, x.dim(), x.size(), x.size(0), x.size(dim=1)) == (2, 2, X.size(), 2, 3)
     assert (x.numel(), x.element_size(), x.nbytes) == (6, 4, 24)
-    assert (x.is_floating_point(), x.is_complex()) == (True, False)
+    assert (x.is_floating_point(), x.is_complex(), x.is_signed()) == (True, False, True)
+    assert (torch.numel(x), torch.is_floating_point(x), torch.is_complex(x)) == (6, True, False)
+    assert (x.stride(), x.stride(0), x.is_contiguous(), x.storage_offset()) == ((3, 1), 3, True, 0)
+    assert (x.is_same_size(pointers[1]), x.is_same_size(torch.ones(3))) == (True, False)
     assert fleet.stats().total.commands == before
 
 
