@@ -28,6 +28,8 @@ class FunctionPlan(Plan, ours=True):
 
     def __init__(self, function: Callable[..., Any], state: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
+        if not callable(function):
+            raise TypeError(f"expected a function to make a plan of, got a {type(function).__name__}")
         object.__setattr__(self, "_function", function)  # a module is not to become a part of this one
         self._state = PlanState(state)
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):

@@ -20,6 +20,8 @@ class PlanState:
 
     def __init__(self, tensors: Iterable[torch.Tensor] = ()) -> None:
         self._tensors: list[torch.Tensor] = []
+        if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):  # a tensor iterates over its rows
+            raise ArgumentNotSupported("state", "a list or tuple of tensors", f"a {type(tensors).__name__}")
         for k, tensor in enumerate(tensors):
             if not isinstance(tensor, torch.Tensor):
                 raise ArgumentNotSupported(f"state[{k}]", "a tensor", f"a {type(tensor).__name__}")

@@ -19,7 +19,7 @@ from torch import nn
 from coordinator.capture.beneath import with_tensors
 from coordinator.capture.environment import ALONE, replaced
 from coordinator.capture.watch import is_fake
-from coordinator.errors import OptimizerNotSupported
+from coordinator.errors import ArgumentNotSupported, OptimizerNotSupported
 from coordinator.function_plan import FunctionPlan
 
 __all__ = ["TrainingPlan", "training_plan"]
@@ -68,8 +68,12 @@ def training_plan(
     functions as ``loss`` is, whose results come out beside ``out["loss"]``, of the prediction before the update.
 
     Parameters that don't require gradients are not trained: the plan carries them as they are. Raises
-    `OptimizerNotSupported`, or a `PlanBuildError`.
+    `OptimizerNotSupported`, `ArgumentNotSupported`, or another `PlanBuildError`.
     """
+    for name, function in (("model", model), ("loss", loss), ("optimizer", optimizer), *(metrics or {}).items()):
+        _check(name, function, "a function", fits=callable(function))
+    # A tensor would be taken for a batch of its rows.
+    _check("example", example, "a batch as a tuple: what the model takes, then the target", fits=_is_batch(example))
     batch = tuple(example)
     step = _Step(model, loss, optimizer, dict(metrics or {}), targets=min(len(batch) - 1, 1))
 
@@ -84,6 +88,15 @@ def training_plan(
     shapes = [_shapes(carry), *(_batched(value) for value in batch)]
     plan.build(carry, *batch, args_shape=shapes)
     return plan
+
+
+def _is_batch(example: object) -> bool:
+    return isinstance(example, Sequence) and not isinstance(example, str)
+
+
+def _check(name: str, value: object, expected: str, *, fits: bool) -> None:
+    if not fits:
+        raise ArgumentNotSupported(name, expected, f"a {type(value).__name__}")
 
 
 class _Step:

@@ -278,6 +278,14 @@ def test_state_is_the_plans_own() -> None:
         func2plan(state=(mine,))(lambda x: x)
     with pytest.raises(ArgumentNotSupported, match=r"state\[0\]: expected a tensor, got a int"):
         FunctionPlan(lambda state: state, state=(3,))  # type: ignore[arg-type]
+    with pytest.raises(ArgumentNotSupported, match=r"state: expected a list or tuple of tensors, got a Tensor"):
+        FunctionPlan(lambda state: state, state=mine)  # type: ignore[arg-type]
+
+
+def test_what_is_no_function() -> None:
+    """It is said when the plan is made, not when it is built."""
+    with pytest.raises(TypeError, match=r"^expected a function to make a plan of, got a int$"):
+        func2plan()(3)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------- as a torch module

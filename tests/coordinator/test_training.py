@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own word for it
 from torch import nn
 
-from coordinator.errors import OptimizerNotSupported
+from coordinator.errors import ArgumentNotSupported, OptimizerNotSupported
 from coordinator.fleet import connect
 from coordinator.training import training_plan
 from coordinator.virtual import VirtualWorker
@@ -185,3 +185,21 @@ def test_a_step_on_a_device() -> None:
             there, pointed = remote(there, inputs[rows], targets[rows])
         torch.testing.assert_close(fleet.get(there, timeout=60), here, rtol=0, atol=0)
         torch.testing.assert_close(pointed["loss"].get(timeout=60), out["loss"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"loss": 3}, "loss: expected a function, got a int"),
+        ({"optimizer": 0.1}, "optimizer: expected a function, got a float"),
+        ({"metrics": {"right": None}}, "right: expected a function, got a NoneType"),
+        ({"example": torch.ones(4, 6)}, "example: expected a batch as a tuple: what the model takes, then the "),
+    ],
+)
+def test_what_makes_no_training_step(given: dict[str, Any], sentence: str) -> None:
+    """Said by its name, and not by what torch made of it."""
+    batch = torch.ones(4, 6), torch.zeros(4, dtype=torch.int64)
+    usual: dict[str, Any] = {"loss": F.cross_entropy, "optimizer": OPTIMIZERS["sgd"], "example": batch}
+    with pytest.raises(ArgumentNotSupported) as caught:
+        training_plan(_perceptron(), **{**usual, **given})
+    assert str(caught.value).startswith(sentence)
