@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from coordinator.operators import RemoteOperators
 from edge_agent.plan.calls import bind_sizes
 from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.plan.format import Graph, Input, Tree
@@ -115,12 +116,7 @@ class Signature:
 
     def tensors(self, leaves: Sequence[Any]) -> list[torch.Tensor]:
         """The leaves as a runtime takes them: dense CPU tensors in C order, numbers among them."""
-        return [
-            leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
-            if isinstance(leaf, torch.Tensor)
-            else torch.tensor(leaf, dtype=TORCH_DTYPES[given.dtype])
-            for leaf, given in zip(leaves, self.inputs, strict=True)
-        ]
+        return [_tensor(leaf, given) for leaf, given in zip(leaves, self.inputs, strict=True)]
 
     def results(self, values: Sequence[Any]) -> Any:
         """The plan's results, nested as its function nests them."""
@@ -157,6 +153,15 @@ def _plain(leaf: Any, given: Input) -> Any:
             except TypeError:
                 raise ArgumentMismatch(given.name, f"a tensor of {given.dtype}", f"an array of {leaf.dtype}") from None
     return leaf
+
+
+def _tensor(leaf: Any, given: Input) -> torch.Tensor:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if isinstance(leaf, bool | int | float):
+        return torch.tensor(leaf, dtype=TORCH_DTYPES[given.dtype])
+    got = "a pointer: send the plan to its device" if isinstance(leaf, RemoteOperators) else f"a {type(leaf).__name__}"
+    raise ArgumentMismatch(given.name, f"a tensor of {given.dtype} to run the plan here", got)
 
 
 def _wanted_number(given: Input) -> str:

@@ -28,6 +28,7 @@ from coordinator.errors import (
 )
 from coordinator.fleet import Fleet
 from coordinator.notifications import Notification
+from edge_agent.plan.errors import ArgumentMismatch
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 
 WITHIN = 30.0
@@ -532,6 +533,16 @@ def test_a_pointer_is_not_its_value(device_1: VirtualWorker, use: str) -> None:
     pointer = device_1.send(torch.ones(2))
     with pytest.raises(PointerError, match=rf"\.get\(\).*{pointer.id}"):
         USES[use](pointer)
+
+
+def test_a_plan_that_is_called_here_needs_values(device_1: VirtualWorker) -> None:
+    """Of a pointer it is said where to send the plan."""
+    plan = func2plan(args_shape=[(2,)])(torch.abs)
+    said = "expected a tensor of float32 to run the plan here, got "
+    with pytest.raises(ArgumentMismatch, match=f"{said}a pointer: send the plan to its device"):
+        plan(device_1.send(torch.ones(2)))
+    with pytest.raises(ArgumentMismatch, match=f"{said}a NoneType"):
+        plan(None)
 
 
 def test_pointers_of_another_fleet_are_refused(fleet: Fleet, device_1: VirtualWorker) -> None:
