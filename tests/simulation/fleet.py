@@ -337,8 +337,12 @@ class Fleet:
                 ]
                 if wanted:
                     requests.append((node, node.fetch(wanted)))
+        # Large values come one after the other, some of them slowly; and sessions ask ever more seldom.
+        seconds = 200.0 if self.scenario.large else 60.0
         self.world.run(
-            until=self.world.now + 60, at_most=AT_MOST, enough=lambda: all(r in node.answers for node, r in requests)
+            until=self.world.now + seconds,
+            at_most=AT_MOST,
+            enough=lambda: all(r in node.answers for node, r in requests),
         )
         for node, r in requests:
             if r not in node.answers and not promises.refused:

@@ -213,6 +213,9 @@ class Promises:
         self._trouble[device] = self._trouble.get(device, 0) + 1
         for id in lost:
             self.submitted[id].device_forgot = True
+        for command in self.submitted.values():
+            if command.device == device and command.ends_unwritten:
+                command.failed_and_forgotten = True
 
     def unwritten(self, device: str) -> None:
         """A device could not write something: its disk is full."""
@@ -287,8 +290,8 @@ class Promises:
             return
         if command.starts > 1 + self._trouble.get(device, 0) + command.ends_unwritten:
             self.broken("execution repeats only after a crash", f"{command} started {command.starts} times")
-        if command.arguments or command.starts > 1 or self.kind is not Kind.USUAL:
-            return  # it may have waited for arguments, and been overtaken
+        if command.arguments or command.starts > 1 or command.failed_and_forgotten or self.kind is not Kind.USUAL:
+            return  # it may have waited for arguments, and been overtaken; or have ended before what came later began
         key = (command.incarnation, device)
         before_it = self._started.get(key, 0)
         if counter_of(id) < before_it:
@@ -412,7 +415,8 @@ class Promises:
     def _judge(self, command: Submitted) -> None:
         ended = command.ended
         excused = set(command.excuses) | _EXCUSES[self.kind]
-        if self.kind is Kind.LOST_LEDGER and command.released_at:
+        late = command.excuses & {"InvocationCancelled", "DeadlineExpired"}
+        if self.kind is Kind.LOST_LEDGER and (command.released_at or late):
             excused.add("ExecutionFailed")  # the device has dropped the value, and can't say again what it was
         if command.argument_may_fail():
             excused.add("ArgumentFailed")
