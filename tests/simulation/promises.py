@@ -212,7 +212,7 @@ class Promises:
         """The agent died, and has forgotten how these commands ended."""
         self._trouble[device] = self._trouble.get(device, 0) + 1
         for id in lost:
-            self.submitted[id].device_forgot = True
+            self.submitted[id].device_forgot = self.submitted[id].failed_and_forgotten = True
         for command in self.submitted.values():
             if command.device == device and command.ends_unwritten:
                 command.failed_and_forgotten = True

@@ -61,7 +61,7 @@ class Submitted:
     ends_unwritten: int = 0
     """How often its device could not write how it ended."""
     failed_and_forgotten: bool = False
-    """Its device could not write how it ended, and was started again since."""
+    """Its device had not written how it ended, or could not, and was started again since."""
     announced_at: float = math.inf
     """When the broker that runs was told of its end."""
     taken_back: bool = False
