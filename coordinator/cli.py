@@ -274,8 +274,7 @@ def logs(
             if record is None:
                 continue
             line = msgspec.json.encode(record).decode() + "\n" if as_json else render_text(record, colours=colours)
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            click.echo(line, nl=False)
 
 
 # ------------------------------------------------------------------------------------------------- the demonstration

@@ -298,6 +298,24 @@ def test_output_that_nobody_takes(
     assert (done.returncode, done.stderr[: len(said) or None]) == (code, said)
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_logs_where_the_output_is_said_to_be_ascii(server: BrokerServer, fleet: Fleet, form: list[str]) -> None:
+    """An event may have a user's words in it: they are printed as UTF-8, as in tables."""
+    plan = double.send(fleet.device("pi-attic"))
+    asked = ["logs", "--level", "warning", "--seconds", "2", "--broker", server.endpoints.listen, "--insecure", *form]
+    with subprocess.Popen(
+        [sys.executable, "-m", "coordinator", *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    ) as following:
+        while following.poll() is None:
+            plan("grün").wait(WITHIN)
+        printed, error = following.communicate(timeout=WITHIN)
+    assert (following.returncode, error) == (0, b"")
+    assert "carries grün" in printed.decode()
+
+
 def test_an_operator_needs_no_torch() -> None:
     """The base install has none: with torch out of reach the program asks its broker all the same (none is there)."""
     without = "import sys; sys.modules['torch'] = None; from coordinator.cli import main; main()"
