@@ -95,16 +95,15 @@ def remote_call(name: str, function: Callable[..., Any], args: Sequence[Any], kw
         here, by_name = _filled(slots, [_without_values(one) for one in types])
         return function(*here, **by_name)
     key = (name, function, tuple(types), _key(slots))
-    plan = _plans.get(key)
+    plan = _plans.pop(key, None)
     if plan is None:
         try:
-            plan = _plans[key] = _built(OpPlan, name, function, slots, types)
+            plan = _built(OpPlan, name, function, slots, types)
         except MutatedInput as error:
             raise PointerError(f"{name}, which writes into its argument,", first.id) from error
-        if len(_plans) > _PLANS:
-            _plans.popitem(last=False)
-    else:
-        _plans.move_to_end(key)
+    _plans[key] = plan  # the last to be dropped; two threads may build the same one
+    if len(_plans) > _PLANS:
+        _plans.popitem(last=False)
     results = plan.send(first.device)(*pointers)
     line = _called_at()
     for pointer in spec_of(results, name=name)[1]:

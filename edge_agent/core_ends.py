@@ -110,6 +110,7 @@ class Ends:
         for id in event.ids:
             command = self._commands.get(id)
             if command is not None and command.step is STORING:
+                self._untag(command.ids or (id,))
                 self._record_end(command, m.ResultFailed(id=id, digest=command.digest, failure=event.failure))
 
     def tell_unwritten(self, command: Command) -> None:
@@ -209,6 +210,9 @@ class Ends:
         if not ids:
             return
         self._desk.do(e.DropValues(ids=ids))
+        self._untag(ids)
+
+    def _untag(self, ids: Iterable[bytes]) -> None:
         gone = self._tags.dropped(ids)
         if gone is not None:
             self._link.announce(gone)

@@ -162,6 +162,23 @@ def test_a_value_that_cannot_be_kept_fails_its_command() -> None:
     assert device.failure_of(command.id).code == "StoreFull"
 
 
+def test_a_tagged_value_that_cannot_be_kept_is_found_no_more() -> None:
+    """The broker was told of its tags when it was there; nobody shall find a tensor that has failed."""
+    device = Device()
+    device.register()
+    device.acknowledge()
+    device.hold_commits = True
+    id = result_id(1)
+    device.deliver(m.Put(id=id, tags=["t"]), tensor_frame(1, 2))
+    [told] = [announce.event for announce in device.take_sent(m.Announce)]
+    assert isinstance(told, m.TagsChanged)
+    assert [entry.id for entry in told.entries] == [id]
+    device.feed(e.KeepFailed(ids=(id,), failure=m.Failure(code="StoreFull", message="the disk is full")))
+    untold, failed = (announce.event for announce in device.take_sent(m.Announce))
+    assert untold == m.TagsChanged(gone=[id])
+    assert isinstance(failed, m.ResultFailed)
+
+
 def test_a_failure_names_device_and_plan() -> None:
     """What the worker says of a failure is announced, with where it happened."""
     device = Device()
