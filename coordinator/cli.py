@@ -230,7 +230,13 @@ def _checked(check: Callable[[object], str]) -> Callable[[click.Context, click.P
 @cli.command(epilog="Example: edgeplan logs --follow --level debug --device pi-kitchen --insecure")
 @click.option("--follow", "-f", is_flag=True, help="Go on until ctrl-C; without it, for --seconds.")
 @click.option("--seconds", default=5.0, type=NumberRange(min=0), show_default=True, help="How long, without --follow.")
-@click.option("--level", default="info", type=click.Choice(list(LEVELS)), show_default=True, help="From this level on.")
+@click.option(
+    "--level",
+    default="info",
+    type=click.Choice(list(LEVELS), case_sensitive=False),
+    show_default=True,
+    help="From this level on.",
+)
 @click.option(
     "--device", default="", callback=_checked(check_device_id), metavar="NAME", help="Events that name this device."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from typing import Self
 
 import torch
 
@@ -34,7 +35,7 @@ class VirtualWorker(Device):
 
     Raises `ConnectionRefused` when the broker does not take it (there is a device of that id), `BrokerUnreachable`
     when it is not taken within ``timeout`` seconds, `FleetClosed`, ValueError for an id, a runtime or a timeout that is
-    none, TypeError for data that is one tensor, or has what is none, and for limits that are none.
+    none, TypeError for data that is one tensor, or has what is none, and for a fleet or limits that are none.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class VirtualWorker(Device):
         limits: Limits | None = None,
         timeout: float = 30.0,
     ) -> None:
+        if not isinstance(fleet, Fleet):
+            raise TypeError(f"expected a fleet, as of connect(), got a {type(fleet).__name__}")
         super().__init__(fleet, fleet.device(id).id)
         own = _checked_data(data)
         if runtime not in _RUNTIMES:
@@ -109,6 +112,12 @@ class VirtualWorker(Device):
             if deadline.left == 0:
                 raise BrokerUnreachable(self.fleet.endpoint, timeout)
             time.sleep(_LOOK)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the agent, and the store if it was a temporary one. Idempotent."""

@@ -34,7 +34,15 @@ from broker.protocol.tensors import DTYPES, MAX_DIMS, nbytes_of
 from edge_agent.catalog import Held, column_tag
 from edge_agent.data_sets import MAX_COLUMNS, ChunkDamaged, Column, DataSets, Limits
 from edge_agent.frames import frame_of
-from edge_agent.store_database import Database, StoreDamaged, StoreError, StoreInUse, StoreTooNew, ValueDamaged
+from edge_agent.store_database import (
+    Database,
+    StoreClosed,
+    StoreDamaged,
+    StoreError,
+    StoreInUse,
+    StoreTooNew,
+    ValueDamaged,
+)
 from edge_agent.store_disk import DISK, Disk
 from edge_agent.store_rows import VALUE, value_columns, value_row
 from edge_agent.tensor_files import FileAltered, map_tensor, tensor_path
@@ -48,6 +56,7 @@ __all__ = [
     "NoSuchTensor",
     "NotTheOwner",
     "Store",
+    "StoreClosed",
     "StoreDamaged",
     "StoreError",
     "StoreInUse",
@@ -100,7 +109,7 @@ class Entry:
 
 class Store:
     """The tensors of one device. Make one with `open` (or `temporary`). Any thread may call, and any number of
-    processes.
+    processes. Once it is closed, everything raises `StoreClosed`.
     """
 
     def __init__(self, database: Database, *, temporary: bool = False) -> None:
@@ -213,14 +222,18 @@ class Store:
         The limits hold from this append on: of the newest rows at most ``max_rows``, and ``max_bytes`` of all columns
         together, are kept (one row at least); and these rows at most ``max_age`` seconds, by the device's wall clock.
 
-        Raises `TensorRefused`, ValueError for a name that is no tag or a limit below 1, OSError or
+        Raises `TensorRefused`, ValueError for a name that is no tag or a limit that is no number above 0, OSError or
         sqlite3.OperationalError when the disk is full.
         """
         _checked_tags([name])
         _checked_tags([column_tag(name, MAX_COLUMNS)])
-        for limit in (max_rows, max_bytes, max_age):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"expected a limit above 0, got {limit!r}")
+        for limit, expected, kind in (
+            (max_rows, "max_rows to be an int", int),
+            (max_bytes, "max_bytes to be an int", int),
+            (max_age, "max_age to be a number", int | float),
+        ):
+            if limit is not None and not (isinstance(limit, kind) and limit > 0):
+                raise ValueError(f"expected {expected} above 0, got {limit!r}")
         limits = Limits(rows=max_rows, bytes=max_bytes, age=max_age)
         return self.append_elements(name, [_plain(column) for column in columns], limits)
 

@@ -32,7 +32,7 @@ from broker.protocol.errors import EdgePlanError
 from edge_agent.store_disk import DISK, Connection, Disk
 from edge_agent.store_rows import MIGRATIONS, SCHEMA, SCHEMA_VERSION, RowDamaged, check_rows, row_sum, sum_all
 
-__all__ = ["Database", "StoreDamaged", "StoreError", "StoreInUse", "StoreTooNew", "ValueDamaged"]
+__all__ = ["Database", "StoreClosed", "StoreDamaged", "StoreError", "StoreInUse", "StoreTooNew", "ValueDamaged"]
 
 _SEAL = struct.Struct("<4sQI")
 _SEAL_MAGIC = b"seal"
@@ -87,6 +87,17 @@ class StoreTooNew(StoreError):
         return f"expected a store of version {SCHEMA_VERSION} in {self.folder}, got version {self.version}"
 
 
+class StoreClosed(StoreError):
+    """The store was closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(folder)
+
+    def __str__(self) -> str:
+        return f"the store in {self.folder} is closed"
+
+
 class StoreInUse(StoreError):
     """Another agent runs on this store."""
 
@@ -110,6 +121,7 @@ class Database:
         self.durable = durable
         self.disk = disk
         self._lock = threading.RLock()
+        self._closed = False
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("tensors", "blobs", "chunks", "incoming"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -204,9 +216,9 @@ class Database:
     def transaction(self, *, durable: bool) -> Iterator[Connection]:
         """All that is written in it, or nothing. With ``durable`` it is on the disk when this ends.
 
-        Raises sqlite3.Error; then nothing was written.
+        Raises `StoreClosed`, and sqlite3.Error; then nothing was written.
         """
-        with self._lock:
+        with self.read():
             run = self._connection.execute
             durable = durable and self.durable
             if durable:
@@ -240,8 +252,10 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """The connection, for reading."""
+        """The connection, for reading. Raises `StoreClosed`."""
         with self._lock:
+            if self._closed:
+                raise StoreClosed(self.folder)
             yield self._connection
 
     def meta(self, key: str) -> bytes:
@@ -302,6 +316,7 @@ class Database:
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
+            self._closed = True
             self._connection.close()
 
 

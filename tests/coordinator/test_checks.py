@@ -177,6 +177,19 @@ def test_ids_in_any_letters(device_1: VirtualWorker) -> None:
     assert told.id.startswith(fleet.session_id)
 
 
+def test_a_virtual_device_of_no_fleet() -> None:
+    """It is told so, and not by an attribute that an int has not."""
+    with pytest.raises(TypeError, match=r"^expected a fleet, as of connect\(\), got a int$"):
+        VirtualWorker(3, id="device_3")  # type: ignore[arg-type]
+
+
+def test_a_virtual_device_ends_with_its_block(fleet: Fleet) -> None:
+    """As by `close`."""
+    with VirtualWorker(fleet, id="device_5") as device:
+        assert device.registered
+    assert not device.registered
+
+
 def test_data_that_is_one_tensor(fleet: Fleet) -> None:
     """A tensor iterates over its rows, which have no tags: a forgotten comma must not lose them."""
     with pytest.raises(TypeError, match=r"^expected data to be a list or tuple of tensors, got one tensor$"):

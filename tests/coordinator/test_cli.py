@@ -211,7 +211,7 @@ def test_logs_tell_the_way_of_one_result(server: BrokerServer, fleet: Fleet) -> 
     invoking.start()
     try:
         everything = run(server, "logs", "--level", "debug", "--seconds", "1.5", "--json")
-        attic = run(server, "logs", "--level", "debug", "--seconds", "0.5", "--device", "nobody", "--json")
+        attic = run(server, "logs", "--level", "DEBUG", "--seconds", "0.5", "--device", "nobody", "--json")
     finally:
         stop.set()
         invoking.join(WITHIN)

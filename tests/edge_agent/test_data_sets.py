@@ -143,8 +143,13 @@ def test_what_does_not_fit_is_refused_and_nothing_is_added(tmp_path: Path) -> No
         for name in ("", "n" * 253):
             with pytest.raises(ValueError, match="expected tags"):
                 store.append(name, x)
-        with pytest.raises(ValueError, match="expected a limit above 0, got 0"):
-            store.append("train", x, y, max_rows=0)
+        for limit, said in (
+            ({"max_rows": 0}, "expected max_rows to be an int above 0, got 0"),
+            ({"max_bytes": 2.5}, "expected max_bytes to be an int above 0, got 2.5"),
+            ({"max_age": "a week"}, "expected max_age to be a number above 0, got 'a week'"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                store.append("train", x, y, **limit)
         assert [entry.shape for entry in store.search("train")] == [(2, 3), (2,)]
         assert store.clear("train")
         assert not store.clear("train")

@@ -8,6 +8,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from broker.protocol.messages import INLINE_TENSORS_BYTES
 from broker.protocol.tensors import DTYPES
 from edge_agent import Store
 from edge_agent.catalog import Held
-from edge_agent.store import NoSuchTensor, NotTheOwner, StoreDamaged, StoreTooNew
+from edge_agent.store import NoSuchTensor, NotTheOwner, StoreClosed, StoreDamaged, StoreTooNew
 from edge_agent.store_shelf import StoreShelf
 from tests.edge_agent.device import tensor_frame
 
@@ -258,6 +259,29 @@ def test_a_temporary_store_leaves_nothing() -> None:
         folder = store.folder
         assert folder.exists()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.put([1.0]),
+        lambda store: store.put(np.zeros(100_000)),
+        lambda store: store.append("train", [[1.0]]),
+        lambda store: store.search("t"),
+        lambda store: store.entries(),
+        lambda store: store.get("00" * 16),
+        lambda store: store.delete("00" * 16),
+        lambda store: store.clear("train"),
+    ],
+)
+@pytest.mark.parametrize("temporary", [False, True])
+def test_a_closed_store(tmp_path: Path, use: Callable[[Store], object], *, temporary: bool) -> None:
+    """Whatever is asked of it says so; closing it once more is nothing."""
+    store = Store.temporary() if temporary else Store.open(tmp_path)
+    store.close()
+    with pytest.raises(StoreClosed, match="is closed"):
+        use(store)
+    store.close()
 
 
 def test_what_is_no_store_is_not_taken_for_one(tmp_path: Path) -> None:
