@@ -76,7 +76,7 @@ class Mailbox:
         """Errands that the device has not taken."""
         self._waiting: deque[Record] = deque()  # not numbered yet; those that have ended meanwhile are skipped
         self._ghosts = 0  # how many of _waiting have ended
-        self._undecided = 0  # how many that waited here have ended, which is not in the ledger yet
+        self._undecided: set[int] = set()  # what waited here and has ended, which is not in the ledger yet: its seq
         self._hastened: set[Record] = set()  # those of _waiting that must not wait for room
         self._held: dict[bytes, Record] = {}  # numbered and unended, in order
         self._flying = 0  # bytes of payload that are numbered and not acknowledged
@@ -143,8 +143,8 @@ class Mailbox:
         if self._held.pop(record.id, None) is None:
             if not by_device:
                 # Would this broker die now, the next one delivered it: what is behind it may not be on the device then.
-                self._undecided += 1
-                self._context.after_commit(Mailbox._decided, self)
+                self._undecided.add(record.seq)
+                self._context.after_commit(self._decided, record)
             self._ghosts += 1
             self._hastened.discard(record)
             if self._ghosts > _GHOSTS and 2 * self._ghosts > len(self._waiting):
@@ -155,8 +155,8 @@ class Mailbox:
             self._context.due[self] = None
         return record.relayed
 
-    def _decided(self) -> None:
-        self._undecided -= 1
+    def _decided(self, record: Record) -> None:
+        self._undecided.discard(record.seq)
         if self.peer is not None:
             self._context.due[self] = None
 
@@ -169,9 +169,10 @@ class Mailbox:
         config = self._context.config
         outbox, waiting = self._outbox, self._waiting
         held, hastened = self._held, self._hastened
+        undecided = min(self._undecided) if self._undecided else None
         while (
             waiting
-            and not self._undecided
+            and (undecided is None or waiting[0].seq < undecided)
             and (len(held) < config.device_commands or hastened)
             and (self._flying < config.window_bytes or not self._flying)
         ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from broker.config import BrokerConfig
+from broker.effects import Persisted
 from broker.protocol.framing import command_digest
 from broker.protocol.ids import nth
 from broker.protocol.messages import (
@@ -222,6 +223,23 @@ def test_what_is_behind_a_cancelled_command_follows_when_that_is_in_the_ledger()
     assert device.take_all() == []
     bench.persist()
     assert [deliver.command.id for deliver in device.take_all() if isinstance(deliver.command, Invoke)] == [later]
+
+
+def test_what_is_behind_a_cancelled_command_waits_for_no_later_one() -> None:
+    """However many of those end meanwhile: a session that cancels without end holds up nobody."""
+    bench = Bench(BrokerConfig(log_level=10, device_commands=1))
+    session, device = bench.session(), bench.device()
+    _, cancelled, between, cancelled_later = (session.invoke() for _ in range(4))
+    running = device.take_one()
+    bench.holding = True
+    session.submit(Cancel(id=cancelled))
+    device.ready(running)
+    decided = list(bench.held)
+    session.submit(Cancel(id=cancelled_later))
+    for persist in decided:
+        bench.ledger.commit(persist.writes)
+        bench.feed(Persisted(ticket=persist.ticket))
+    assert [deliver.command.id for deliver in device.take_all() if isinstance(deliver.command, Invoke)] == [between]
 
 
 def test_cancel_after_delivery(bench: Bench) -> None:
