@@ -326,12 +326,14 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     with `ExitCode.OK`. Errors of edgeplan become one sentence on stderr; a bug of ours keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stdout = sys.stdout
     try:
-        # Not by the command's main(), which takes a reader that has read enough for a failure.
-        with command.make_context(name, sys.argv[1:]) as context:
-            returned = command.invoke(context)
-    except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
+        returned = command.main(prog_name=name, standalone_mode=False)
+    except SystemExit:
+        # Whoever read our output may have read enough: click puts something else into its place, and means a failure.
+        if sys.stdout is stdout:
+            raise
+        sys.exit(ExitCode.OK)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.OK)
     except click.ClickException as error:
@@ -343,14 +345,10 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     except EdgePlanError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(ExitCode.FAILED)
-    except BrokenPipeError:
-        # Whoever read our output has read enough. The interpreter would complain once more when it flushes.
-        sys.stdout = sys.stderr
-        sys.exit(ExitCode.OK)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         click.echo(f"Error: cannot write: {error.strerror}", err=True)
-        sys.stdout = sys.stderr  # as above
+        sys.stdout = sys.stderr  # the interpreter would complain once more when it flushes
         sys.exit(ExitCode.STORAGE)
     sys.exit(returned if isinstance(returned, int) else ExitCode.OK)

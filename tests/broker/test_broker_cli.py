@@ -63,6 +63,14 @@ def test_help_shows_an_example(arguments: tuple[str, ...]) -> None:
     assert "\\" not in text
 
 
+def test_a_shell_can_complete_its_commands() -> None:
+    """As with any program of click's; see https://click.palletsprojects.com/en/stable/shell-completion/."""
+    asked = {"_EDGEPLAN_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": "edgeplan-broker ru", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "broker"]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "plain,run\n", "")
+
+
 def test_it_warns_once_of_missing_encryption() -> None:
     """It listens on three addresses, which are one matter."""
     finished = run("run", "--listen", "tcp://127.0.0.1:*", "--data", "/dev/null/x")
