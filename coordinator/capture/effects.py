@@ -129,7 +129,7 @@ def _asked_by_user(frame: types.FrameType | None) -> SourceLine | None:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] in ("logging", "warnings"):
             return None
         frame = frame.f_back
-    if frame is None or not places.is_user(frame.f_code.co_filename):
+    if frame is None or not places.is_user(frame.f_code.co_filename) or places.interrupts(frame):
         return None
     return places.of_frame(frame)
 
@@ -442,11 +442,7 @@ def _line_of_change(call: Callable[[], Any], changed: list[_Watched]) -> SourceL
             last = places.of_frame(frame)
         return trace
 
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        with contextlib.suppress(Exception):  # what it raises now is not what is told: the change is
-            call()
-    finally:
-        sys.settrace(previous)
+    # what it raises now is not what is told: the change is
+    with places.line_by_line(trace), contextlib.suppress(Exception):
+        call()
     return found

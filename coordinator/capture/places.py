@@ -6,13 +6,15 @@ package: a helper module or a third-party layer counts as the user's.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import linecache
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -24,9 +26,11 @@ from coordinator.errors import SourceLine
 __all__ = [
     "call_user",
     "here",
+    "interrupts",
     "is_library",
     "is_user",
     "keep_user_frame",
+    "line_by_line",
     "of_exception",
     "of_frame",
     "of_stack_trace",
@@ -88,6 +92,21 @@ def of_frame(frame: FrameType | None) -> SourceLine | None:
     return None
 
 
+def interrupts(frame: FrameType | None) -> bool:
+    """Whether a frame runs for a garbage collection, which may come in the middle of any line and calls back into
+    programs that have nothing to do with it (`gc.callbacks`).
+    """
+    called_back = {
+        getattr(callback, "__code__", None) or getattr(type(callback).__call__, "__code__", None)
+        for callback in gc.callbacks
+    }
+    while frame is not None and frame.f_code is not _BOUNDARY:
+        if frame.f_code in called_back:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def here() -> SourceLine | None:
     """The innermost line of the user's code that is running now."""
     return of_frame(sys._getframe(1))  # noqa: SLF001 -- inspect.currentframe, without its two calls
@@ -133,6 +152,22 @@ def keep_user_frame(_tracer: object, stack: traceback.StackSummary) -> traceback
         if is_user(frame.filename):
             return traceback.StackSummary.from_list([frame])
     return traceback.StackSummary.from_list([])
+
+
+@contextlib.contextmanager
+def line_by_line(trace: Callable[[FrameType, str, Any], Any]) -> Iterator[None]:
+    """In this block ``trace`` is told of each line, as `sys.settrace` tells it, and of no line that a garbage
+    collection runs (a callback, a finalizer) in the middle of another one: it comes later.
+    """
+    previous, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(previous)
+        if collects:
+            gc.enable()
 
 
 _FRAME = re.compile(r'File "(.+)", line (\d+), in ')

@@ -5,7 +5,6 @@ code.
 from __future__ import annotations
 
 import datetime as dt
-import gc
 import random
 import sys
 from collections.abc import Callable
@@ -171,13 +170,11 @@ def run_watched(call: Callable[[], Any]) -> Any:
     goes before what the code raises itself.
     """
     found: list[PlanBuildError] = []
-    # Whoever measures garbage collections looks at the clock in the middle of anything.
-    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
 
     def profile(frame: FrameType, event: str, function: Any) -> None:
-        if event == "c_call" and not found and frame.f_code not in collecting:
+        if event == "c_call" and not found:
             name = _drawn(function)
-            if name is not None:
+            if name is not None and not places.interrupts(frame):
                 _note(found, name, frame)
 
     numpy_state = _numpy_state()
@@ -254,10 +251,6 @@ def _numpy_line(call: Callable[[], Any]) -> SourceLine | None:
             last = places.of_frame(frame)
         return trace
 
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with places.line_by_line(trace):
         call()
-    finally:
-        sys.settrace(previous)
     return found or last

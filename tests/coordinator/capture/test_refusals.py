@@ -7,9 +7,10 @@ import gc
 import logging
 import os
 import random
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -534,19 +535,55 @@ def test_a_lost_side_effect_on_a_module() -> None:
         Remembers().build(torch.randn(3))
 
 
-def test_whoever_measures_garbage_collections_may_look_at_the_clock() -> None:
-    """A collection may come in the middle of a build, and calls back into programs that have nothing to do with it."""
+@pytest.fixture
+def measured_collections() -> Iterator[list[str]]:
+    """Somebody in this process is called back at each garbage collection, looks at the clock and tells it, as tools
+    that measure do; and collections come all the time.
+    """
+    times: list[str] = []
 
-    def measures(_phase: str, _info: object) -> None:
-        time.perf_counter()
+    def tells(phase: str) -> None:
+        print(phase, file=sys.stderr)
+        times.append(f"{phase} {time.perf_counter()}")
+
+    def measures(phase: str, _info: object) -> None:
+        tells(phase)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(measures)
+    gc.set_threshold(20)
+    try:
+        yield times
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(measures)
+
+
+def test_whoever_measures_garbage_collections_may_look_at_the_clock(measured_collections: list[str]) -> None:
+    """A collection may come in the middle of a build, and calls back into programs that have nothing to do with it."""
 
     def collects(x: torch.Tensor) -> torch.Tensor:
         gc.collect()
         return x * 2
 
-    gc.callbacks.append(measures)
-    try:
-        plan = func2plan(args_shape=[(2,)])(collects)
-    finally:
-        gc.callbacks.remove(measures)
-    assert plan.is_built
+    assert func2plan(args_shape=[(2,)])(collects).is_built
+    assert measured_collections
+
+
+def test_a_garbage_collection_is_not_the_users_line(measured_collections: list[str]) -> None:
+    """Also where a collection comes in the middle of the line that has a side effect, the error names that line."""
+
+    class Remembers(Plan):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last: Any = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last = [x * 2, *map(list, [()] * 100)]  # enough new lists for a collection in this very line
+            return x + 1
+
+    with pytest.raises(LostSideEffect, match=r"\n .*self\.last = \[x \* 2"):
+        Remembers().build(torch.randn(3))
+    with pytest.raises(PythonRandomness, match=r"\n .*factor = np\.random\.rand"):
+        func2plan(args_shape=[(2,)])(_numpys)
+    assert measured_collections
