@@ -99,14 +99,21 @@ def _fixed(number: bool) -> str:
 
 class DataDependentBranch(PlanBuildError):
     """Python decides by what a tensor holds; a plan has no Python on the device. ``number``: the tensor stands for a
-    number given to `build`.
+    number given to `build`. ``function``: what gives Python's True or False, such as ``torch.equal``; or empty.
     """
 
-    def __init__(self, *, number: bool = False, where: SourceLine | None = None) -> None:
+    def __init__(self, function: str = "", *, number: bool = False, where: SourceLine | None = None) -> None:
+        self.function = function
         self.number = number
+        if function:
+            reason = (
+                f"{function} gives Python's True or False by what tensors hold, which is not known when the plan is "
+                "built: make the condition a tensor, such as (x == y).all() or torch.isclose(x, y).all(), and decide "
+            )
+        else:
+            reason = "this line branches on what a tensor holds, which is not known when the plan is built: write it "
         super().__init__(
-            "this line branches on what a tensor holds, which is not known when the plan is built: "
-            "write it with torch.cond(condition, if_true, if_false, operands), or with torch.where; a while with "
+            f"{reason}with torch.cond(condition, if_true, if_false, operands), or with torch.where; a while with "
             f"torch.while_loop(condition, body, carried){_fixed(number)}",
             where=where,
         )

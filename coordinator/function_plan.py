@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import inspect
+import operator
+import pickle
+import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -38,6 +44,17 @@ class FunctionPlan(Plan, ours=True):
         self._takes_state = _has_parameter(function, "state")
         if len(self._state) and not self._takes_state:
             raise TypeError(f"{self.name} was given state, and has no parameter 'state' to get it")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As any plan's, with the function under a name by which a pickle finds it."""
+        state = super().__getstate__()
+        state.pop("__wrapped__")
+        return {**state, "_function": _Named(self._function)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` gave."""
+        function = state["_function"].function
+        super().__setstate__({**state, "_function": function, "__wrapped__": function})  # type: ignore[no-untyped-call]
 
     @property
     def name(self) -> str:
@@ -95,6 +112,46 @@ class OpPlan(FunctionPlan, ours=True):
 
     def _keep(self, captured: Captured) -> None:
         super()._keep(replace(captured, lines=(None,) * len(captured.lines)))
+
+
+class _Named:
+    """A plan's function, as it is copied and pickled. Pickle knows a function by the name that it has in its module,
+    where `func2plan`, as a decorator, has put the plan.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Named:
+        return _Named(copy.deepcopy(self.function, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not isinstance(self.function, types.FunctionType):
+            return _Named, (self.function,)  # a module, say: it has a pickle of its own
+        module, name = self.function.__module__, self.function.__qualname__
+        found = _at(module, name)
+        if found is self.function:
+            return _Named, (self.function,)
+        if getattr(found, "__wrapped__", None) is self.function:
+            return _decorated, (module, name)
+        raise pickle.PicklingError(
+            f"can't pickle the plan of {module}.{name}: expected a function or a plan that can be imported by that "
+            "name; plan.save(path) and Plan.load(path) take what was built of any function"
+        )
+
+
+def _at(module: str, name: str) -> Any:
+    """What has this name in a module; None if nothing has."""
+    try:
+        return operator.attrgetter(name)(sys.modules[module])
+    except (KeyError, AttributeError):
+        return None
+
+
+def _decorated(module: str, name: str) -> _Named:
+    """The function of a plan by the plan's name, as a pickle finds it."""
+    importlib.import_module(module)
+    return _Named(_at(module, name).__wrapped__)
 
 
 @overload

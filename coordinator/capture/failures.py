@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from coordinator.capture import places
 from coordinator.errors import (
+    DataDependentBranch,
     DataDependentSize,
     GradientsNotSupported,
     MutatedState,
@@ -29,6 +30,8 @@ from coordinator.errors import (
 __all__ = ["explained_failure"]
 
 _ASSIGNED = re.compile(r"The tensor attributes? (?:self\.user\.|self\.)?(\S+?),? .*assigned during export")
+_ANSWERS = {"torch.equal", "torch.allclose", "torch.is_nonzero"}
+"""What gives a bool of Python's, and not a tensor."""
 _CONTROL_FLOW = re.compile(r"Higher Order Operator: (\S+)")
 
 
@@ -58,7 +61,8 @@ def _known(error: Exception, text: str, where: SourceLine | None, *, through_num
     if through_numpy or ".numpy() is not supported" in text:
         return NumpyInPlan("numpy", where=where)
     if isinstance(error, DataDependentOutputException):
-        return NumpyInPlan(f"torch.{text.split('.')[1]}", where=where)
+        function = f"torch.{text.split('.')[1]}"
+        return (DataDependentBranch if function in _ANSWERS else NumpyInPlan)(function, where=where)
     if isinstance(error, DynamicOutputShapeException):
         return DataDependentSize(text, where=where)
     if isinstance(error, GuardOnDataDependentSymNode):

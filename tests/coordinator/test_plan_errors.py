@@ -87,6 +87,7 @@ def test_errors_come_out_of_a_copy_whole(duplicate: Callable[[EdgePlanError], Ed
     given = [
         errors.PlanBuildError("no", where=LINE),
         build_errors.DataDependentBranch(where=LINE),
+        build_errors.DataDependentBranch("torch.equal", where=LINE),
         errors.ResultTimeout("ab", 2.5, "pi"),
         ConnectionRefused("full", "no room"),
         InsecureEndpoint("tcp://*:1", "not there"),

@@ -60,6 +60,24 @@ def test_a_branch_on_data_names_the_line_and_torch_cond(function: object, line: 
     assert "write it with torch.cond(condition, if_true, if_false, operands)" in str(error)
 
 
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x if torch.equal(x, x.flip(0)) else -x
+
+
+def _close(x: torch.Tensor) -> torch.Tensor:
+    return x * x.allclose(x.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "asked"), [(_same, "torch.equal(x", "torch.equal"), (_close, "x.allclose(", "torch.allclose")]
+)
+def test_an_answer_in_pythons_bool_names_what_gives_a_tensor(function: object, line: str, asked: str) -> None:
+    """torch.equal is torch's, and gives no tensor: the error says what does."""
+    error = refused(DataDependentBranch, function, torch.randn(3), line=line)  # type: ignore[arg-type]
+    assert error.function == asked
+    assert "make the condition a tensor, such as (x == y).all()" in str(error)
+
+
 def _caught(x: torch.Tensor) -> torch.Tensor:
     try:
         if x.sum() > 100:
@@ -452,18 +470,6 @@ def test_memory_that_is_not_initialised() -> None:
         return result + rows
 
     assert_same(built(function, torch.randn(3)), function, torch.randn(3))
-
-
-def test_what_compares_values_needs_them() -> None:
-    """`torch.equal` gives Python a bool: refused with the line."""
-
-    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if torch.equal(x, y):
-            return x
-        return y
-
-    error = refused(NumpyInPlan, function, torch.randn(3), torch.randn(3), line="torch.equal(x, y)")
-    assert str(error).startswith("torch.equal needs a tensor's values")
 
 
 def test_an_exception_of_the_users_code_stays_what_it_is() -> None:
