@@ -65,7 +65,7 @@ from coordinator.session_errors import BrokerUnreachable, LedgerLost, session_er
 from coordinator.session_socket import Context
 from coordinator.subscriptions import Subscription
 from coordinator.transfers import Blobs, endpoint_beside
-from coordinator.values import Gathering, values_within
+from coordinator.values import Gathering, check_nesting, values_within
 from coordinator.variants import Runtimes
 from coordinator.waiting import Deadline, Signal, wait_for
 from edge_agent.plan.trees import spec_of, unflatten
@@ -358,13 +358,14 @@ class Fleet:
         stays as it is.
 
         Waits for all, then fetches what is remote in one request a device. Raises `ResultTimeout` when not all is there
-        within ``timeout`` seconds. ``errors="return"`` puts an error in the place of its value: a `ResultTimeout` in
-        that of each that is late, all else is given as it is. With a ``timeout``, it fetches what has ended while it
-        waits for the rest.
+        within ``timeout`` seconds, TypeError for pointers in a set, a generator, ``results.values()``.
+        ``errors="return"`` puts an error in the place of its value: a `ResultTimeout` in that of each that is late, all
+        else is given as it is. With a ``timeout``, it fetches what has ended while it waits for the rest.
         """
         if errors not in {"raise", "return"}:
             raise ValueError(f"expected errors to be 'raise' or 'return', got {errors!r}")
         tree, leaves = spec_of(nest, name="nest")
+        check_nesting(leaves)
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, PointerTensor)]
         pointers: list[PointerTensor] = [leaves[place] for place in places]
         self.check_own(pointers)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.messages import Release
 from coordinator.core_events import SubmitCommand
+from coordinator.values import check_nesting
 from edge_agent.plan.trees import spec_of
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ class Scope:
     def keep(self, nest: T) -> T:
         """Don't release the pointers in ``nest`` (a pointer, or any nesting of them), and give it back.
 
-        They belong to the scope around this one then, if there is one.
+        They belong to the scope around this one then, if there is one. Raises TypeError for pointers in a set, a
+        generator, ``results.values()``.
         """
         _, leaves = spec_of(nest, name="nest")
+        check_nesting(leaves)
         for leaf in leaves:
             kept = self._made.pop(getattr(leaf, "result_id", b""), None)
             if kept is not None and self._outer is not None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,6 +22,7 @@ from coordinator.core_results import Result
 from coordinator.core_tables import ResultState
 from coordinator.errors import FleetClosed, ResultTimeout
 from coordinator.waiting import AsyncSignal, Deadline, Signal
+from edge_agent.plan.trees import spec_of
 from edge_agent.tensor_files import map_tensor
 
 if TYPE_CHECKING:
@@ -27,7 +30,16 @@ if TYPE_CHECKING:
 
     from coordinator.fleet import Fleet
 
-__all__ = ["FETCH_IDS", "Gathering", "Output", "Value", "read_tensor", "value_at_hand", "values_within"]
+__all__ = [
+    "FETCH_IDS",
+    "Gathering",
+    "Output",
+    "Value",
+    "check_nesting",
+    "read_tensor",
+    "value_at_hand",
+    "values_within",
+]
 
 FETCH_IDS = 1024
 """The most ids that one request asks for."""
@@ -101,6 +113,20 @@ def read_tensor(path: Path) -> torch.Tensor:
     if header.nbytes == 0:
         return torch.empty(header.shape, dtype=dtype)
     return torch.frombuffer(header.data, dtype=dtype).reshape(header.shape)
+
+
+def check_nesting(leaves: Iterable[object]) -> None:
+    """Raises TypeError for what may have pointers in it, or has, and is no list, tuple or dict: a generator, a set,
+    ``results.values()``. It would come back as it is.
+    """
+    from coordinator.pointers import PointerTensor
+
+    for leaf in leaves:
+        hides = isinstance(leaf, AbstractSet | ValuesView | deque)
+        inside = spec_of(list(leaf), name="nest")[1] if hides else ()  # type: ignore[call-overload]
+        if isinstance(leaf, Iterator) or any(isinstance(each, PointerTensor) for each in inside):
+            kind = type(leaf).__name__
+            raise TypeError(f"expected pointers in lists, tuples and dicts, got a {kind}: make a list of it")
 
 
 class Gathering:

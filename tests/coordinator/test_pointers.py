@@ -6,6 +6,7 @@ import asyncio
 import copy
 import pickle
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -248,6 +249,26 @@ def test_errors_in_the_place_of_values(fleet: Fleet, device_1: VirtualWorker) ->
         fleet.get([good, bad], timeout=WITHIN)
     with pytest.raises(ValueError, match="'raise' or 'return'"):
         fleet.get([], errors="ignore")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("nest", "kind"),
+    [
+        (lambda p: (one for one in [p]), "generator"),
+        (lambda p: {"of all": {p}}, "set"),
+        (lambda p: {"a": p}.values(), "dict_values"),
+        (lambda p: {"a": p}.items(), "dict_items"),
+        (lambda p: [deque([p])], "deque"),
+    ],
+)
+def test_pointers_where_none_are_looked_for(
+    fleet: Fleet, device_1: VirtualWorker, nest: Callable[[Any], Any], kind: str
+) -> None:
+    """They would come back as pointers: an error says what to make of them. What holds none stays as it is."""
+    pointer = device_1.send(torch.ones(1))
+    with pytest.raises(TypeError, match=f"in lists, tuples and dicts, got a {kind}: make a list of it"):
+        fleet.get(nest(pointer), timeout=WITHIN)
+    assert fleet.get([{"a", "b"}, {"a": 1}.values()], timeout=WITHIN)[0] == {"a", "b"}
 
 
 def test_what_is_late_has_its_error_in_its_place() -> None:

@@ -52,6 +52,16 @@ def test_what_is_made_inside_is_released(fleet: Fleet, device_1: VirtualWorker) 
     assert settled(kept) is ResultStatus.DONE
 
 
+def test_what_can_not_be_kept(fleet: Fleet, device_1: VirtualWorker) -> None:
+    """What was meant to be kept would be released, without a word."""
+    with fleet.scope() as scope:
+        pointer = device_1.send(torch.ones(1))
+        with pytest.raises(TypeError, match="in lists, tuples and dicts, got a generator"):
+            scope.keep(one for one in [pointer])
+        scope.keep(pointer)
+    assert torch.equal(pointer.get(timeout=WITHIN), torch.ones(1))
+
+
 def test_an_exception_releases_as_well(fleet: Fleet, device_1: VirtualWorker) -> None:
     """Left by an exception, also when the fleet was closed meanwhile: that exception comes out."""
     made: list[PointerTensor] = []
