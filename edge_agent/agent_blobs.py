@@ -11,6 +11,7 @@ import zmq
 
 from broker.protocol import messages as m
 from edge_agent import effects as e
+from edge_agent.blob_files import is_full
 from edge_agent.blob_transfers import BlobEvent, BlobFailed, BlobFetched, BlobOffered
 
 if TYPE_CHECKING:
@@ -82,13 +83,14 @@ class BlobDesk:
             try:
                 event.path.replace(path)
             except OSError as error:
-                self._say(e.BlobFailed(digest=event.digest, reason=f"it could not be kept: {error.strerror}"))
+                reason = f"it could not be kept: {error.strerror}"
+                self._say(e.BlobFailed(digest=event.digest, reason=reason, full=is_full(error)))
             else:
                 self._say(e.BlobArrived(digest=event.digest, path=str(path)))
         elif isinstance(event, BlobOffered):
             self._say(e.BlobOffered(digest=event.digest))
         elif isinstance(event, BlobFailed):
-            self._say(e.BlobFailed(digest=event.digest, reason=event.reason))
+            self._say(e.BlobFailed(digest=event.digest, reason=event.reason, full=event.full))
 
 
 def seen_from(connected: str, endpoint: str) -> str:

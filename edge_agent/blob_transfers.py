@@ -23,7 +23,7 @@ from broker.protocol.transfer import (
     Sender,
     TransferState,
 )
-from edge_agent.blob_files import FileSink, MemorySink, Sink, Source, open_source
+from edge_agent.blob_files import FileSink, MemorySink, Sink, Source, is_full, open_source
 
 __all__ = ["BlobEvent", "BlobFailed", "BlobFetched", "BlobOffered", "BlobSettings", "BlobTransfers"]
 
@@ -49,11 +49,14 @@ class BlobFetched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobFailed:
-    """The blob could not be offered (or fetched, if ``fetching``), and is not tried again."""
+    """The blob could not be offered (or fetched, if ``fetching``), and is not tried again. ``full``: there is no room
+    for it on this side's disk.
+    """
 
     digest: bytes
     reason: str
     fetching: bool
+    full: bool = False
 
 
 BlobEvent: TypeAlias = BlobOffered | BlobFetched | BlobFailed
@@ -166,8 +169,8 @@ class BlobTransfers:
             try:
                 out += self._begin_offer(each, now) if isinstance(each, _Offer) else self._begin_fetch(each, now)
             except OSError as error:
-                reason = f"this side could not open it: {error.strerror or error}"
-                self._on_event(BlobFailed(digest=each.digest, reason=reason, fetching=isinstance(each, _Fetch)))
+                reason, fetching = f"this side could not open it: {error.strerror or error}", isinstance(each, _Fetch)
+                self._on_event(BlobFailed(digest=each.digest, reason=reason, fetching=fetching, full=is_full(error)))
         self._waiting = left
         return out
 
@@ -271,7 +274,8 @@ class BlobTransfers:
         except ChunkRefused as error:
             return self._give_up(chunk.digest, str(error), now)
         except OSError as error:
-            return self._give_up(chunk.digest, f"this side could not write: {error.strerror or error}", now)
+            reason = f"this side could not write: {error.strerror or error}"
+            return self._give_up(chunk.digest, reason, now, full=is_full(error))
         return self._go_on(fetching, now)
 
     def _go_on(self, fetching: _Fetching, now: float) -> list[m.Message]:
@@ -281,7 +285,8 @@ class BlobTransfers:
             try:
                 got = fetching.sink.finish()
             except OSError as error:
-                return self._give_up(digest, f"this side could not keep it: {error.strerror or error}", now)
+                reason = f"this side could not keep it: {error.strerror or error}"
+                return self._give_up(digest, reason, now, full=is_full(error))
             del self._fetching[digest]
             self._on_event(
                 BlobFetched(digest=digest, data=got) if isinstance(got, bytes) else BlobFetched(digest=digest, path=got)
@@ -402,11 +407,11 @@ class BlobTransfers:
         offering.again_at = now + self._settings.patience * (1 << offering.fruitless)
         return [m.Offer(digest=offering.digest, size=size)]
 
-    def _give_up(self, digest: bytes, reason: str, now: float) -> list[m.Message]:
-        self._fail(digest, reason)
+    def _give_up(self, digest: bytes, reason: str, now: float, *, full: bool = False) -> list[m.Message]:
+        self._fail(digest, reason, full=full)
         return [*([m.NoBlob(digest=digest, reason=reason)] if self._open else []), *self._begin(now)]
 
-    def _fail(self, digest: bytes, reason: str) -> None:
+    def _fail(self, digest: bytes, reason: str, *, full: bool = False) -> None:
         waiting = [each for each in self._waiting if each.digest == digest]
         self._waiting = deque(each for each in self._waiting if each.digest != digest)
         fetching = {isinstance(each, _Fetch) for each in waiting}
@@ -414,7 +419,7 @@ class BlobTransfers:
             fetching.add(digest in self._fetching)
         self._end(digest, keep=True)
         for each in sorted(fetching):
-            self._on_event(BlobFailed(digest=digest, reason=reason, fetching=each))
+            self._on_event(BlobFailed(digest=digest, reason=reason, fetching=each, full=full))
 
     def _end(self, digest: bytes, *, keep: bool) -> None:
         self._sender.drop(digest)

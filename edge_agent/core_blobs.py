@@ -125,7 +125,8 @@ class BlobWants:
         )
         if wanted.failures >= _FETCHES:
             said = f"blob {event.digest.hex()} could not be fetched: {event.reason}"
-            self._give(event.digest, failure("ResultLost", said, blob=event.digest.hex()))
+            code = "StoreFull" if event.full else "ResultLost"
+            self._give(event.digest, failure(code, said, blob=event.digest.hex()))
         else:
             wanted.again_at = self._desk.now + self._config.retry_seconds * (1 << min(wanted.failures - 1, 4))
         return True

@@ -117,10 +117,11 @@ class BlobArrived(_Effect, frozen=True, kw_only=True):
 
 
 class BlobFailed(_Effect, frozen=True, kw_only=True):
-    """A blob could not be fetched or offered, for now."""
+    """A blob could not be fetched or offered, for now. ``full``: there is no room for it on the disk."""
 
     digest: bytes
     reason: str = ""
+    full: bool = False
 
 
 class BlobOffered(_Effect, frozen=True, kw_only=True):

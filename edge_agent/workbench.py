@@ -8,9 +8,7 @@ this module imports neither torch nor numpy itself.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from broker.protocol.ids import nth
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold, LogValue
 from broker.protocol.tensors import inspect
 from edge_agent.admission import Admission, as_over_quota, ceiling
+from edge_agent.blob_files import is_full
 from edge_agent.checkpoints import Checkpoint
 from edge_agent.folding import Opened, fold_plan
 from edge_agent.jobs import (
@@ -473,9 +472,7 @@ def _failure_of(error: Exception, plan: bytes) -> Failure:
     if isinstance(error, EdgePlanError):
         details |= {name: value for name, value in vars(error).items() if isinstance(value, (str, int, float))}
         return Failure(code=type(error).__name__, message=str(error), details=details)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failure(
-            code="StoreFull", message=f"the result could not be kept: {os.strerror(error.errno)}", details=details
-        )
+    if isinstance(error, OSError) and is_full(error):
+        return Failure(code="StoreFull", message=f"the result could not be kept: {error.strerror}", details=details)
     details["error"] = type(error).__name__
     return Failure(code="ExecutionFailed", message=str(error), details=details)

@@ -356,6 +356,7 @@ def test_a_file_that_cannot_be_opened_fails_by_name(tmp_path: Path) -> None:
     assert isinstance(fetched, BlobFailed)
     assert (offered.fetching, fetched.fetching) == (False, True)
     assert offered.reason == fetched.reason == "this side could not open it: No such file or directory"
+    assert not fetched.full
 
 
 def test_a_refused_peer_hears_why(tmp_path: Path) -> None:
@@ -613,10 +614,10 @@ def test_a_full_disk_is_told_on_either_side(monkeypatch: pytest.MonkeyPatch) -> 
         peer.put(peer.transfers.offer(digest_of(up), up, 0.0))
         peer.put(peer.transfers.fetch(digest_of(down), len(down), None, 0.0))
         net.settle()
-    reasons = {event.fetching: event.reason for event in peer.events if isinstance(event, BlobFailed)}
-    assert reasons == {
-        False: "the broker could not write: No space left on device",
-        True: "this side could not write: No space left on device",
+    told = {event.fetching: (event.reason, event.full) for event in peer.events if isinstance(event, BlobFailed)}
+    assert told == {
+        False: ("the broker could not write: No space left on device", False),  # it is not this side's disk
+        True: ("this side could not write: No space left on device", True),
     }
     peer.put(peer.transfers.offer(digest_of(up), up, broker.now))
     net.settle()

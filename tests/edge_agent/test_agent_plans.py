@@ -137,8 +137,9 @@ def test_a_large_part_is_fetched_on_the_blob_channel() -> None:
     assert order.state == [File("incoming/large"), b"bias"]
 
 
-def test_a_part_that_can_never_be_fetched_fails_its_commands() -> None:
-    """After several attempts."""
+@pytest.mark.parametrize(("full", "code"), [(False, "PlanNotFound"), (True, "StoreFull")])
+def test_a_part_that_can_never_be_fetched_fails_its_commands(full: bool, code: str) -> None:
+    """After several attempts, by what stood in the way."""
     device = Device()
     device.register()
     device.invoke(STATE, counter=1)
@@ -148,9 +149,11 @@ def test_a_part_that_can_never_be_fetched_fails_its_commands() -> None:
         assert device.take_sent(m.NeedBlobs)
         device.receive(m.Blobs(pull={large: 4}))
         assert device.take(e.FetchBlob)
-        device.feed(e.BlobFailed(digest=large, reason="cut"))
+        device.feed(e.BlobFailed(digest=large, reason="it was cut", full=full))
         device.wait(60)
-    assert device.failure_of(result_id(1)).code == "PlanNotFound"
+    failure = device.failure_of(result_id(1))
+    assert failure.code == code
+    assert "it was cut" in failure.message
 
 
 def test_a_plan_is_loaded_again_by_the_next_worker() -> None:

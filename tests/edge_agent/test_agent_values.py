@@ -185,6 +185,25 @@ def test_an_argument_whose_blob_the_broker_has_dropped_is_asked_for_again() -> N
     assert device.failure_of(result_id(1)).details["code"] == "ResultLost"
 
 
+def test_an_argument_for_which_the_disk_has_no_room() -> None:
+    """It is tried for a while: there may be room again. Then the command fails by what stood in the way."""
+    device = Device(AgentConfig(idle_seconds=1000))
+    device.ready(PLAN)
+    device.invoke(PLAN, ELSEWHERE, counter=1)
+    digest = hashlib.sha256(b"large").digest()
+    device.receive(m.Supply(outcomes=[m.Outcome(id=ELSEWHERE, blob=digest, size=5)]))
+    for _ in range(7):
+        assert device.take(e.FetchBlob) == [e.FetchBlob(digest=digest, size=5)]
+        device.feed(e.BlobFailed(digest=digest, reason="this side could not write: No space left", full=True))
+        device.wait(60)
+        assert device.announced() == []
+        device.receive(m.Blobs(pull={digest: 5}))
+    device.feed(e.BlobFailed(digest=digest, reason="this side could not write: No space left", full=True))
+    failure = device.failure_of(result_id(1))
+    assert (failure.code, failure.details["code"]) == ("ArgumentFailed", "StoreFull")
+    assert "No space left" in failure.message
+
+
 def test_an_argument_that_comes_twice_into_the_same_file_is_kept() -> None:
     """The first command that wanted it was cancelled; another one has it of the first copy when the second comes."""
     device = with_large_argument()

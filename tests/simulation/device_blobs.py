@@ -72,7 +72,7 @@ class DeviceBlobs:
         if content is None:
             machine.feed(e.BlobFailed(digest=digest, reason="the broker does not have it"))
         elif machine.shelf.fails():
-            machine.feed(e.BlobFailed(digest=digest, reason="this side could not write: no space left on the device"))
+            machine.feed(e.BlobFailed(digest=digest, reason="this side could not write: no space left", full=True))
         else:
             path = f"incoming/{digest.hex()}.{next(self._arrivals)}"
             machine.shelf.files[path] = content
