@@ -26,6 +26,7 @@ from broker.blob_effects import (
     OutgoingChunk,
 )
 from broker.blob_tallies import Tallies, Tally
+from broker.disk_space import is_full
 from broker.ledger.blob_store import BlobMissing, BlobStore, BlobStoreFull, Partial
 from broker.protocol import messages as m
 from broker.protocol.effects import Send
@@ -179,7 +180,8 @@ class BlobExchange:
             try:
                 partial = self.store.begin(digest, size)
             except (BlobStoreFull, OSError) as error:
-                return self._no(peer, known, digest, str(error), now)
+                full = isinstance(error, BlobStoreFull) or is_full(error)
+                return self._no(peer, known, digest, str(error), now, full=full)
             receiver = Receiver(
                 digest,
                 size,
@@ -231,7 +233,7 @@ class BlobExchange:
             for write in writes:
                 incoming.partial.write(write.data)
         except OSError as error:
-            return self._fail(incoming, f"the broker could not write: {error.strerror}", now)
+            return self._fail(incoming, "write", error, now)
         return self._go_on(incoming, now)
 
     def _go_on(self, incoming: _Incoming, now: float) -> list[Instruction]:
@@ -248,18 +250,18 @@ class BlobExchange:
             try:
                 incoming.partial.truncate()
             except OSError as error:
-                return self._fail(incoming, f"the broker could not write: {error.strerror}", now)
+                return self._fail(incoming, "write", error, now)
             receiver.restart()
             was_clean, incoming.clean = incoming.clean, True
             if was_clean or receiver.size == 0:
                 return self._reject_source(incoming, active, "expected bytes with the digest offered, got others", now)
         return [Send(message=pull, peer=active) for pull in receiver.pulls(now)]
 
-    def committed(self, digest: bytes, error: str | None, now: float) -> list[Instruction]:
+    def committed(self, digest: bytes, error: OSError | None, now: float) -> list[Instruction]:
         """A `Commit` was done, or failed with ``error``."""
         incoming = self._incoming[digest]
         if error is not None:
-            return self._fail(incoming, f"the broker could not keep it: {error}", now)
+            return self._fail(incoming, "keep it", error, now)
         del self._incoming[digest]
         out: list[Instruction] = []
         for peer in incoming.sources:
@@ -301,10 +303,12 @@ class BlobExchange:
         other = self._peers[peer]
         return other is not known and (other.role, other.name) == (known.role, known.name)
 
-    def _fail(self, incoming: _Incoming, reason: str, now: float) -> list[Instruction]:
+    def _fail(self, incoming: _Incoming, what: str, error: OSError, now: float) -> list[Instruction]:
+        """The broker could not do ``what`` with what comes in."""
+        reason = f"the broker could not {what}: {error.strerror or error}"
         out: list[Instruction] = []
         for peer in list(incoming.sources):
-            out += self._no(peer, self._peers[peer], incoming.digest, reason, now)
+            out += self._no(peer, self._peers[peer], incoming.digest, reason, now, full=is_full(error))
         self._close(incoming, keep=False)
         return out
 
@@ -373,7 +377,7 @@ class BlobExchange:
                 incoming.partial.truncate()
                 receiver.restart()
         except OSError as error:
-            return self._fail(incoming, f"the broker could not read what it had: {error.strerror}", now)
+            return self._fail(incoming, "read what it had", error, now)
         if receiver.to_absorb:
             return []
         del self._reading_back[digest]
@@ -476,9 +480,11 @@ class BlobExchange:
 
     # ------------------------------------------------------------------------------------------ refusing
 
-    def _no(self, peer: bytes, known: _Peer, digest: bytes, reason: str, now: float) -> list[Instruction]:
+    def _no(
+        self, peer: bytes, known: _Peer, digest: bytes, reason: str, now: float, *, full: bool = False
+    ) -> list[Instruction]:
         self._complain(reason, now, peer=known, digest=digest)
-        return [Send(message=m.NoBlob(digest=digest, reason=reason), peer=peer)]
+        return [Send(message=m.NoBlob(digest=digest, reason=reason, full=full), peer=peer)]
 
     def _later(self, peer: bytes, digest: bytes, reason: str) -> Send:
         return Send(message=m.NoBlob(digest=digest, reason=reason, retry_ms=1000), peer=peer)

@@ -70,7 +70,7 @@ class BlobServer:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="blob-commit")
-        self._done: deque[tuple[bytes, str | None]] = deque()
+        self._done: deque[tuple[bytes, OSError | None]] = deque()
         self._held: dict[bytes, deque[bytes]] = {}  # control messages for peers whose link is full
         self._retry_at: float | None = None
 
@@ -192,11 +192,11 @@ class BlobServer:
                 self._send_control(router, instruction.peer, encode(instruction.message))
 
     def _commit(self, partial: Partial) -> None:
-        error: str | None = None
+        error: OSError | None = None
         try:
             partial.commit()
         except OSError as failure:
-            error = failure.strerror or str(failure)
+            error = failure
         self._done.append((partial.digest, error))
         self._wake()
 

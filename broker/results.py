@@ -16,6 +16,7 @@ from broker.held_ends import HeldEnds
 from broker.ledger.interface import Ending, RecordCommand, RecordTerminal, StoredResult
 from broker.plans import Plans
 from broker.protocol.effects import Log
+from broker.protocol.failures import argument_failed
 from broker.protocol.ids import counter_of, incarnation_of
 from broker.protocol.messages import (
     Cancelled,
@@ -401,12 +402,3 @@ class Results:
             record.seen = True
             self.retention.settled([record])
         return record
-
-
-def argument_failed(argument: bytes, failure: Failure) -> Failure:
-    """The failure of a command whose argument ended without a value."""
-    return Failure(
-        code="ArgumentFailed",
-        message=f"the argument {argument.hex()} has no value: {failure.message}",
-        details={"argument": argument.hex(), "code": failure.code, "message": failure.message},
-    )

@@ -24,7 +24,6 @@ The file is flat, and one file may serve several commands of a program; a key th
 from __future__ import annotations
 
 import enum
-import errno
 import functools
 import ipaddress
 import math
@@ -37,6 +36,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from broker import logs
+from broker.disk_space import is_full
 from broker.protocol.errors import ConnectionRefused, EdgePlanError
 from broker.protocol.messages import PROTOCOL_VERSION
 
@@ -61,8 +61,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 ENVIRONMENT_PREFIX = "EDGEPLAN_"
 _LONGEST_PATH = 107
 """The longest path of a socket, in bytes: what ``struct sockaddr_un`` has room for."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Why the disk does not take what is written to it: it is full, or somebody's share of it."""
 
 
 class ExitCode(enum.IntEnum):
@@ -346,7 +344,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
         click.echo(f"Error: {error}", err=True)
         sys.exit(ExitCode.FAILED)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if not is_full(error):
             raise
         click.echo(f"Error: cannot write: {error.strerror}", err=True)
         sys.stdout = sys.stderr  # the interpreter would complain once more when it flushes

@@ -53,6 +53,7 @@ from coordinator.core_events import (
 )
 from coordinator.core_results import Result
 from coordinator.core_tables import ResultInput
+from coordinator.core_unmade import Unmade
 
 __all__ = ["Commands", "Outgoing"]
 
@@ -149,6 +150,7 @@ class Commands:
         self._uploaded: set[bytes] = set()  # keys of what this ledger has
         self._lacking: set[bytes] = set()  # keys that the first command of the outbox waits for
         self._refused_plans: dict[bytes, Failure] = {}
+        self._unmade = Unmade()
 
     def __len__(self) -> int:
         """How many commands the broker has not accepted."""
@@ -185,6 +187,9 @@ class Commands:
             if self.log_level <= 10:
                 fields = {"result": first.hex(), "devices": ",".join(devices)}
                 out.append(Log(level=10, event="invocation_submitted", fields=fields))
+        if self._unmade and self._ends_unmade(outgoing, out):
+            self._discount(outgoing)
+            return outgoing.results
         self._kept[outgoing] = None
         self._admit(outgoing, out)
         return outgoing.results
@@ -310,21 +315,33 @@ class Commands:
         self._barriers.look(out)
 
     def _fail_parked(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
+        """A parked command can't be sent: what has not ended of it ends with ``failure``, and so on with what needs
+        it.
+        """
         self._parked.remove(outgoing)
         names = set(outgoing.names())
         self._end_all(outgoing, failure, out)
         self._drop(outgoing, out)
+        stored = isinstance(outgoing.command, StorePlan)
         if isinstance(outgoing.command, StorePlan):
             self._stored.discard(outgoing.command.plan)
             self._uploaded.difference_update(outgoing.attached)
-            following = failure
-        else:
-            details: dict[str, str | int | float | bool | None] = {"code": failure.code, "message": failure.message}
-            details["argument"] = min(names).hex() if names else ""
-            following = Failure(code="ArgumentFailed", message=failure.message, details=details)
         for other in list(self._parked):
-            if isinstance(other.command, Invoke) and other in self._kept and other.refers_to(names):
-                self._fail_parked(other, following, out)
+            needs = isinstance(other.command, Invoke) and other in self._kept and other.refers_to(names)
+            if needs and (stored or self._ends_unmade(other, out)):
+                self._fail_parked(other, failure, out)
+
+    def _ends_unmade(self, outgoing: Outgoing, out: list[object]) -> bool:
+        """End what is to run on a value that the broker will never know. Whether nothing of the command is left."""
+        command = outgoing.command
+        if not isinstance(command, Invoke):
+            return False
+        for k, result in enumerate(outgoing.results):
+            failure = None if result.ended else self._unmade.failure_of(command, k)
+            if failure is not None:
+                self._unmade.add(result, failure)
+                self.end(result, _FAILED, out, failure=failure)
+        return bool(outgoing.results) and not outgoing.open
 
     # --------------------------------------------------------------------------------------------- from the broker
 
@@ -492,7 +509,7 @@ class Commands:
     def fail_everything(self, failure: Failure, out: list[object]) -> None:
         """The session is over."""
         for result in list(self._results.values()):
-            self.end(result, ResultInput.FAILED, out, failure=failure)
+            self.end(result, _FAILED, out, failure=failure)
         for outgoing in list(self._kept):
             self._drop(outgoing, out)
         self._barriers.look(out)
@@ -502,7 +519,8 @@ class Commands:
     def _end_all(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         for result in outgoing.results:
             if not result.ended:
-                self.end(result, ResultInput.FAILED, out, failure=failure)
+                self._unmade.add(result, failure)
+                self.end(result, _FAILED, out, failure=failure)
 
     def _give_up(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         """End the results of a numbered command, and let its number carry nothing."""

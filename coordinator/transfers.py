@@ -161,7 +161,7 @@ class Blobs:
         """On the client's thread."""
         failure = None
         if isinstance(event, BlobFailed):
-            failure = Failure(code="StoreFull" if "full" in event.reason else "ResultLost", message=event.reason)
+            failure = Failure(code="StoreFull" if event.full else "ResultLost", message=event.reason)
         if isinstance(event, BlobFetched) or (isinstance(event, BlobFailed) and event.fetching):
             with self._lock:
                 waiting = self._fetching.pop(event.digest, [])

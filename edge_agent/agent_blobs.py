@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from broker.disk_space import is_full
 from broker.protocol import messages as m
 from edge_agent import effects as e
-from edge_agent.blob_files import is_full
 from edge_agent.blob_transfers import BlobEvent, BlobFailed, BlobFetched, BlobOffered
 
 if TYPE_CHECKING:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Protocol
 
 from broker.protocol.messages import Frame
 
-__all__ = ["FileSink", "FileSource", "MemorySink", "MemorySource", "Sink", "Source", "is_full", "open_source"]
-
-
-def is_full(error: OSError) -> bool:
-    """Whether something could not be written since there is no room: on the disk, or in the user's share of it."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+__all__ = ["FileSink", "FileSource", "MemorySink", "MemorySource", "Sink", "Source", "open_source"]
 
 
 class Source(Protocol):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from broker.disk_space import is_full
 from broker.protocol import messages as m
 from broker.protocol.transfer import (
     CHUNK_BYTES,
@@ -23,7 +24,7 @@ from broker.protocol.transfer import (
     Sender,
     TransferState,
 )
-from edge_agent.blob_files import FileSink, MemorySink, Sink, Source, is_full, open_source
+from edge_agent.blob_files import FileSink, MemorySink, Sink, Source, open_source
 
 __all__ = ["BlobEvent", "BlobFailed", "BlobFetched", "BlobOffered", "BlobSettings", "BlobTransfers"]
 
@@ -49,8 +50,8 @@ class BlobFetched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobFailed:
-    """The blob could not be offered (or fetched, if ``fetching``), and is not tried again. ``full``: there is no room
-    for it on this side's disk.
+    """The blob could not be offered (or fetched, if ``fetching``), and is not tried again. ``full``: for want of
+    room, on either side.
     """
 
     digest: bytes
@@ -308,7 +309,7 @@ class BlobTransfers:
     def _refused(self, refusal: m.NoBlob, now: float) -> list[m.Message]:
         offering, fetching = self._offering.get(refusal.digest), self._fetching.get(refusal.digest)
         if not refusal.retry_ms:
-            self._fail(refusal.digest, refusal.reason)
+            self._fail(refusal.digest, refusal.reason, full=refusal.full)
             return self._begin(now)
         self._sender.drop(refusal.digest)
         if offering is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from broker.protocol import messages as m
+from broker.protocol.failures import argument_failed
 from edge_agent.catalog import Catalog, Held
 from edge_agent.core_blobs import BlobWants
 from edge_agent.core_commands import Command
@@ -327,13 +328,6 @@ class Arguments:
     def next_timer(self) -> float | None:
         """When something is due to be asked for again."""
         return min((need.again_at for need in self._needs.values() if not need.coming), default=None)
-
-
-def argument_failed(id: bytes, why: m.Failure) -> m.Failure:
-    """The failure of a command whose argument ``id`` has ended without a value."""
-    said = f"argument {id.hex()} has ended without a value: {why.message}"
-    details = {"argument": id.hex(), "code": why.code, "message": why.message}
-    return m.Failure(code="ArgumentFailed", message=said, details={**why.details, **details})
 
 
 def _tag_failure(tags: list[str], count: int) -> m.Failure:

@@ -117,7 +117,7 @@ class BlobArrived(_Effect, frozen=True, kw_only=True):
 
 
 class BlobFailed(_Effect, frozen=True, kw_only=True):
-    """A blob could not be fetched or offered, for now. ``full``: there is no room for it on the disk."""
+    """A blob could not be fetched or offered, for now. ``full``: for want of room."""
 
     digest: bytes
     reason: str = ""

@@ -15,12 +15,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from broker.disk_space import is_full
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.ids import nth
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fold, LogValue
 from broker.protocol.tensors import inspect
 from edge_agent.admission import Admission, as_over_quota, ceiling
-from edge_agent.blob_files import is_full
 from edge_agent.checkpoints import Checkpoint
 from edge_agent.folding import Opened, fold_plan
 from edge_agent.jobs import (
@@ -472,7 +472,8 @@ def _failure_of(error: Exception, plan: bytes) -> Failure:
     if isinstance(error, EdgePlanError):
         details |= {name: value for name, value in vars(error).items() if isinstance(value, (str, int, float))}
         return Failure(code=type(error).__name__, message=str(error), details=details)
-    if isinstance(error, OSError) and is_full(error):
-        return Failure(code="StoreFull", message=f"the result could not be kept: {error.strerror}", details=details)
+    if is_full(error):
+        said = f"the result could not be kept: {getattr(error, 'strerror', error)}"
+        return Failure(code="StoreFull", message=said, details=details)
     details["error"] = type(error).__name__
     return Failure(code="ExecutionFailed", message=str(error), details=details)

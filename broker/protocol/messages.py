@@ -824,11 +824,14 @@ class Stored(_Tagged, frozen=True, kw_only=True, tag=99):
 
 
 class NoBlob(_Tagged, frozen=True, kw_only=True, tag=100):
-    """The blob cannot be had, or was refused: ``reason``. With ``retry_ms``, ask or offer again after so long."""
+    """The blob cannot be had, or was refused: ``reason``. With ``retry_ms``, ask or offer again after so long.
+    ``full``: there is no room for it.
+    """
 
     digest: Digest
     reason: str = ""
     retry_ms: Natural = 0
+    full: bool = False
 
 
 Message: TypeAlias = (

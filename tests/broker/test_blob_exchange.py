@@ -57,7 +57,7 @@ class Broker:
             else:
                 self.sent.setdefault(each.peer, deque()).append((each.message, ()))
 
-    def make_durable(self, error: str | None = None) -> None:
+    def make_durable(self, error: OSError | None = None) -> None:
         commit = self.commits.pop(0)
         if error is None:
             commit.partial.commit()
@@ -410,10 +410,15 @@ def test_limits_are_kept() -> None:
         broker.open(peer, peer.decode())
     (no,) = broker.say(b"p", m.Offer(digest=bytes(32), size=LIMITS.blob + 1))
     assert isinstance(no, m.NoBlob)
-    assert (no.retry_ms, no.reason) == (0, f"expected at most {LIMITS.blob} bytes, got {LIMITS.blob + 1}")
+    assert (no.retry_ms, no.full, no.reason) == (
+        0,
+        False,
+        f"expected at most {LIMITS.blob} bytes, got {LIMITS.blob + 1}",
+    )
     (no,) = broker.say(b"p", m.Offer(digest=bytes(32), size=1000 * KB))
     assert isinstance(no, m.NoBlob)
     assert "got a quota of" in no.reason
+    assert no.full
     blobs = [os.urandom(100 * KB) for _ in range(6)]
     for data in blobs[:3]:
         assert broker.offered(b"p", data)
@@ -589,9 +594,9 @@ def test_a_disk_that_fails_is_told() -> None:
     data = os.urandom(1000)
     broker.open(b"p", "p")
     broker.answer(b"p", data, broker.offered(b"p", data))
-    broker.make_durable("No space left on device")
+    broker.make_durable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert broker.take(b"p") == [
-        m.NoBlob(digest=digest_of(data), reason="the broker could not keep it: No space left on device")
+        m.NoBlob(digest=digest_of(data), reason="the broker could not keep it: No space left on device", full=True)
     ]
     assert broker.answer(b"p", data, broker.offered(b"p", data)) == []
     broker.make_durable()
@@ -616,7 +621,7 @@ def test_a_full_disk_is_told_on_either_side(monkeypatch: pytest.MonkeyPatch) -> 
         net.settle()
     told = {event.fetching: (event.reason, event.full) for event in peer.events if isinstance(event, BlobFailed)}
     assert told == {
-        False: ("the broker could not write: No space left on device", False),  # it is not this side's disk
+        False: ("the broker could not write: No space left on device", True),
         True: ("this side could not write: No space left on device", True),
     }
     peer.put(peer.transfers.offer(digest_of(up), up, broker.now))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from broker.ledger.blobs import MemoryBlobs
 from broker.protocol.errors import TensorRefused
 from broker.protocol.messages import ResultStatus
 from broker.server import BrokerServer
@@ -24,6 +25,7 @@ from coordinator.errors import (
     PointerError,
     ResultReleased,
     ResultTimeout,
+    StoreFull,
     UnknownDevice,
     UnknownResult,
 )
@@ -269,6 +271,21 @@ def test_pointers_where_none_are_looked_for(
     with pytest.raises(TypeError, match=f"in lists, tuples and dicts, got a {kind}: make a list of it"):
         fleet.get(nest(pointer), timeout=WITHIN)
     assert fleet.get([{"a", "b"}, {"a": 1}.values()], timeout=WITHIN)[0] == {"a", "b"}
+
+
+def test_a_tensor_for_which_the_broker_has_no_room() -> None:
+    """It ends as StoreFull, with what there is; what needs it, too, and the next one is taken."""
+    with BrokerServer("tcp://127.0.0.1:*", store=MemoryBlobs(quota=1 << 20)) as broker:
+        fleet = connect(broker.endpoints.listen, insecure=True)
+        with fleet, VirtualWorker(fleet, "roomy") as device:
+            too_large = device.send(torch.zeros(1 << 20))
+            with pytest.raises(StoreFull, match="got a quota of 1048576 bytes"):
+                too_large.get(timeout=WITHIN)
+            with pytest.raises(ArgumentFailed, match="got a quota of 1048576 bytes") as failed:
+                (too_large + too_large).get(timeout=WITHIN)
+            assert (failed.value.argument, failed.value.argument_code) == (too_large.id, "StoreFull")
+            fits = torch.arange(1 << 17, dtype=torch.float32)
+            assert torch.equal(device.send(fits).get(timeout=WITHIN), fits)
 
 
 def test_what_is_late_has_its_error_in_its_place() -> None:
