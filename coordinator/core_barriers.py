@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from coordinator.core_events import AllAccepted
 
 if TYPE_CHECKING:
-    from coordinator.core_commands import Outgoing
+    from coordinator.core_outgoing import Outgoing
 
 __all__ = ["Barriers"]
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -26,15 +25,12 @@ from broker.protocol.ids import nth
 from broker.protocol.messages import (
     INLINE_TENSORS_BYTES,
     Busy,
-    Cancel,
-    Command,
     Failure,
     Frame,
     Invoke,
     Lacking,
     Put,
     Rejected,
-    Release,
     ResultInfo,
     SessionOpened,
     StorePlan,
@@ -51,78 +47,17 @@ from coordinator.core_events import (
     Upload,
     UploadEnded,
 )
+from coordinator.core_outgoing import NO_KEYS, NOTHING, Outgoing
 from coordinator.core_results import Result
 from coordinator.core_tables import ResultInput
 from coordinator.core_unmade import Unmade
 
-__all__ = ["Commands", "Outgoing"]
+__all__ = ["Commands"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _FAILED = ResultInput.FAILED
-_NO_KEYS: frozenset[bytes] = frozenset()
-_NOTHING = Release(ids=[])
 _LACKING_LIMIT = 5
 """How often the broker may say that it lacks what was uploaded, before the command is given up."""
-
-
-class Outgoing:
-    """A command on its way."""
-
-    __slots__ = (
-        "accepted",
-        "attached",
-        "command",
-        "devices",
-        "digest",
-        "frames",
-        "lacked",
-        "missing",
-        "n",
-        "open",
-        "plan",
-        "results",
-        "size",
-        "upload",
-    )
-
-    def __init__(self, devices: tuple[str, ...], command: Command, frames: tuple[Frame, ...] = ()) -> None:
-        self.devices = devices
-        self.command = command
-        self.frames = frames
-        self.digest = b""
-        self.plan: PlanParts | None = None  # what an Invoke runs, and a StorePlan stores
-        self.attached: Sequence[bytes] = ()  # the digests of the frames of a StorePlan
-        self.upload: bytes | None = None
-        self.results: list[Result] = []
-        self.open = 0  # how many of the results have not ended
-        self.accepted = False
-        self.n = 0  # its number, once accepted
-        self.missing: AbstractSet[bytes] = _NO_KEYS  # keys of uploads that must end first
-        self.lacked = 0
-        self.size = 0  # what it adds to `Commands.bytes`
-
-    def names(self) -> Iterable[bytes]:
-        """What others may refer to: the ids that it makes, the plan that it stores."""
-        if isinstance(self.command, StorePlan):
-            return (self.command.plan,)
-        return [output for result in self.results for output in result.ids]
-
-    def refers_to(self, names: set[bytes]) -> bool:
-        """Whether it can't do its work before a command that makes one of ``names``."""
-        command = self.command
-        if isinstance(command, Invoke):
-            return (
-                command.plan in names
-                or any(type(argument) is bytes and argument in names for argument in command.args)
-                or any(ids[at : at + 16] in names for ids in command.each.values() for at in range(0, len(ids), 16))
-            )
-        # A release acts after all earlier commands, and a cancel finds its invocation only once that has arrived.
-        return isinstance(command, Release | Cancel)
-
-    def empty(self) -> None:
-        """Do nothing any more, under the same number."""
-        self.devices, self.command, self.frames, self.digest = (), _NOTHING, (), b""
-        self.plan = None
 
 
 class Commands:
@@ -387,10 +322,10 @@ class Commands:
                 # for nothing else.
                 if outgoing.plan is not None and self._lacks(outgoing.plan):
                     self._store(outgoing.plan, out)
-            elif outgoing.open or not (outgoing.results or outgoing.accepted or outgoing.command is _NOTHING):
+            elif outgoing.open or not (outgoing.results or outgoing.accepted or outgoing.command is NOTHING):
                 outgoing.accepted, outgoing.n = False, 0
                 outgoing.lacked = 0
-                outgoing.missing = _NO_KEYS if outgoing.upload is None else {outgoing.upload}
+                outgoing.missing = NO_KEYS if outgoing.upload is None else {outgoing.upload}
                 self._kept[outgoing] = None
                 self._admit(outgoing, out)
             else:
@@ -447,7 +382,7 @@ class Commands:
         """Command ``message.n`` is taken and does nothing."""
         # On a new connection the broker says first up to where it has taken, and then which of these it has rejected.
         outgoing = self._outbox.item(message.n) or self._accepted.get(message.n)
-        if outgoing is None or outgoing.command is _NOTHING:
+        if outgoing is None or outgoing.command is NOTHING:
             return  # it was said before
         failure = message.failure
         command = outgoing.command

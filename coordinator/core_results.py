@@ -16,8 +16,8 @@ from coordinator.core_tables import RESULT, ResultInput, ResultState
 
 if TYPE_CHECKING:
     from coordinator.build_errors import SourceLine
-    from coordinator.core_commands import Outgoing
     from coordinator.core_events import SubmitCommand
+    from coordinator.core_outgoing import Outgoing
 
 __all__ = ["Result"]
 

@@ -25,7 +25,7 @@ import torch
 
 from broker.protocol.errors import EdgePlanError
 from coordinator import Plan, connect
-from coordinator.core_commands import Outgoing
+from coordinator.core_outgoing import Outgoing
 from coordinator.core_tables import ResultState
 from coordinator.errors import BrokerUnreachable, RemoteError, UnknownResult
 from coordinator.fleet import Fleet
