@@ -454,7 +454,8 @@ class Commands:
     def _end_all(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         for result in outgoing.results:
             if not result.ended:
-                self._unmade.add(result, failure)
+                if failure.code != "IdConflict":  # else the broker knows the id, for another command
+                    self._unmade.add(result, failure)
                 self.end(result, _FAILED, out, failure=failure)
 
     def _give_up(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:

@@ -53,6 +53,17 @@ def test_a_call_on_what_was_rejected_ends_at_once() -> None:
     assert len(session.submits()) == 1
 
 
+def test_an_id_that_another_command_has_is_known() -> None:
+    """A command that is rejected since its id is taken says nothing of the value that the id has."""
+    session = opened()
+    made = session.invoke(1.0)
+    session.ready(made)
+    session.submit(m.Put(id=made.id), frames=(b"another",))
+    session.told(m.Rejected(n=3, failure=m.Failure(code="IdConflict", message="taken")))
+    (user,) = _called(session, made.id)
+    assert not user.ended
+
+
 def test_only_the_devices_that_lack_their_own_value_fail() -> None:
     """A call on many devices, each on a value of its own: the others have it."""
     session = opened()

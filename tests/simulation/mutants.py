@@ -22,7 +22,7 @@ from broker.ledger.interface import RecordTerminal
 from broker.mailboxes import Mailbox
 from broker.protocol.bundles import unpack
 from broker.protocol.errors import ProtocolError
-from broker.protocol.messages import Registered
+from broker.protocol.messages import Failure, Registered
 from broker.protocol.streams import Inbox, Outbox, Verdict
 from broker.records import Record
 from broker.releases import Releases
@@ -31,7 +31,9 @@ from broker.sessions import Session, Sessions
 from broker.submissions import Submissions
 from broker.values import Values
 from coordinator.core_commands import Commands
+from coordinator.core_outgoing import Outgoing
 from coordinator.core_results import Result
+from coordinator.core_tables import ResultInput
 from edge_agent.core_commands import Command
 from edge_agent.core_ends import Ends
 from edge_agent.core_link import Link
@@ -451,6 +453,30 @@ def forget_unended_commands(patch: Patch) -> None:
     patch.setattr(Commands, "_start_over", start_over)
 
 
+def take_a_taken_id_for_unmade(patch: Patch) -> None:
+    """A session takes an id that another command has already for one that no broker knows."""
+
+    def end_all(self: Commands, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
+        for result in outgoing.results:
+            if not result.ended:
+                self._unmade.add(result, failure)
+                self.end(result, ResultInput.FAILED, out, failure=failure)
+
+    patch.setattr(Commands, "_end_all", end_all)
+
+
+def end_here_what_the_broker_records(patch: Patch) -> None:
+    """A session sends no call on a result that has failed, wherever that was."""
+    original: Any = Commands.end
+
+    def end(self: Commands, result: Result, step: ResultInput, *args: Any, **kwargs: Any) -> None:
+        original(self, result, step, *args, **kwargs)
+        if result.failure is not None:
+            self._unmade.add(result, result.failure)
+
+    patch.setattr(Commands, "end", end)
+
+
 MUTANTS = (
     Mutant(mutate=take_duplicates, seeds=(9, 10)),
     Mutant(mutate=never_go_back, seeds=(0, 6)),
@@ -490,5 +516,7 @@ MUTANTS = (
     Mutant(mutate=take_an_older_answer_for_a_loss, seeds=(1294,)),
     Mutant(mutate=mix_up_values, seeds=(0, 1)),
     Mutant(mutate=forget_unended_commands, seeds=(728, 839)),
+    Mutant(mutate=take_a_taken_id_for_unmade, seeds=(300040, 300383)),
+    Mutant(mutate=end_here_what_the_broker_records, seeds=(21, 29)),
 )
 """All mutants."""

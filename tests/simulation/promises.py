@@ -149,6 +149,8 @@ class Promises:
         if isinstance(command, Invoke | Put):
             width = command.outputs if isinstance(command, Invoke) else 1
             what.commands = [self.submitted[nth(command.id, k * width)] for k in range(len(message.devices))]
+            for sent in what.commands:
+                sent.sent = True
         elif isinstance(command, Release):
             what.released = [one for id in command.ids if (one := self.submitted.get(id)) is not None]
 
@@ -437,7 +439,10 @@ class Promises:
         if record is None:
             # What its session was told before it died itself, and no disk of broker or device got to have.
             nobodys = command.forgotten_by_both and command.incarnation in self._over and not command.accepted
-            if ended not in ("NotAllowed", "UnknownResult", "LedgerLost") and not nobodys:
+            # Its session knew that the broker would never know an argument.
+            kept_here = not command.sent and any(argument.id not in self.records for argument in command.arguments)
+            rejected = ended in ("NotAllowed", "UnknownResult", "LedgerLost")
+            if not rejected and not nobodys and not (ended == "ArgumentFailed" and kept_here):
                 self.broken("an end is recorded", f"{command} ended as {ended} without a record")
         elif _word_of(record) != ended and not (command.taken_back or command.forgotten_by_both):
             self.broken("one end", f"{command} ended as {ended}, and the ledger says {record}")

@@ -50,6 +50,8 @@ class Submitted:
     failure: Failure | None = None
     accepted_at: float = math.inf
     """When the broker first said that it has it."""
+    sent: bool = False
+    """Whether its session has sent it."""
     released_at: int = 0
     released_by: bytes = b""
     release_accepted: bool = False
