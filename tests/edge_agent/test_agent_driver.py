@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import sqlite3
 import threading
@@ -226,22 +227,31 @@ def working(agent: Agent, broker: RouterPeer, id: bytes) -> int:
     pytest.fail(f"no worker came to command {id.hex()} within {PATIENCE} s")
 
 
-def test_an_idle_worker_ends_and_comes_back(process_agent: Agent, broker: RouterPeer) -> None:
+def test_an_idle_worker_ends_and_comes_back(
+    process_agent: Agent, broker: RouterPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its process is gone after the idle time, and another one runs the next command."""
+    watched = queue.SimpleQueue[tuple[int, int]]()
+    start = ProcessWorker.start
+
+    def start_and_watch(worker: ProcessWorker) -> None:
+        start(worker)
+        assert worker.pid is not None
+        watched.put((worker.pid, os.pidfd_open(worker.pid)))  # while it is there for certain: it does not idle for long
+
+    monkeypatch.setattr(ProcessWorker, "start", start_and_watch)
     pids = []
     for counter in (1, 2):
         broker.deliver(invoke(PLAN, counter, ["input_data"]))
         assert isinstance(broker.result(result_id(counter))[0], m.ResultReady)
-        pid = process_agent.worker_pid
-        assert pid is not None
+        pid, process = watched.get(timeout=PATIENCE)
         pids.append(pid)
-        watched = os.pidfd_open(pid)
         try:
             poller = zmq.Poller()
-            poller.register(watched, zmq.POLLIN)
+            poller.register(process, zmq.POLLIN)
             assert poller.poll(int(PATIENCE * 1000))
         finally:
-            os.close(watched)
+            os.close(process)
     assert pids[0] != pids[1]
 
 
