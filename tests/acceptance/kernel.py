@@ -7,7 +7,7 @@ import os
 import select
 from pathlib import Path
 
-from tests.acceptance.worlds import PATIENCE
+from tests.waiting import PATIENCE
 
 __all__ = [
     "children",

@@ -17,8 +17,9 @@ from tests import processes
 from tests.acceptance import plans
 from tests.acceptance.kernel import children, heavy_libraries, resident_bytes, wait_until_gone
 from tests.acceptance.wire import Tap, tap
-from tests.acceptance.worlds import PATIENCE, fresh_tag
+from tests.acceptance.worlds import fresh_tag
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 MOST_RESIDENT_BYTES = 45_000_000
 

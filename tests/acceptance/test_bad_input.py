@@ -39,8 +39,9 @@ from edge_agent.plan.format import Graph, Input, Manifest, Op, Special, TensorTy
 from edge_agent.runtimes.torch_tensors import encode_tensor
 from tests.acceptance import plans
 from tests.acceptance.wire import RawSession
-from tests.acceptance.worlds import PATIENCE, World, fresh_tag
+from tests.acceptance.worlds import World, fresh_tag
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ from coordinator.errors import (
     PythonRandomness,
 )
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed
-from tests.acceptance.worlds import PATIENCE, World
+from tests.acceptance.worlds import World
+from tests.waiting import PATIENCE
 
 Function = Callable[..., torch.Tensor]
 Shapes = Sequence[tuple[int, ...]]

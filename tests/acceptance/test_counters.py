@@ -10,8 +10,9 @@ from broker.protocol.framing import size_of
 from coordinator import connect
 from tests.acceptance import plans
 from tests.acceptance.wire import Tap, tap
-from tests.acceptance.worlds import PATIENCE, World
+from tests.acceptance.worlds import World
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 
 def test_fifty_ops_cost_one_command_and_one_notification(world: World) -> None:

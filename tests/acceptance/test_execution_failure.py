@@ -9,7 +9,8 @@ import torch
 
 from coordinator import Plan, func2plan
 from coordinator.errors import ArgumentFailed, ExecutionFailed
-from tests.acceptance.worlds import PATIENCE, World
+from tests.acceptance.worlds import World
+from tests.waiting import PATIENCE
 
 
 def picking_plan() -> Plan:

@@ -22,8 +22,9 @@ from coordinator.device import Device
 from coordinator.errors import ExecutionFailed
 from coordinator.pointers import PointerTensor
 from tests.acceptance import plans
-from tests.acceptance.worlds import PATIENCE, World, fresh_tag
+from tests.acceptance.worlds import World, fresh_tag
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 HOPS = [
     ("session", "invocation_submitted"),

@@ -19,8 +19,8 @@ from edge_agent import Store
 from tests import processes
 from tests.acceptance.kernel import children, wait_until_gone
 from tests.acceptance.wire import Passed, Tap, tap
-from tests.acceptance.worlds import PATIENCE
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 ROWS = 50
 SIZE = 160

@@ -13,8 +13,8 @@ from coordinator.errors import DeadlineExpired, PlanOverQuota
 from coordinator.pointers import PointerTensor
 from tests import processes
 from tests.acceptance.kernel import children
-from tests.acceptance.worlds import PATIENCE
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 SIZE = 1200
 

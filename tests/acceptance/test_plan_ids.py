@@ -18,8 +18,9 @@ from coordinator import Plan, connect, func2plan
 from edge_agent.plan.format import digest_of
 from tests.acceptance import plans
 from tests.acceptance.wire import Tap, tap
-from tests.acceptance.worlds import PATIENCE, World
+from tests.acceptance.worlds import World
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 OTHER_PROCESS = textwrap.dedent(
     """

@@ -18,8 +18,9 @@ from coordinator.pointers import PointerTensor
 from tests import processes
 from tests.acceptance import plans
 from tests.acceptance.wire import tap
-from tests.acceptance.worlds import PATIENCE, World
+from tests.acceptance.worlds import World
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 
 @contextlib.contextmanager

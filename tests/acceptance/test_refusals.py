@@ -15,8 +15,9 @@ from coordinator.build_errors import PlanBuildError
 from coordinator.device import Device
 from coordinator.errors import PlanOverQuota
 from edge_agent.limits import Limits
-from tests.acceptance.worlds import KINDS, PATIENCE
+from tests.acceptance.worlds import KINDS
 from tests.processes import Program, start_agent
+from tests.waiting import PATIENCE
 
 SEEN: list[Any] = []
 

@@ -24,8 +24,9 @@ from tests import processes
 from tests.acceptance import plans
 from tests.acceptance.kernel import children
 from tests.acceptance.wire import Cable, cable, tap
-from tests.acceptance.worlds import PATIENCE, World, fresh_tag
+from tests.acceptance.worlds import World, fresh_tag
 from tests.processes import Program
+from tests.waiting import PATIENCE
 
 
 def test_an_agents_tags_survive_its_restart(broker: Program, tmp_path: Path) -> None:

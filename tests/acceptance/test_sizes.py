@@ -13,7 +13,8 @@ from coordinator import Plan, func2plan
 from coordinator.device import Device
 from edge_agent.runtimes.torch_tensors import TORCH_DTYPES
 from tests.acceptance import plans
-from tests.acceptance.worlds import PATIENCE, World
+from tests.acceptance.worlds import World
+from tests.waiting import PATIENCE
 
 MEGABYTE = 1_000_000
 
@@ -110,7 +111,7 @@ def through_a_plan(device: Device, sent: torch.Tensor) -> tuple[torch.Tensor, to
     """What comes back of a tensor: at once, and through a plan."""
     pointer = device.send(sent)
     result = plans.identity().send(device)(pointer)
-    both = device.fleet.get((pointer, result), timeout=4 * PATIENCE)
+    both = device.fleet.get((pointer, result), timeout=2 * PATIENCE)
     for each in (pointer, result):
         each.release()
     return both[0], both[1]

@@ -20,11 +20,9 @@ from broker.protocol import messages as m
 from broker.protocol.bundles import unpack
 from broker.protocol.errors import ProtocolError
 from broker.protocol.framing import decode, encode, size_of
+from tests.waiting import PATIENCE
 
 __all__ = ["Cable", "Passed", "RawSession", "Tap", "cable", "tap"]
-
-PATIENCE = 20.0
-"""Seconds that anything on the wire may take before the test that waits for it fails."""
 
 LAST_WORDS_MS = 100
 """For how long nothing may come before a tap that is to end does: a session's farewell must not be lost with it."""

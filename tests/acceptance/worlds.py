@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from broker.protocol.messages import Counters
 from coordinator.device import Device
 from coordinator.fleet import Fleet
+from tests.waiting import PATIENCE
 
-__all__ = ["KINDS", "PATIENCE", "World", "fresh_tag"]
+__all__ = ["KINDS", "World", "fresh_tag"]
 
 KINDS = ("tcp", "embedded")
-
-PATIENCE = 30.0
-"""Seconds that anything may take before the test that waits for it fails."""
 
 _tags = itertools.count()
 

@@ -18,8 +18,8 @@ from coordinator.errors import DeadlineExpired, LedgerLost, ResultLost, UnknownR
 from coordinator.fleet import Fleet
 from edge_agent import Store
 from tests.acceptance import plans
-from tests.acceptance.worlds import PATIENCE
 from tests.chaos.actors import Actor, Stage
+from tests.waiting import PATIENCE
 
 READY_WITHIN = 60.0
 GRACE = BrokerConfig().restart_grace
