@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from coordinator.local_processes import LocalProcess
 
-__all__ = ["HasEndpoint", "Program", "running", "start_agent", "start_broker", "started"]
+__all__ = ["HasEndpoint", "Program", "running", "start_agent", "start_broker", "started", "wait_until_left"]
 
 START_WITHIN = 60.0
 """Seconds that a program may take to be ready: python, torch and two busy cores."""
@@ -67,6 +67,14 @@ def start_agent(
         with _stopped_on_error(program):
             program.wait_for("agent_registered", START_WITHIN)
     return program
+
+
+def wait_until_left(broker: Program, device: str) -> None:
+    """Wait until the broker has read a device's goodbye: what others ask it may be read before, though it was sent
+    afterwards.
+    """
+    while broker.wait_for("device_left", START_WITHIN)["device"] != device:
+        pass
 
 
 @contextlib.contextmanager

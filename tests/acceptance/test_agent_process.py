@@ -104,6 +104,7 @@ def test_sigterm_ends_an_agent_in_order(
         workers = children(agent.pid)
         assert len(workers) == busy
         assert agent.stop() == ExitCode.OK
+        processes.wait_until_left(broker, "leaver")
         assert not device.refresh().online
         for worker in workers:
             wait_until_gone(worker)

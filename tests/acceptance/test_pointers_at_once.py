@@ -143,6 +143,7 @@ def awake(kind: str, fleet: Fleet, store: Path, broker: Program) -> Iterator[Non
     if kind == "tcp":
         with processes.start_agent("sleeper", store, broker):
             yield
+        processes.wait_until_left(broker, "sleeper")
     else:
         worker = VirtualWorker(fleet, id="sleeper", store=store)
         try:
