@@ -346,16 +346,20 @@ def test_session_that_vanishes(served: Served) -> None:
     assert again.hear(Notify).event.id == command.id  # type: ignore[union-attr]
 
 
-def test_silent_device_is_lost(served: Served) -> None:
+def test_silent_device_is_lost(context: Context) -> None:
     """A device that says nothing for three heartbeats is offline."""
-    served.device("mute")
-    session, _ = served.session()
+    with BrokerServer("tcp://127.0.0.1:*", context=context, config=BrokerConfig(heartbeat_ms=500)) as server:
+        served = Served(context, server)
+        served.device("mute")
+        session, _ = served.session()
 
-    def offline() -> bool:
-        session.say(ListDevices(r=1))
-        return not session.hear(DeviceListMessage).devices[0].online
+        def offline() -> bool:
+            session.say(ListDevices(r=1))
+            return not session.hear(DeviceListMessage).devices[0].online
 
-    wait_until(offline)
+        wait_until(offline)
+        for peer in served.peers:
+            peer.close()
 
 
 # ------------------------------------------------------------------------------------------- the stream
