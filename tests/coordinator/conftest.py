@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -43,3 +44,20 @@ def device_1(fleet: Fleet) -> VirtualWorker:
 def device_2(fleet: Fleet) -> VirtualWorker:
     """A device with one tensor, and one that is not tagged."""
     return VirtualWorker(fleet, id="device_2", data=(tagged(torch.tensor([5.0, 6.0]), "input_data"), torch.zeros(3)))
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No run on a device of this process goes on before this is set: the test says what is late."""
+    from edge_agent.runtimes.torch import LoadedPlan
+
+    opened = threading.Event()
+    run = LoadedPlan.run
+
+    def run_later(self: LoadedPlan, *args: object, **kwargs: object) -> list[torch.Tensor]:
+        assert opened.wait(WITHIN)
+        return run(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedPlan, "run", run_later)
+    yield opened
+    opened.set()

@@ -17,6 +17,7 @@ from broker.server import BrokerServer
 from coordinator import VirtualWorker, connect, func2plan
 from coordinator.errors import NotAccepted, OutboxFull, SessionTakenOver, UnknownResult
 from tests.processes import start_agent, start_broker, started
+from tests.waiting import wait_until
 
 WITHIN = 60.0
 
@@ -185,6 +186,7 @@ def test_a_call_is_refused_when_too_much_waits() -> None:
             sent = [device.send(torch.ones(2)) for _ in range(2)]
             fleet.flush(WITHIN)
             sent += [device.send(torch.ones(2)) for _ in range(4)]
+            wait_until(lambda: fleet.driver.core.busy_reason != "")
             with pytest.raises(
                 NotAccepted, match=r"has not accepted 4 commands within 0\.2 s.*the mailbox of d1 is full"
             ):

@@ -99,10 +99,11 @@ def reach(driver: SessionDriver, link: Link) -> None:
     wait_until(lambda: driver.core.link is link)
 
 
-def test_a_broker_that_comes_back_empty(restarting: Restarting) -> None:
+def test_a_broker_that_comes_back_empty(restarting: Restarting, gate: threading.Event) -> None:
     """What was sent before, while and after it was away ends with its value; plans and large tensors are uploaded
     again.
     """
+    gate.set()
     with connect(restarting.endpoints.listen, insecure=True) as fleet:
         device = VirtualWorker(fleet, "d1")
         run = double.send(device)
@@ -111,6 +112,7 @@ def test_a_broker_that_comes_back_empty(restarting: Restarting) -> None:
         run_wide = wide.send(device)
         assert torch.equal(run(torch.ones(2)).get(WITHIN), torch.full((2,), 2.0))
         long = slow.send(device)
+        gate.clear()
         before = [long(torch.eye(400))]
         for _ in range(5):
             before.append(long(before[-1]))
@@ -118,6 +120,7 @@ def test_a_broker_that_comes_back_empty(restarting: Restarting) -> None:
         restarting.stop()
         reach(fleet.driver, Link.DOWN)
         assert not before[-1].ready
+        gate.set()
         while_away = run(torch.ones(3))
         large_while_away = run(torch.ones(100_000))
         wide_while_away = run_wide(torch.ones(1, 300))
