@@ -27,6 +27,7 @@ from coordinator.core_events import SubmitCommand
 from coordinator.core_tables import Link
 from coordinator.driver import MESSAGES_A_ROUND, SessionDriver
 from coordinator.fleet import Fleet
+from tests.chaos.actors import free_ports
 from tests.processes import start_agent, start_broker
 from tests.waiting import wait_until
 
@@ -64,7 +65,8 @@ class Restarting:
     """A broker on a fixed port that forgets everything when it is started again."""
 
     def __init__(self) -> None:
-        self.server = BrokerServer("tcp://127.0.0.1:*")
+        # While it is away nobody else's connection may take its port.
+        self.server = BrokerServer(*(f"tcp://127.0.0.1:{port}" for port in free_ports(3)))
         self.server.start()
         assert self.server.wait_until_listening(WITHIN)
         self.endpoints = self.server.endpoints
