@@ -19,7 +19,7 @@ Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
 M = TypeVar("M")
 
-WITHIN_MS = 20_000
+WITHIN_MS = 60_000
 
 
 class RawPeer:

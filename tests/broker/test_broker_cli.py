@@ -17,7 +17,7 @@ from broker.protocol.messages import PROTOCOL_VERSION, OpenSession, SessionOpene
 from broker.server import BrokerServer
 from tests.processes import started
 
-WITHIN = 30.0
+WITHIN = 60.0
 RUN = [sys.executable, "-m", "broker", "run"]
 
 

@@ -15,7 +15,7 @@ from coordinator.fleet import Fleet
 # compute.
 torch.set_num_threads(1)
 
-WITHIN = 30.0
+WITHIN = 60.0
 """Seconds that any one value may take."""
 
 

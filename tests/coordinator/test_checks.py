@@ -13,7 +13,7 @@ from coordinator import VirtualWorker, connect, func2plan, tagged
 from coordinator.checks import checked_description, checked_result_id, checked_seed, checked_session_name
 from coordinator.fleet import Fleet
 
-WITHIN = 30.0
+WITHIN = 60.0
 DEVICE = "expected a device id of 1 to 64 letters, digits, '_', '.' or '-', starting with a letter or digit, got "
 
 

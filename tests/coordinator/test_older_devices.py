@@ -17,7 +17,7 @@ from edge_agent.plan.errors import PlanMalformed
 from edge_agent.plan.format import OPS_VERSION, Graph, decode_graph
 from edge_agent.plan.registry import REGISTRY, known_to, registered
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *new: str) -> None:

@@ -28,7 +28,7 @@ from coordinator.pointers import PointerTensor
 from edge_agent.plan.errors import ArgumentMismatch, ConditionFailed
 from tests.waiting import wait_until
 
-WITHIN = 30.0
+WITHIN = 60.0
 
 
 @func2plan(args_shape=[(-1,)])

@@ -10,7 +10,7 @@ import torch
 from coordinator import VirtualWorker, hook_torch, tagged, unhook_torch
 from coordinator.tagging import description_of, tags_of
 
-WITHIN = 30.0
+WITHIN = 60.0
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from edge_agent.blobs import BlobClient, BlobEvent, BlobFailed, BlobFetched, Blo
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 MB = 1 << 20
-WITHIN = 30.0
+WITHIN = 60.0
 
 
 def digest_of(data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from broker.ledger.errors import LedgerUnwritable
 from broker.ledger.interface import DropErrand, Snapshot, Write
 from broker.ledger.writer import LedgerWriter
 
-WITHIN = 30.0
+WITHIN = 60.0
 
 
 class SlowLedger:
