@@ -57,9 +57,9 @@ def test_a_run_that_is_over_is_not_looked_after() -> None:
     lookout, look, other, options = Lookout(QUICKLY), Look(), Look(), Options()
     with lookout.over(options, look):
         wait_until(lambda: bool(look.threads))
-    look.reason = Reason()
     with lookout.over(Options(), other):
         wait_until(lambda: bool(other.threads))  # one look of before may still be under way
+        look.reason = Reason()
         called = len(look.threads)
         wait_until(lambda: len(other.threads) > 3)
         assert len(look.threads) == called
