@@ -28,6 +28,7 @@ from edge_agent.store_writes import Written
 from edge_agent.tensor_files import tensor_path, write
 from edge_agent.tensor_format import pack
 from tests.edge_agent.device import result_id, tensor_frame
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 DIGEST = b"d" * 16
@@ -66,7 +67,7 @@ class Waker:
         """Hand over, wait for the writer, and take what it has done."""
         self._event.clear()
         ends = shelf.commit()
-        assert self._event.wait(20)
+        assert self._event.wait(PATIENCE)
         return ends + shelf.commit()
 
 
