@@ -92,6 +92,12 @@ class Host:
                 "tc", "qdisc", "add", "dev", link, "root", "tbf", "rate", rate, "burst", "32kb", "latency", "100ms"
             )
 
+    def widen(self) -> None:
+        """Let everything through again."""
+        assert self.far is not None
+        for host, link in ((self, self.link), (self.far, self.far_link)):
+            host.run("tc", "qdisc", "del", "dev", link, "root")
+
 
 def _drop(host: Host, link: str, percent: int) -> None:
     some = () if percent >= 100 else ("numgen", "random", "mod", "100", "<", str(percent))

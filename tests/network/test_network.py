@@ -109,15 +109,16 @@ def test_a_session_that_is_cut_off_gets_everything_when_it_is_back(net: Network,
 
 
 def test_commands_do_not_wait_behind_a_large_blob_on_a_narrow_link(net: Network, tmp_path: Path) -> None:
-    """2 MB over 4 Mbit/s take seconds; invocations meanwhile come back before it has arrived."""
+    """20 MB over 4 Mbit/s take most of a minute; invocations meanwhile come back before it has arrived."""
     net.broker(tmp_path / "broker")
     near, far = net.host("c"), net.host("d", delay_ms=10)
     net.agent(far, "device", tmp_path / "device")
     coordinator = Coordinator(net.coordinator(near))
     assert coordinator.ask("trip", "device")["under_way"] == []
     far.narrow("4mbit")
-    coordinator.ask("begin", 2_000_000, "device")
+    coordinator.ask("begin", 20_000_000, "device")
     trips = [coordinator.ask("trip", "device") for _ in range(5)]
+    far.widen()
     arrived = coordinator.ask("end")
     assert arrived["equal"]
     assert all(trip["under_way"] == [True] for trip in trips), (trips, arrived)
