@@ -97,6 +97,7 @@ def test_an_owners_tensor_is_copied(device_1: VirtualWorker, device_2: VirtualWo
 def test_a_copy_that_fails_leaves_the_source(fleet: Fleet, device_1: VirtualWorker) -> None:
     """A tensor that can't get to where it was to go is still where it was; one that never came to be says why."""
     source = device_1.send(torch.tensor([1.0, 2.0]))
+    assert source.wait(WITHIN)
     with pytest.raises(LookupError):
         source.move(fleet.device("nobody")).get(WITHIN)
     assert status_after_flush(source) is ResultStatus.DONE
