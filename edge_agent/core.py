@@ -64,7 +64,7 @@ class AgentCore:
         """From which level on log events go to the broker, for those who follow the stream; 0: nobody does."""
         self._reannounce = False
         self._link = Link(desk, config, rng, device=device, store_id=store_id, boot=boot, token=token, ledger=ledger)
-        self._tags = TagIndex(catalog)
+        self._tags = TagIndex(desk, catalog)
         quota = Quota(desk, catalog, config.store_quota)
         self._blobs = BlobWants(desk, catalog, quota, config)
         self._runs = runs = Runs(
@@ -196,8 +196,7 @@ class AgentCore:
             self._fetches.failed(event)
 
     def _store_changed(self, _event: e.StoreChanged) -> None:
-        changed = self._tags.refresh()
-        if changed is not None:
+        for changed in self._tags.refresh():
             self._link.announce(changed)
 
     def _stopping(self, _event: e.Stopping) -> None:
@@ -221,7 +220,8 @@ class AgentCore:
             self._runs.tell_unwritten({ended.id for ended in unrecorded})
         self._runs.flush()
         if reannounce:
-            self._link.announce(self._tags.whole())  # last: it says that there is no more
+            for changed in self._tags.whole():  # last: it says that no ends come any more
+                self._link.announce(changed)
         self._link.flush()
         self._runs.arguments.flush(registered=registered)
         self._blobs.flush(registered=registered)

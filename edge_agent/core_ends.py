@@ -78,8 +78,9 @@ class Ends:
         ended = Ended(id=command.id, event=event, outputs=command.outputs)
         left = command.deadline - self._desk.now
         self._desk.do(e.KeepResult(ended=ended, values=values, durable=durable, left=left))
-        if tags and (changed := self._tags.added(values)) is not None:
-            self._link.announce(changed)
+        if tags:
+            for changed in self._tags.added(values):
+                self._link.announce(changed)
         if durable:
             command.event = event
             command.move(STORING)
@@ -213,6 +214,5 @@ class Ends:
         self._untag(ids)
 
     def _untag(self, ids: Iterable[bytes]) -> None:
-        gone = self._tags.dropped(ids)
-        if gone is not None:
+        for gone in self._tags.dropped(ids):
             self._link.announce(gone)

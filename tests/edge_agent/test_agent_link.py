@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from broker.protocol import messages as m
 from broker.protocol.effects import LinkDown, LinkUp, Received
+from broker.protocol.framing import HEADER_LIMIT, encode
 from edge_agent import effects as e
 from edge_agent.core import AgentConfig
 from tests.edge_agent.device import LEDGER, STORE, DemoPlan, Device, own_value, result_id
@@ -106,6 +108,48 @@ def test_later_changes_of_the_store_are_announced_alone() -> None:
         m.TagsChanged(entries=[own_value(2, "b").entry]),
         m.TagsChanged(gone=[own_value(1).id]),
     ]
+
+
+def test_many_tags_are_announced_in_parts() -> None:
+    """Each of which the broker takes; the first begins the index anew, and nothing is announced twice."""
+    device = Device()
+    tags = [f"sensor-{k:05}-" + "x" * 100 for k in range(10_000)]
+    values = {own_value(k).id: own_value(k, tag) for k, tag in enumerate(tags, 1)}
+    device.shelf.keep(None, list(values.values()), durable=True)
+    device.register()
+    announced = device.take_sent(m.Announce)
+    assert len(announced) > 4
+    assert max(len(encode(message)) for message in announced) <= HEADER_LIMIT
+    changes = [message.event for message in announced if isinstance(message.event, m.TagsChanged)]
+    assert [change.whole for change in changes] == [True] + [False] * (len(announced) - 1)
+    assert [entry for change in changes for entry in change.entries] == [held.entry for held in values.values()]
+
+
+def test_many_tags_that_are_gone_are_announced_in_parts() -> None:
+    """An owner who empties a large store says it all."""
+    device = Device()
+    ids = [own_value(k).id for k in range(1, 60_001)]
+    device.shelf.keep(None, [own_value(k, "t") for k in range(1, 60_001)], durable=True)
+    device.register()
+    device.acknowledge()
+    device.shelf.values.clear()
+    device.feed(e.StoreChanged())
+    announced = device.take_sent(m.Announce)
+    assert max(len(encode(message)) for message in announced) <= HEADER_LIMIT
+    assert [id for message in announced if isinstance(message.event, m.TagsChanged) for id in message.event.gone] == ids
+
+
+def test_what_no_announcement_has_room_for_holds_up_nothing() -> None:
+    """A description of a megabyte: that tensor is not in the index, which the log says, and the others are."""
+    device = Device()
+    device.shelf.keep(
+        None, [replace(own_value(1, "a"), description="d" * HEADER_LIMIT), own_value(2, "b")], durable=True
+    )
+    device.register()
+    [announce] = device.take_sent(m.Announce)
+    assert announce.event == m.TagsChanged(entries=[own_value(2, "b").entry], whole=True)
+    [log] = [log for log in device.logs if log.event == "tags_too_large"]
+    assert log.fields["result"] == own_value(1).id.hex()
 
 
 def test_an_announcement_is_repeated_until_it_is_recorded() -> None:
