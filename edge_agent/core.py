@@ -168,6 +168,7 @@ class AgentCore:
     def _registered(self, message: m.Registered, _frames: tuple[m.Frame, ...]) -> None:
         if not self._link.welcome(message):
             return
+        self._fetches.max_message = message.max_message
         self._hear_log_level(message.log_level)
         self._reannounce = True
         self._runs.arguments.registered()

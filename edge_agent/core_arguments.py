@@ -20,6 +20,9 @@ from edge_agent.jobs import File, Operand, Source, as_source
 __all__ = ["Arguments"]
 
 
+_ASKED = 4096
+"""How many values are asked for in one message: the broker looks at no more of them, and its header has a limit."""
+
 _SUPPLIES = 4
 """How often a value may be supplied as a blob that can't be had, before it counts as lost."""
 
@@ -322,8 +325,8 @@ class Arguments:
             need = self._needs[id]
             need.again_at = now + self._config.retry_seconds * (1 << min(need.asked, 4))
             need.asked += 1
-        if due:
-            self._desk.send(m.NeedValues(ids=due))
+        for start in range(0, len(due), _ASKED):
+            self._desk.send(m.NeedValues(ids=due[start : start + _ASKED]))
 
     def next_timer(self) -> float | None:
         """When something is due to be asked for again."""

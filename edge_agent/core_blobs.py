@@ -17,6 +17,9 @@ __all__ = ["BlobWants", "Receiver"]
 Receiver: TypeAlias = Callable[[bytes, "bytes | str | m.Failure"], None]
 """Called with a blob's digest and its bytes, or the path of its file, or why it cannot be had."""
 
+_ASKED = 4096
+"""How many blobs are asked for in one message: its header has a limit."""
+
 _FETCHES = 8
 """How many fetches of one blob may fail before it counts as not to be had."""
 
@@ -81,8 +84,8 @@ class BlobWants:
             wanted.again_at = now + self._config.retry_seconds * (1 << min(wanted.asked, 4))
             wanted.asked += 1
             lacking.append(digest)
-        if lacking:
-            self._desk.send(m.NeedBlobs(digests=lacking))
+        for start in range(0, len(lacking), _ASKED):
+            self._desk.send(m.NeedBlobs(digests=lacking[start : start + _ASKED]))
 
     def next_timer(self) -> float | None:
         """When something is due to be asked for again."""

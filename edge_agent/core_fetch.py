@@ -6,8 +6,11 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import msgspec
+
 from broker.protocol import messages as m
 from broker.protocol.errors import TensorRefused
+from broker.protocol.framing import MESSAGE_LIMIT
 from broker.protocol.tensors import inspect
 from edge_agent.catalog import Catalog, Held
 from edge_agent.core_commands import Command
@@ -21,7 +24,12 @@ _HASHES = 1024
 """How many digests of files are remembered."""
 
 _TINY = 1024
-"""Up to how many bytes a value always rides in the message, however many there are."""
+"""Up to how many bytes a value rides in the message, however many there are, if the message takes them."""
+
+_OUTCOME_BYTES = 64
+"""What an outcome adds to the message beside the frame, and its failure, at most."""
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class _Request:
@@ -56,6 +64,8 @@ class Fetches:
         self._blobs: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # id to digest and size of its file
         self._hashing: set[bytes] = set()
         self._offering: dict[bytes, int] = {}  # digest to the size of what the broker is pulling
+        self.max_message = MESSAGE_LIMIT
+        """The largest message that the broker takes, all frames; the core sets it."""
 
     def asked(self, message: m.Fetch) -> None:
         """The broker wants these."""
@@ -143,6 +153,8 @@ class Fetches:
         A blob takes a transfer of its own, so the small values have the room first.
         """
         room = m.INLINE_TENSORS_BYTES
+        failures = sum(len(_encode(one)) for one in found if isinstance(one, m.Failure))
+        left = self.max_message - failures - _OUTCOME_BYTES * len(found)
         blobs: dict[int, Held] = {}
         small: list[tuple[int, int]] = []
         for place, one in enumerate(found):
@@ -154,8 +166,12 @@ class Fetches:
         for nbytes, place in sorted(small):
             held = found[place]
             # Those of a few hundred bytes always ride: a transfer would cost more than they do.
-            if nbytes > room and nbytes > _TINY and isinstance(held, Held):
-                blobs[place] = held
+            if isinstance(held, Held):
+                size = len(held.source)
+                if size > left or (nbytes > room and nbytes > _TINY):
+                    blobs[place] = held
+                else:
+                    left -= size
             room -= nbytes
         return blobs
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from broker.protocol import messages as m
 from broker.protocol.effects import BatchEnded, LinkUp, Log, Received, Send, Tick
-from broker.protocol.framing import command_digest
+from broker.protocol.framing import MESSAGE_LIMIT, command_digest
 from broker.protocol.ids import nth
 from edge_agent import effects as e
 from edge_agent.catalog import Held, MemoryShelf
@@ -140,11 +140,18 @@ class Device:
         self.feed(Tick())
 
     def register(
-        self, *, ledger: bytes = LEDGER, epoch: int = 1, first: int = 1, blobs: str = "", level: int = 0
+        self,
+        *,
+        ledger: bytes = LEDGER,
+        epoch: int = 1,
+        first: int = 1,
+        blobs: str = "",
+        level: int = 0,
+        max_message: int = MESSAGE_LIMIT,
     ) -> None:
         """Connect, and let the broker take the device."""
         self.feed(LinkUp())
-        self.welcome(ledger=ledger, epoch=epoch, first=first, blobs=blobs, level=level)
+        self.welcome(ledger=ledger, epoch=epoch, first=first, blobs=blobs, level=level, max_message=max_message)
 
     def welcome(
         self,
@@ -155,6 +162,7 @@ class Device:
         first: int = 1,
         blobs: str = "",
         level: int = 0,
+        max_message: int = MESSAGE_LIMIT,
     ) -> None:
         """The broker answers a registration."""
         self.delivered = first - 1
@@ -166,7 +174,7 @@ class Device:
                 token=token,
                 first=first,
                 heartbeat_ms=10_000,
-                max_message=4 << 20,
+                max_message=max_message,
                 blobs=blobs,
                 log_level=level,
             )

@@ -6,6 +6,7 @@ import hashlib
 
 from broker.protocol import messages as m
 from broker.protocol.effects import LinkDown
+from broker.protocol.framing import encode, size_of
 from edge_agent import effects as e
 from edge_agent.catalog import Held
 from edge_agent.core import AgentConfig
@@ -44,6 +45,17 @@ def test_an_argument_that_is_not_here_is_asked_for() -> None:
         [tensor_frame(6), tensor_frame(6), tensor_frame(5)],
         [tensor_frame(6)],
     ]
+
+
+def test_many_arguments_are_asked_for_in_parts() -> None:
+    """No more in one message than the broker looks at: the last would be asked for in vain."""
+    device = Device()
+    device.ready(PLAN)
+    ids = [result_id(k, b"elsewhre") for k in range(1, 10_001)]
+    device.invoke(PLAN, *ids, counter=1)
+    asked = device.take_sent(m.NeedValues)
+    assert [len(message.ids) for message in asked] == [4096, 4096, 1808]
+    assert [id for message in asked for id in message.ids] == ids
 
 
 def test_a_reconnected_device_asks_at_once() -> None:
@@ -355,6 +367,23 @@ def test_small_values_ride_beside_large_ones() -> None:
     [answer] = device.take_sent(m.Values)
     blobs = [outcome.id for outcome in answer.outcomes if outcome.blob is not None]
     assert blobs == [result_id(1), result_id(2)]
+
+
+def test_values_beyond_what_the_broker_takes_are_blobs() -> None:
+    """It may take less than the room that values have in a message otherwise, and less than many small ones need."""
+    device = Device()
+    frame = tensor_frame(*[1.0] * 256)
+    ids = [result_id(k) for k in range(1, 101)]
+    values = [Held(id=id, dtype="float32", shape=(256,), nbytes=1024, source=frame) for id in ids]
+    device.shelf.keep(None, values, durable=True)
+    device.register(max_message=65_536)
+    device.receive(m.Fetch(r=1, ids=ids))
+    for digest in {offer.digest for offer in device.take(e.OfferBlob)}:
+        device.feed(e.BlobOffered(digest=digest))
+    [(answer, frames)] = [one for one in device.sent if isinstance(one[0], m.Values)]
+    assert 50_000 < size_of((encode(answer), *frames)) <= 65_536
+    assert isinstance(answer, m.Values)
+    assert len(frames) == sum(1 for outcome in answer.outcomes if outcome.blob is None) < len(ids)
 
 
 def test_waiting_for_many_values_looks_at_each_once() -> None:
