@@ -235,21 +235,25 @@ class Plans:
     # ------------------------------------------------------------------------------------------ to devices
 
     def provide(self, peer: bytes, tally: Tally, digests: Sequence[bytes]) -> None:
-        """A device needs these blobs: the small ones go at once. That a blob does not exist is said only when it is
-        sure: a device may have commands of a broker that died before it had committed them.
+        """A device needs these blobs: the small ones go at once, and manifests, of which a device reads what else it
+        needs. That a blob does not exist is said only when it is sure: a device may have commands of a broker that died
+        before it had committed them.
         """
         context = self._context
         attached: list[bytes] = []
         pull: dict[bytes, int] = {}
         none: list[bytes] = []
-        room = INLINE_TENSORS_BYTES
+        room, of_manifests = INLINE_TENSORS_BYTES, context.config.max_message // 2
         for digest in dict.fromkeys(digests):
             size = self._blobs.size(digest)
             if size is None:
                 if not context.unsure:  # else it may be part of what is not in the ledger yet, and comes again
                     none.append(digest)
-            elif size <= room:
-                room -= size
+            elif size <= room or (digest in self._plans and size <= of_manifests):
+                if size <= room:
+                    room -= size
+                else:
+                    of_manifests -= size
                 attached.append(digest)
                 for counted in (context.total, tally):
                     counted.blobs_out += 1

@@ -25,9 +25,10 @@ _FETCHES = 8
 
 
 class _Wanted:
-    __slots__ = ("again_at", "asked", "failures", "fetching", "receivers", "size")
+    __slots__ = ("again_at", "apart", "asked", "failures", "fetching", "receivers", "size")
 
     def __init__(self) -> None:
+        self.apart = b""
         self.receivers: list[Receiver] = []
         self.again_at = 0.0
         self.asked = 0
@@ -48,9 +49,12 @@ class BlobWants:
         self._config = config
         self._wanted: dict[bytes, _Wanted] = {}
 
-    def want(self, digest: bytes, receiver: Receiver, *, size: int | None = None, anew: bool = False) -> None:
+    def want(
+        self, digest: bytes, receiver: Receiver, *, size: int | None = None, anew: bool = False, apart: bytes = b""
+    ) -> None:
         """Get a blob. ``size``, where it is known, saves the question to the broker. ``anew``: what is in the store is
-        damaged, and about to be dropped.
+        damaged, and about to be dropped. ``apart``: those under one such name are asked for in a message of their own,
+        so that no other takes the room that small blobs have in the answer.
         """
         here = None if anew else self._catalog.blob(digest)
         if here is not None:
@@ -61,6 +65,7 @@ class BlobWants:
             wanted = self._wanted[digest] = _Wanted()
             wanted.again_at = self._desk.now
         wanted.receivers.append(receiver)
+        wanted.apart = wanted.apart or apart
         if size is not None and not wanted.fetching:
             self._fetch(digest, wanted, size)
 
@@ -75,7 +80,7 @@ class BlobWants:
         if not self._wanted or not registered:
             return
         due = [digest for digest, wanted in self._wanted.items() if not wanted.fetching and now >= wanted.again_at]
-        lacking = []
+        lacking: dict[bytes, list[bytes]] = {}
         for digest in due:
             wanted = self._wanted[digest]
             if wanted.size is not None:
@@ -83,9 +88,10 @@ class BlobWants:
                 continue
             wanted.again_at = now + self._config.retry_seconds * (1 << min(wanted.asked, 4))
             wanted.asked += 1
-            lacking.append(digest)
-        for start in range(0, len(lacking), _ASKED):
-            self._desk.send(m.NeedBlobs(digests=lacking[start : start + _ASKED]))
+            lacking.setdefault(wanted.apart, []).append(digest)
+        for digests in lacking.values():
+            for start in range(0, len(digests), _ASKED):
+                self._desk.send(m.NeedBlobs(digests=digests[start : start + _ASKED]))
 
     def next_timer(self) -> float | None:
         """When something is due to be asked for again."""

@@ -247,9 +247,9 @@ class Plans:
             self._want(plan, plan.parts)
             return
         if plan.manifest is None:
-            self._blobs.want(plan.id, lambda _digest, result: self._manifest_arrived(plan, result))
+            self._blobs.want(plan.id, lambda _digest, result: self._manifest_arrived(plan, result), apart=plan.key)
         if plan.variant is not None and not plan.variant_known:
-            self._blobs.want(plan.variant, lambda _digest, result: self._variant_arrived(plan, result))
+            self._blobs.want(plan.variant, lambda _digest, result: self._variant_arrived(plan, result), apart=plan.key)
 
     def _ask_on(self, plan: Plan) -> None:
         """Manifest or variant has come: if both are known, so is what is to be gathered besides."""

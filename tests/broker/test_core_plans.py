@@ -152,6 +152,21 @@ def test_device_pulls_a_plan(bench: Bench) -> None:
     assert (tally.blobs_out, tally.blob_bytes_out) == (2, 60_000)
 
 
+def test_a_manifest_comes_in_the_answer() -> None:
+    """Whatever small blobs were asked for before it: a device reads there what else it needs. Up to half a message."""
+    bench = Bench(config=BrokerConfig(max_message=400_000))
+    session, device = bench.session(), bench.device()
+    manifests = [b"m" * 150_000, b"n" * 150_000, b"o" * 1000]
+    for one in manifests:
+        upload(bench, one)
+        session.submit(StorePlan(plan=digest_of(one), parts=[]), devices=())
+    small = upload(bench, b"s" * 65_000)
+    device.tell(NeedBlobs(digests=[small, *map(digest_of, manifests)]))
+    attached = [small, digest_of(manifests[0]), digest_of(manifests[2])]
+    assert device.take(Blobs) == Blobs(attached=attached, pull={digest_of(manifests[1]): 150_000})
+    assert [len(frame) for frame in device.frames] == [65_000, 150_000, 1000]
+
+
 def test_blob_channel_is_counted(bench: Bench) -> None:
     """What moves on the blob channel is in the counters, and by device."""
     session = bench.session()

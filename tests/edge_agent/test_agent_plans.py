@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol import messages as m
-from broker.protocol.effects import LinkDown
+from broker.protocol.effects import LinkDown, Received
+from broker.protocol.framing import command_digest
 from edge_agent import effects as e
 from edge_agent.core import AgentConfig
 from edge_agent.jobs import File, LoadPlan, UnloadPlan
@@ -28,6 +29,21 @@ def test_a_plan_is_asked_for_in_two_steps() -> None:
     device.start_worker()
     [order] = device.take_orders(LoadPlan)
     assert (order.manifest, order.graph, order.state) == (STATE.manifest, STATE.graph, [b"weights" * 10, b"bias"])
+
+
+def test_a_manifest_is_asked_for_apart() -> None:
+    """It must come in the answer itself: neither the parts of another plan nor another manifest takes its room."""
+    device = Device()
+    device.register()
+    second, third = DemoPlan("second"), DemoPlan("third")
+    device.invoke(STATE, counter=1)
+    device.take_sent(m.NeedBlobs)
+    manifest = Received(message=m.Blobs(attached=[STATE.id]), frames=(STATE.manifest,))
+    commands = [m.Invoke(id=result_id(k), plan=plan.id, args=[]) for k, plan in ((2, second), (3, third))]
+    delivered = [m.Deliver(n=n, digest=command_digest(one), command=one) for n, one in enumerate(commands, 2)]
+    device.feed(manifest, *(Received(message=one) for one in delivered))
+    parts = [digest for digest in STATE.parts if digest != STATE.id]
+    assert [one.digests for one in device.take_sent(m.NeedBlobs)] == [parts, [second.id], [third.id]]
 
 
 def test_many_commands_ask_for_their_plan_once() -> None:
