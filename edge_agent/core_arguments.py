@@ -82,7 +82,7 @@ class Arguments:
                 uses[argument] = uses.get(argument, 0) + 1
                 if argument in releasing or ((maker := producing.get(argument)) and argument in (maker.dropped or ())):
                     self._forget_uses(body.args[place + 1 :])
-                    return argument_failed(argument, failure("ResultReleased", f"{argument.hex()} was released"))
+                    return _argument_failed(argument, failure("ResultReleased", f"{argument.hex()} was released"))
                 if find(argument) is None and argument not in self._borrowed:
                     self._wait(command, argument, here=argument in producing)
             elif argument is None:
@@ -222,7 +222,7 @@ class Arguments:
         """``id`` has ended, and will never have a value here."""
         self._needs.pop(id, None)
         for command in self._waiting.pop(id, ()):
-            self._failed(command, argument_failed(id, why))
+            self._failed(command, _argument_failed(id, why))
 
     def supplied(self, message: m.Supply, frames: tuple[m.Frame, ...]) -> None:
         """The broker's answer to `NeedValues`."""
@@ -331,6 +331,12 @@ class Arguments:
     def next_timer(self) -> float | None:
         """When something is due to be asked for again."""
         return min((need.again_at for need in self._needs.values() if not need.coming), default=None)
+
+
+def _argument_failed(id: bytes, why: m.Failure) -> m.Failure:
+    """The failure of a command whose argument ``id`` has ended without a value, with the details of what began it."""
+    named = argument_failed(id, why)
+    return m.Failure(code=named.code, message=named.message, details={**why.details, **named.details})
 
 
 def _tag_failure(tags: list[str], count: int) -> m.Failure:

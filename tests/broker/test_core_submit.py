@@ -373,11 +373,12 @@ def test_argument_that_failed(bench: Bench) -> None:
     device.failed(device.take_one())
     assert session.status(chain[0]) is ResultStatus.FAILED
     assert session.status(chain[-1]) is ResultStatus.FAILED
-    session.tell(AskStatus(r=1, ids=[chain[0]]))
-    failure = session.take(StatusReport).entries[0].failure
-    assert failure is not None
-    assert failure.code == "ArgumentFailed"
-    assert failure.details == {"argument": first.hex(), "code": "ExecutionFailed", "message": "it broke"}
+    for one, argument in ((chain[0], first), (chain[-1], chain[-2])):
+        session.tell(AskStatus(r=1, ids=[one]))
+        failure = session.take(StatusReport).entries[0].failure
+        assert failure is not None
+        assert failure.code == "ArgumentFailed"
+        assert failure.details == {"argument": argument.hex(), "code": "ExecutionFailed", "message": "it broke"}
     late = session.invoke(chain[-1], device="asleep")
     assert session.status(late) is ResultStatus.FAILED
 

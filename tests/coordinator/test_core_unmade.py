@@ -35,7 +35,7 @@ def test_a_call_on_what_was_never_uploaded_ends_at_once() -> None:
     assert (user.failure.details["code"], user.failure.details["message"]) == ("StoreFull", "no room")
     (follower,) = _called(session, user.id)
     assert follower.failure is not None
-    assert follower.failure.details["code"] == "ArgumentFailed"
+    assert follower.failure.details["code"] == "StoreFull"  # what began it
     assert not session.submits()
     assert (session.core.unaccepted, session.core.unaccepted_bytes, session.core.pending) == (0, 0, 0)
 

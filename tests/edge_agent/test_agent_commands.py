@@ -207,6 +207,8 @@ def test_a_failed_argument_fails_all_that_hangs_on_it() -> None:
     [last] = [event for event in events if isinstance(event, m.ResultFailed) and event.id == result_id(3001)]
     failure = last.failure
     assert (failure.code, failure.details["argument"]) == ("ArgumentFailed", result_id(3000).hex())
+    assert (failure.details["code"], failure.details["message"]) == ("ExecutionFailed", "boom")
+    assert len(failure.message) < 200
     assert first.id not in [job.id for job in device.jobs()]
 
 
