@@ -24,6 +24,9 @@ from broker.transitions import TRANSITIONS, Input
 
 __all__ = ["Gate", "Releases"]
 
+_IDS = 4096
+"""How many ids a device is told of in one errand: its header has a limit."""
+
 
 class _Pending:
     """A release that waits at ``gates`` gates."""
@@ -186,8 +189,9 @@ class Releases:
 
     def tell(self, device: Device, ids: list[bytes]) -> None:
         """The device may drop these."""
-        command = Release(ids=ids)
-        device.mailbox.run(command, command_digest(command), self._context.next_seq())
+        for start in range(0, len(ids), _IDS):
+            command = Release(ids=ids[start : start + _IDS])
+            device.mailbox.run(command, command_digest(command), self._context.next_seq())
 
     # ------------------------------------------------------------------------------------------ after a restart
 

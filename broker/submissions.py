@@ -16,7 +16,7 @@ from broker.devices import Device, Devices
 from broker.ledger.interface import RecordRelease
 from broker.plans import Plans
 from broker.protocol.effects import Received
-from broker.protocol.framing import command_digest, size_of
+from broker.protocol.framing import HEADER_LIMIT, command_digest, size_of
 from broker.protocol.ids import COUNTER_END, RESULT_ID_BYTES, is_device_id, not_a_device_id, nth, parts_of
 from broker.protocol.messages import (
     Busy,
@@ -38,6 +38,11 @@ from broker.unstored import Unstored
 __all__ = ["Submissions"]
 
 _Frames = tuple[Frame, ...]
+
+_ADDED = 64
+"""How many bytes a command's header may be longer when it goes on to its device: with its digest, a larger number, and
+the time that it has left. One that no device takes would hold up all behind it.
+"""
 
 
 class Submissions:
@@ -85,6 +90,11 @@ class Submissions:
         limit = self._context.config.max_message
         if event.size > limit:
             reason = f"expected a message of at most {limit} bytes, got {event.size} bytes"
+            self._reject(session, n, "MessageTooLarge", reason)
+            return
+        header = event.size - size_of(event.frames)
+        if header > HEADER_LIMIT - _ADDED:
+            reason = f"expected a header of at most {HEADER_LIMIT - _ADDED} bytes, got {header} bytes"
             self._reject(session, n, "MessageTooLarge", reason)
             return
         command = message.command

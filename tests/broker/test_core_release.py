@@ -267,3 +267,13 @@ def test_releases_of_a_sleeping_device_are_bounded() -> None:
     assert len(device.take_all()) == 3
     session.tell(Submit(n=session.n, devices=["device_1"], command=Release(ids=[b"?" * 16])))
     assert len(device.take_all()) == 1
+
+
+def test_many_ids_are_released_in_parts(bench: Bench) -> None:
+    """What a session said in messages that were as long as may be comes to the device in shorter ones."""
+    session, device = bench.session(), bench.device()
+    ids = [nth(b"elsewhre" + bytes(8), k) for k in range(10_000)]
+    session.submit(Release(ids=ids))
+    released = commands(device)
+    assert [len(one.ids) for one in released if isinstance(one, Release)] == [4096, 4096, 1808]
+    assert [each for one in released if isinstance(one, Release) for each in one.ids] == ids

@@ -9,7 +9,7 @@ import pytest
 from broker.config import BrokerConfig
 from broker.effects import PeerBusy, Persist, Persisted
 from broker.protocol.effects import Received
-from broker.protocol.framing import command_digest
+from broker.protocol.framing import HEADER_LIMIT, command_digest, encode
 from broker.protocol.ids import nth
 from broker.protocol.messages import (
     PROTOCOL_VERSION,
@@ -610,6 +610,19 @@ def test_message_over_the_limit(bench: Bench) -> None:
     assert session.take(Rejected).failure.code == "MessageTooLarge"
     device.tell(Announce(n=1, event=ResultReady(id=b"i" * 16, digest=b"d" * 16, inline=True)), b"x" * 2000)
     assert device.take(Refused).code == "too_large"
+    session.invoke()
+    assert len(device.take_all()) == 1
+
+
+def test_header_that_no_device_would_take(bench: Bench) -> None:
+    """On its way a command's header gets longer by some bytes: one that is so near to the limit goes to no device."""
+    session, device = bench.session(), bench.device()
+    empty = len(encode(Submit(n=1, devices=["device_1"], command=Put(id=b"i" * 16, description="d" * 70_000)))) - 70_000
+    session.submit(Put(id=session.id_of(), description="d" * (HEADER_LIMIT - 64 - empty)), VALUE)
+    (delivered,) = device.take_all()
+    assert HEADER_LIMIT - 64 < len(encode(delivered)) <= HEADER_LIMIT
+    session.submit(Put(id=session.id_of(), description="d" * (HEADER_LIMIT - 63 - empty)), VALUE)
+    assert session.take(Rejected).failure.code == "MessageTooLarge"
     session.invoke()
     assert len(device.take_all()) == 1
 
