@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from broker.context import INFO, WARNING, Context
 from broker.devices import Device
 from broker.ledger.interface import Ending, MarkLost
+from broker.protocol.failures import shortened
 from broker.protocol.ids import COUNTER_END, counter_of, incarnation_of
 from broker.protocol.messages import Failure, Frame, ResultFailed, ResultReady, ResultStatus
 from broker.records import Record
@@ -30,6 +33,8 @@ class Announcements:
     def ended(self, device: Device, event: Ending, frames: tuple[Frame, ...]) -> None:
         """A device says how a command has ended. The first end wins: a later one is dropped, and logged."""
         results = self._results
+        if type(event) is ResultFailed:
+            event = replace(event, failure=shortened(event.failure))  # it goes on, to other devices, too
         record = results.by_id.get(event.id)
         if record is None:
             self._adopt(device, event, frames)

@@ -336,7 +336,7 @@ class Arguments:
 def _argument_failed(id: bytes, why: m.Failure) -> m.Failure:
     """The failure of a command whose argument ``id`` has ended without a value, with the details of what began it."""
     named = argument_failed(id, why)
-    return m.Failure(code=named.code, message=named.message, details={**why.details, **named.details})
+    return m.Failure(code=named.code, message=named.message, details={**named.details, **why.details, **named.details})
 
 
 def _tag_failure(tags: list[str], count: int) -> m.Failure:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from broker.protocol import messages as m
+from broker.protocol.failures import shortened
 from edge_agent import effects as e
 from edge_agent.catalog import Ended, Held
 from edge_agent.core_arguments import Arguments
@@ -134,6 +135,7 @@ class Ends:
 
     def fail(self, command: Command, why: m.Failure) -> None:
         """It has failed."""
+        why = shortened(why)
         if self._desk.log_level <= WARNING:
             self._desk.log(WARNING, "invocation_failed", result=command.id.hex(), code=why.code, reason=why.message)
         self._end(command, m.ResultFailed(id=command.id, digest=command.digest, failure=why), why)

@@ -1,12 +1,20 @@
-"""Failures that follow from other failures."""
+"""Failures that follow from other failures, and failures that are too long."""
 
 from __future__ import annotations
 
+from itertools import islice
+
 from broker.protocol.messages import Failure
 
-__all__ = ["argument_failed"]
+__all__ = ["argument_failed", "shortened"]
 
 _CODE = "ArgumentFailed"
+
+_TEXT = 4096
+"""How many characters a text of a failure may have ..."""
+
+_DETAILS = 32
+"""... and how many details there are at most."""
 
 
 def argument_failed(argument: bytes, why: Failure) -> Failure:
@@ -25,3 +33,22 @@ def argument_failed(argument: bytes, why: Failure) -> Failure:
         message=f"argument {argument.hex()} has ended without a value: {message}",
         details={"argument": argument.hex(), "code": code, "message": message},
     )
+
+
+def shortened(why: Failure) -> Failure:
+    """The same, but that it fits into a header with all that may be added to it. What an op says may be long, or the
+    tags that nothing carries; and a device of another make may say what it likes.
+    """
+    texts = [why.code, why.message, *why.details, *(one for one in why.details.values() if isinstance(one, str))]
+    if len(why.details) <= _DETAILS and max(map(len, texts)) <= _TEXT:
+        return why
+    details = islice(why.details.items(), _DETAILS)
+    return Failure(
+        code=_short(why.code),
+        message=_short(why.message),
+        details={_short(name): _short(one) if isinstance(one, str) else one for name, one in details},
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT else f"{text[: _TEXT - 3]}..."

@@ -18,6 +18,7 @@ from broker.protocol.messages import (
     Cancelled,
     Deliver,
     Expired,
+    Failure,
     Goodbye,
     Invoke,
     Put,
@@ -381,6 +382,18 @@ def test_argument_that_failed(bench: Bench) -> None:
         assert failure.details == {"argument": argument.hex(), "code": "ExecutionFailed", "message": "it broke"}
     late = session.invoke(chain[-1], device="asleep")
     assert session.status(late) is ResultStatus.FAILED
+
+
+def test_failure_that_says_too_much(bench: Bench) -> None:
+    """What a device says of a failure is shortened: it goes on to other devices, which take no longer headers."""
+    session, device = bench.session(), bench.device()
+    first = session.invoke()
+    failure = Failure(code="ExecutionFailed", message="m" * 900_000)
+    deliver = device.take_one()
+    device.announce(ResultFailed(id=first, digest=deliver.digest, failure=failure))
+    (notify,) = session.notified()
+    assert isinstance(notify.event, ResultFailed)
+    assert len(notify.event.failure.message) == 4096
 
 
 def test_argument_that_failed_after_delivery(bench: Bench) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol import messages as m
+from broker.protocol.framing import encode
 from edge_agent import effects as e
 from edge_agent.catalog import Ended
 from edge_agent.core import AgentConfig
@@ -188,6 +189,16 @@ def test_a_failure_names_device_and_plan() -> None:
     device.fail(device.jobs()[0], why)
     failure = device.failure_of(command.id)
     assert failure.details == {"device": "device_1", "plan": PLAN.id.hex(), "op": "aten.add.Tensor", "op_index": 0}
+
+
+def test_a_failure_that_says_much_is_announced_shortened() -> None:
+    """An announcement that is too long would be refused, and all behind it would wait."""
+    device = Device()
+    device.ready(PLAN)
+    tags = [f"{k:0256}" for k in range(4000)]
+    command = device.invoke(PLAN, tags, counter=1)
+    assert device.failure_of(command.id).code == "TagNotFound"
+    assert max(len(encode(message)) for message in device.take_sent(m.Announce)) < 20_000
 
 
 def test_a_failed_argument_fails_all_that_hangs_on_it() -> None:
