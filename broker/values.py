@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+import msgspec
+
 from broker.context import DEBUG, WARNING, Context
 from broker.devices import Device, Devices
 from broker.plans import Plans
+from broker.protocol.framing import HEADER_LIMIT
 from broker.protocol.messages import Failure, Fetch, Frame, Outcome, ResultStatus, Supply
 from broker.protocol.messages import Values as ValuesMessage
 from broker.records import Record
@@ -22,6 +25,12 @@ __all__ = ["Gathering", "Values", "Want"]
 
 _Found: TypeAlias = tuple[Outcome, Frame | None]
 _SUPPLY_BYTES = 1 << 20
+_SUPPLY_HEADER = HEADER_LIMIT // 4
+"""How many bytes of frames, and how many of outcomes, one supply has before the last of them: failures have their
+sentences, and a header its limit.
+"""
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Gathering:
@@ -293,15 +302,16 @@ class Values:
             return
         outcomes: list[Outcome] = []
         frames: list[Frame] = []
-        size = 0
+        size = header = 0
         for outcome, frame in found:
             outcomes.append(outcome)
+            header += len(_encode(outcome))
             if frame is not None:
                 frames.append(frame)
                 size += len(frame)
-            if size >= _SUPPLY_BYTES:
+            if size >= _SUPPLY_BYTES or header >= _SUPPLY_HEADER:
                 self._context.send(device.peer, Supply(outcomes=outcomes), tuple(frames))
-                outcomes, frames, size = [], [], 0
+                outcomes, frames, size, header = [], [], 0, 0
         if outcomes:
             self._context.send(device.peer, Supply(outcomes=outcomes), tuple(frames))
             if self._context.level <= DEBUG:

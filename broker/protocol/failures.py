@@ -11,10 +11,13 @@ __all__ = ["argument_failed", "shortened"]
 _CODE = "ArgumentFailed"
 
 _TEXT = 4096
-"""How many characters a text of a failure may have ..."""
+"""How many characters a failure's sentence may have, ..."""
+
+_DETAIL = 1024
+"""... how many the name and the text of a detail, ..."""
 
 _DETAILS = 32
-"""... and how many details there are at most."""
+"""... and how many details there may be."""
 
 
 def argument_failed(argument: bytes, why: Failure) -> Failure:
@@ -39,16 +42,17 @@ def shortened(why: Failure) -> Failure:
     """The same, but that it fits into a header with all that may be added to it. What an op says may be long, or the
     tags that nothing carries; and a device of another make may say what it likes.
     """
-    texts = [why.code, why.message, *why.details, *(one for one in why.details.values() if isinstance(one, str))]
-    if len(why.details) <= _DETAILS and max(map(len, texts)) <= _TEXT:
+    texts = [*why.details, *(one for one in why.details.values() if isinstance(one, str))]
+    long = len(why.code) > _TEXT or len(why.message) > _TEXT or max(map(len, texts), default=0) > _DETAIL
+    if not long and len(why.details) <= _DETAILS:
         return why
     details = islice(why.details.items(), _DETAILS)
     return Failure(
-        code=_short(why.code),
-        message=_short(why.message),
-        details={_short(name): _short(one) if isinstance(one, str) else one for name, one in details},
+        code=_short(why.code, _TEXT),
+        message=_short(why.message, _TEXT),
+        details={_short(name, _DETAIL): _short(one, _DETAIL) if isinstance(one, str) else one for name, one in details},
     )
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT else f"{text[: _TEXT - 3]}..."
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -6,6 +6,7 @@ import pytest
 
 from broker.config import BrokerConfig
 from broker.effects import BlobStored, BlobUnavailable
+from broker.protocol.framing import HEADER_LIMIT, encode
 from broker.protocol.messages import (
     Cancel,
     Deliver,
@@ -15,6 +16,7 @@ from broker.protocol.messages import (
     Invoke,
     NeedValues,
     Outcome,
+    ResultFailed,
     ResultInfo,
     Supply,
     TagEntry,
@@ -431,3 +433,20 @@ def test_failure_from_the_device(bench: Bench) -> None:
     device.tell(Values(r=device.take(Fetch).r, outcomes=[gone]))
     assert other.take(Supply).outcomes == [gone]
     assert session.take(Values).outcomes == [gone]
+
+
+def test_many_failures_are_supplied_in_parts(bench: Bench) -> None:
+    """Each with its sentence: all in one message would be too long for the device that asks."""
+    session, device, other = bench.session(), bench.device(), bench.device("other")
+    ids = []
+    for _ in range(300):
+        ids.append(session.invoke())
+        deliver = device.take_one()
+        failure = Failure(code="ExecutionFailed", message="m" * 4000)
+        device.announce(ResultFailed(id=ids[-1], digest=deliver.digest, failure=failure))
+    other.tell(NeedValues(ids=ids))
+    supplies = []
+    while other.all(Supply):
+        supplies.append(other.take(Supply))
+    assert [outcome.id for supply in supplies for outcome in supply.outcomes] == ids
+    assert max(len(encode(supply)) for supply in supplies) < HEADER_LIMIT // 2
