@@ -14,7 +14,7 @@ from broker.config import BrokerConfig
 from broker.core import BrokerCore
 from broker.hearing import events_of
 from broker.protocol.bundles import Unpacked
-from broker.protocol.effects import Log, Received, Send
+from broker.protocol.effects import BatchEnded, Log, Received, Send
 from broker.protocol.framing import encode
 from broker.protocol.messages import Accepted, Announce, Blobs, Frame, Registered, SessionOpened
 from broker.sending import Sending
@@ -64,10 +64,12 @@ class BrokerNode(Node):
         self._told_news: set[bytes] = set()  # since all that was gathered went
         self.broker: BrokerCore
         self._sending: Sending
-        nothing = (b.PinBlobs, b.UnpinBlobs, b.PublishNotification, b.PublishLogs)
-        self._execute |= dict.fromkeys(nothing, lambda _: None)
+        self._pinned: dict[str, set[bytes]] = {}
+        self._execute |= dict.fromkeys((b.PublishNotification, b.PublishLogs), lambda _: None)
         self._execute |= {
             Send: self._send,
+            b.PinBlobs: lambda pin: self._pinned.setdefault(pin.name, set()).update(pin.digests),
+            b.UnpinBlobs: lambda pin: self._pinned[pin.name].difference_update(pin.digests),
             b.Persist: self._persist,
             b.StoreBlobs: self._store_blobs,
             b.SendBlobs: self._send_blobs,
@@ -77,6 +79,7 @@ class BrokerNode(Node):
     def begin(self) -> None:
         """The broker starts, over what the disk has."""
         self._asked.clear()
+        self._pinned.clear()
         self._committing = False
         self.broker = BrokerCore(
             self._config,
@@ -254,6 +257,16 @@ class BrokerNode(Node):
         self.disk.sync_blobs()
         self.feed(b.BlobStored(digest=digest))
         return True
+
+    def evict_blobs(self) -> None:
+        """The store is full: what nobody has pinned makes room, as in `broker.ledger.blob_store`."""
+        self.feed(BatchEnded())  # a core that has just taken up its ledger has yet to pin what that names
+        if self.core is not None:
+            kept = set[bytes]().union(*self._pinned.values())
+            gone = [digest for digest in self.disk.blobs if digest not in kept]
+            self.world.tell(self.name, f"   evicts {len(gone)} blobs")
+            for digest in gone:
+                self.disk.drop_blob(digest)
 
     def _store_blobs(self, store: b.StoreBlobs) -> None:
         for digest, frame in zip(store.digests, store.frames, strict=True):

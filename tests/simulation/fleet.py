@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 from tests.simulation.broker_node import BrokerNode
 from tests.simulation.device_node import DeviceNode
@@ -53,6 +54,7 @@ class Scenario:
     device_crash_points: int
     full_disks: int
     large: bool
+    evictions: int
 
     @classmethod
     def draw(cls, world: World) -> Scenario:
@@ -93,6 +95,7 @@ class Scenario:
             device_crash_points=some(0, 0, 1),
             full_disks=random.choice((0, 0, 0, 0, 1, 3)),
             large=random.random() < 0.3,
+            evictions=Random(world.seed).choice((0, 0, 1, 4)),  # apart: the draws of all else stay as they were
         )
 
 
@@ -188,6 +191,7 @@ class Fleet:
             *((lambda: self._crash(self.broker.kill),) * scenario.broker_kills),
             *((lambda: self._crash(self.broker.lose_power),) * scenario.broker_power_losses),
             *((lambda: self._any_device().fill_disk(),) * scenario.full_disks),
+            *((self.broker.evict_blobs,) * scenario.evictions * scenario.large),
             *((self._kill_session,) * scenario.session_kills),
             # A ledger that is lost has forgotten who was fenced.
             *((self._usurp,) * scenario.usurpations * (scenario.kind is not Kind.LOST_LEDGER)),

@@ -510,7 +510,7 @@ MUTANTS = (
     Mutant(mutate=wait_for_ends_that_are_gone, seeds=(446, 834)),
     Mutant(mutate=present_a_token_that_was_not_written, seeds=(2419, 2474)),
     Mutant(mutate=fetch_into_the_same_file, seeds=(208, 242)),
-    Mutant(mutate=give_up_what_was_dropped, seeds=(2343,)),
+    Mutant(mutate=give_up_what_was_dropped, seeds=(1805, 5048)),
     Mutant(mutate=wait_for_blobs_that_have_gone, seeds=(360, 1008)),
     Mutant(mutate=take_for_ours_what_another_broker_sent, seeds=(13, 41)),
     Mutant(mutate=take_an_older_answer_for_a_loss, seeds=(1294,)),

@@ -30,6 +30,7 @@ MISHAPS = (
     "device_crash_points",
     "full_disks",
     "large",
+    "evictions",
 )
 
 
