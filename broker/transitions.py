@@ -42,7 +42,7 @@ MEANINGS: Final[Mapping[Input, str]] = {
     Input.REDELIVER: "the device's agent has started anew: the command goes to it again",
     Input.VALUE: "the device announces a value",
     Input.FAILURE: "the device announces a failure, or the broker finds that there can be no value",
-    Input.CANCEL: "the session, or the device, ends it",
+    Input.CANCEL: "the session, or the device, ends it; what is unknown, a device that announces it",
     Input.DEADLINE: "its time is over",
     Input.RELEASE: "the session needs it no more; before the end a wish, which acts at the end",
     Input.STORE_LOST: "the device has come back with another store",
