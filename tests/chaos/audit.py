@@ -259,7 +259,7 @@ class _Auditor:
                 return f"failed because of {part.argument}, which is no argument of it"
             if argument.code or argument.status not in _ENDED:
                 return ""
-            return f"failed because of its argument {part.argument}, which is {argument.status}"
+            return f"failed because of its argument {part.argument}, which is {argument.status}: {part.message}"
         return f"ended with {code or part.status}, without a reason"
 
     # --------------------------------------------------------------------------------------------- ends and values
