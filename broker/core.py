@@ -335,8 +335,10 @@ class BrokerCore:
         self.results.held.caught_up(device)
 
     def _may_come(self, id: bytes) -> bool:
-        """Whether an id that is not known may be that of a command which its session has yet to send again."""
-        return self._context.unsure and self.results.entry(id).status is ResultStatus.UNKNOWN
+        """Whether an id that is not known may be that of a command which its session has yet to send again, or of an
+        end that a device has yet to announce: also where the session is gone, and later commands of it were known.
+        """
+        return self._context.unsure and not self.results.forgotten(id)
 
     def _on_taken(self, device: Device, message: Taken, _event: Received) -> None:
         device.mailbox.taken(message.n, self._context.now, device.boot)

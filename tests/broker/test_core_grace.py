@@ -163,6 +163,30 @@ def test_a_deadline_that_is_over_waits_too(bench: Bench) -> None:
     assert isinstance(session.take(Notify).event, Expired)
 
 
+def test_an_argument_of_a_session_that_is_gone_may_be_known_soon(bench: Bench) -> None:
+    """Its device has it of a broker that died, its session is fenced since, and later commands of it were known: a
+    large tensor is uploaded first, and comes after commands with larger ids.
+    """
+    session, device, other = bench.session("nightly"), bench.device(), bench.device("other")
+    session.counter = 7
+    session.invoke()
+    device.ready(device.take_one())
+    session.counter = 0
+    bench.holding = True
+    lost = session.invoke()
+    deliver = device.take_one()
+    kill(bench, other)
+    bench.session("nightly")
+    other.tell(NeedValues(ids=[lost]))
+    assert other.all(Supply) == []
+    device.connect()
+    device.register()
+    device.ready(deliver)
+    other.tell(NeedValues(ids=[lost]))
+    assert other.take(Supply).outcomes[0].failure is None
+    assert other.frames == (VALUE,)
+
+
 def test_an_unknown_argument_may_be_known_soon(bench: Bench) -> None:
     """After a restart whoever asks for it hears nothing until its command has come again, or the grace is over."""
     session, device = bench.session(), bench.device()
