@@ -83,7 +83,8 @@ class Commands:
         # Plans that this ledger has, or that are on their way to it, before anything that runs them.
         self._stored: set[bytes] = set()
         self._uploaded: set[bytes] = set()  # keys of what this ledger has
-        self._lacking: set[bytes] = set()  # keys that the first command of the outbox waits for
+        self._lacking: set[bytes] = set()  # keys of what the broker lacks for a command, ...
+        self._lacking_for: Outgoing | None = None  # ... this one: nothing is sent before it has come
         self._refused_plans: dict[bytes, Failure] = {}
         self._unmade = Unmade()
 
@@ -231,23 +232,25 @@ class Commands:
                 for result in outgoing.results:
                     result.digest = outgoing.digest
         self._unpark()
-        if key in self._lacking:
+        if key in self._lacking and self._lacking_for is not None:
             self._lacking.discard(key)
             if not self._lacking:
-                self._outbox.unacknowledged()[0][1].lacked += 1
-                self._outbox.rewind()
+                self._lacking_for.lacked += 1
+                self._send_again()
 
     def upload_failed(self, key: bytes, failure: Failure, out: list[object]) -> None:
         """What needs the blob that ``key`` names ends with ``failure``, and what needs that, with ArgumentFailed."""
         for outgoing in [outgoing for outgoing in self._parked if key in outgoing.missing]:
             self._fail_parked(outgoing, failure, out)
         self._unpark()
-        if key in self._lacking:
-            (_, first), *_ = self._outbox.unacknowledged()
-            self._lacking.clear()
-            self._give_up(first, failure, out)
-            self._outbox.rewind()
+        if key in self._lacking and self._lacking_for is not None:
+            self._give_up(self._lacking_for, failure, out)
         self._barriers.look(out)
+
+    def _send_again(self) -> None:
+        """The broker lacks nothing any more, as far as is known here: what it has not accepted goes again."""
+        self._lacking, self._lacking_for = set(), None
+        self._outbox.rewind()
 
     def _fail_parked(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         """A parked command can't be sent: what has not ended of it ends with ``failure``, and so on with what needs
@@ -299,8 +302,7 @@ class Commands:
         for n, failure in message.rejected.items():
             self.rejected(Rejected(n=n, failure=failure), out)
         self.accepted(accepted, now, out)
-        self._lacking.clear()
-        self._outbox.rewind()
+        self._send_again()
         for outgoing in self._parked:
             self._ask_for(outgoing, outgoing.missing, out)
 
@@ -312,7 +314,7 @@ class Commands:
         self._kept.clear()
         self._stored.clear()
         self._uploaded.clear()
-        self._lacking.clear()
+        self._lacking, self._lacking_for = set(), None
         self._accepted.clear()
         self._parked, self._parked_names = [], set()
         self._outbox = Outbox(window=self._window, patience=self._patience, first=accepted + 1)
@@ -345,6 +347,8 @@ class Commands:
                 self._accepted[number] = outgoing
             else:
                 self._drop(outgoing, out)
+            if outgoing is self._lacking_for:  # what the broker said was late, or somebody else has uploaded it
+                self._send_again()
         if self._barriers:
             self._barriers.look(out)
 
@@ -373,7 +377,7 @@ class Commands:
             self._give_up(outgoing, failure, out)
             self._outbox.rewind()
             return
-        self._lacking = known
+        self._lacking, self._lacking_for = known, outgoing
         self._uploaded.difference_update(known)
         self._outbox.hold(math.inf)
         self._ask_for(outgoing, known, out)
@@ -396,8 +400,7 @@ class Commands:
 
     def link_lost(self) -> None:
         """What was sent and not acknowledged may be lost."""
-        self._lacking.clear()
-        self._outbox.rewind()
+        self._send_again()
 
     def due(self, now: float, out: list[object]) -> None:
         """Send what may be sent now."""
@@ -460,6 +463,8 @@ class Commands:
 
     def _give_up(self, outgoing: Outgoing, failure: Failure, out: list[object]) -> None:
         """End the results of a numbered command, and let its number carry nothing."""
+        if outgoing is self._lacking_for:
+            self._send_again()
         self._discount(outgoing)
         if outgoing.upload is not None:
             out.append(UploadEnded(outgoing.upload))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from broker.protocol import messages as m
 from broker.protocol.framing import command_digest
 from coordinator.core_events import SendPlan, Upload, Uploaded, UploadEnded, UploadFailed
@@ -120,6 +122,25 @@ def test_an_upload_that_fails_while_the_broker_lacks_it() -> None:
     assert result.failure == FAILURE
     assert [n for n, _ in session.submits()] == [2, 3]
     assert not other.ended
+
+
+@pytest.mark.parametrize("taken", [m.Accepted(n=2), m.Rejected(n=2, failure=FAILURE)])
+def test_a_command_that_is_taken_while_the_broker_is_said_to_lack_something(taken: m.Message) -> None:
+    """What the broker said was late: the stream goes on at once, and the upload, when it has ended, changes nothing."""
+    session = opened()
+    session.invoke(1.0)
+    other = session.invoke(2.0)
+    session.told(m.Lacking(n=2, digests=[PLAN]))
+    uploads = session.of(Upload)
+    assert uploads
+    session.told(taken)
+    session.batch()
+    assert [n for n, command in session.submits(session.done) if getattr(command, "id", b"") == other.id][1:] == [3]
+    session.told(m.Accepted(n=3))
+    for upload in uploads:
+        session.handle(Uploaded(key=upload.key, digest=upload.key, ledger=LEDGER))
+    third = session.invoke(3.0)
+    assert [command.id for _, command in session.submits() if isinstance(command, m.Invoke)] == [third.id]
 
 
 # ------------------------------------------------------------------------------------------------------- large tensors
