@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from broker.context import Context
 from broker.devices import Device
 from broker.ledger.interface import DropRelease, MarkReleased, MarkReleasing, RecordRelease
+from broker.protocol.batches import batches
 from broker.protocol.framing import command_digest
 from broker.protocol.messages import Invoke, Release, ResultStatus
 from broker.records import Record
@@ -23,9 +24,6 @@ from broker.sessions import Session
 from broker.transitions import TRANSITIONS, Input
 
 __all__ = ["Gate", "Releases"]
-
-_IDS = 4096
-"""How many ids a device is told of in one errand: its header has a limit."""
 
 
 class _Pending:
@@ -189,8 +187,8 @@ class Releases:
 
     def tell(self, device: Device, ids: list[bytes]) -> None:
         """The device may drop these."""
-        for start in range(0, len(ids), _IDS):
-            command = Release(ids=ids[start : start + _IDS])
+        for some in batches(ids):
+            command = Release(ids=some)
             device.mailbox.run(command, command_digest(command), self._context.next_seq())
 
     # ------------------------------------------------------------------------------------------ after a restart

@@ -39,9 +39,9 @@ __all__ = ["Submissions"]
 
 _Frames = tuple[Frame, ...]
 
-_ADDED = 64
-"""How many bytes a command's header may be longer when it goes on to its device: with its digest, a larger number, and
-the time that it has left. One that no device takes would hold up all behind it.
+_HEADER = HEADER_LIMIT - 64
+"""The largest header of a command, in bytes: it may be longer when it goes on to its device, with its digest, a larger
+number, and the time that it has left. One that no device takes would hold up all behind it.
 """
 
 
@@ -92,9 +92,9 @@ class Submissions:
             reason = f"expected a message of at most {limit} bytes, got {event.size} bytes"
             self._reject(session, n, "MessageTooLarge", reason)
             return
-        header = event.size - size_of(event.frames)
-        if header > HEADER_LIMIT - _ADDED:
-            reason = f"expected a header of at most {HEADER_LIMIT - _ADDED} bytes, got {header} bytes"
+        # Most messages are smaller with all their frames.
+        if event.size > _HEADER and (header := event.size - size_of(event.frames)) > _HEADER:
+            reason = f"expected a header of at most {_HEADER} bytes, got {header} bytes"
             self._reject(session, n, "MessageTooLarge", reason)
             return
         command = message.command

@@ -260,13 +260,13 @@ class Commands:
         names = set(outgoing.names())
         self._end_all(outgoing, failure, out)
         self._drop(outgoing, out)
-        stored = isinstance(outgoing.command, StorePlan)
-        if isinstance(outgoing.command, StorePlan):
-            self._stored.discard(outgoing.command.plan)
+        command = outgoing.command
+        if isinstance(command, StorePlan):
+            self._stored.discard(command.plan)
             self._uploaded.difference_update(outgoing.attached)
         for other in list(self._parked):
             needs = isinstance(other.command, Invoke) and other in self._kept and other.refers_to(names)
-            if needs and (stored or self._ends_unmade(other, out)):
+            if needs and (isinstance(command, StorePlan) or self._ends_unmade(other, out)):
                 self._fail_parked(other, failure, out)
 
     def _ends_unmade(self, outgoing: Outgoing, out: list[object]) -> bool:

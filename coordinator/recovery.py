@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from broker.protocol.batches import batches
 from broker.protocol.ids import counter_of, incarnation_of, nth
 from broker.protocol.messages import AskStatus, ResultStatus, StatusEntry, StatusReport
 from coordinator.core_events import Watch
@@ -47,8 +48,8 @@ def take_up_session(fleet: Fleet) -> list[PointerTensor]:
     known = {entry.id: entry for entry in firsts}
     ids = [nth(entry.id, k) for entry in firsts for k in range(entry.outputs)]
     more = [each for each in ids if each not in known]
-    for start in range(0, len(more), IDS_A_QUESTION):
-        known.update({entry.id: entry for entry in _ask(fleet, more[start : start + IDS_A_QUESTION])})
+    for some in batches(more, IDS_A_QUESTION):
+        known.update({entry.id: entry for entry in _ask(fleet, some)})
     made: list[PointerTensor] = []
     for each in ids:
         pending = fleet.pending(each)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from broker.protocol.batches import batches
 from broker.protocol.errors import EdgePlanError
 from broker.protocol.messages import Release
 from coordinator.core_events import SubmitCommand
@@ -106,8 +107,7 @@ class Scope:
         for pointer in pointers:
             by_device.setdefault(pointer.result.device, []).append(pointer)
         for device, group in by_device.items():
-            for start in range(0, len(group), RELEASES_A_COMMAND):
-                some = group[start : start + RELEASES_A_COMMAND]
+            for some in batches(group, RELEASES_A_COMMAND):
                 command = Release(ids=[pointer.result_id for pointer in some])
                 released = tuple([(pointer.result, pointer.index) for pointer in some])
                 self._fleet.submit(SubmitCommand(devices=(device,), command=command, released=released))

@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from broker.protocol.batches import batches
 from broker.protocol.errors import EdgePlanError, TensorRefused
 from broker.protocol.ids import nth
 from broker.protocol.messages import INLINE_TENSORS_BYTES, Failure, Fetch, Frame, Values
@@ -122,6 +123,8 @@ def check_nesting(leaves: Iterable[object]) -> None:
     from coordinator.pointers import PointerTensor
 
     for leaf in leaves:
+        if isinstance(leaf, PointerTensor):  # most are
+            continue
         hides = isinstance(leaf, AbstractSet | ValuesView | deque)
         inside = spec_of(list(leaf), name="nest")[1] if hides else ()  # type: ignore[call-overload]
         if isinstance(leaf, Iterator) or any(isinstance(each, PointerTensor) for each in inside):
@@ -167,8 +170,7 @@ class Gathering:
             room -= size
         if small:
             yield small
-        for start in range(0, len(large), FETCH_BLOBS):
-            yield large[start : start + FETCH_BLOBS]
+        yield from batches(large, FETCH_BLOBS)
 
     # --------------------------------------------------------------------------------------------- on other threads
 

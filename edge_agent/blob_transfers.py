@@ -275,8 +275,7 @@ class BlobTransfers:
         except ChunkRefused as error:
             return self._give_up(chunk.digest, str(error), now)
         except OSError as error:
-            reason = f"this side could not write: {error.strerror or error}"
-            return self._give_up(chunk.digest, reason, now, full=is_full(error))
+            return self._could_not("write", chunk.digest, error, now)
         return self._go_on(fetching, now)
 
     def _go_on(self, fetching: _Fetching, now: float) -> list[m.Message]:
@@ -286,8 +285,7 @@ class BlobTransfers:
             try:
                 got = fetching.sink.finish()
             except OSError as error:
-                reason = f"this side could not keep it: {error.strerror or error}"
-                return self._give_up(digest, reason, now, full=is_full(error))
+                return self._could_not("keep it", digest, error, now)
             del self._fetching[digest]
             self._on_event(
                 BlobFetched(digest=digest, data=got) if isinstance(got, bytes) else BlobFetched(digest=digest, path=got)
@@ -297,7 +295,7 @@ class BlobTransfers:
             try:
                 fetching.sink.truncate()
             except OSError as error:
-                return self._give_up(digest, f"this side could not write: {error.strerror or error}", now)
+                return self._could_not("write", digest, error, now)
             if fetching.clean:
                 return self._give_up(digest, "expected bytes with the digest asked for, got others", now)
             fetching.clean = True  # it may be the part from earlier that was wrong
@@ -339,7 +337,7 @@ class BlobTransfers:
         try:
             return piece, self._offering[piece.digest].source.read(piece.offset, piece.length)
         except OSError as error:
-            return self._give_up(piece.digest, f"this side could not read: {error.strerror or error}", now)
+            return self._could_not("read", piece.digest, error, now)
 
     def give_back(self, piece: Piece) -> None:
         """The link is full: the chunk was not sent."""
@@ -361,7 +359,7 @@ class BlobTransfers:
                     fetching.sink.truncate()
                     receiver.restart()
             except OSError as error:
-                out += self._give_up(fetching.digest, f"this side could not read: {error.strerror or error}", now)
+                out += self._could_not("read", fetching.digest, error, now)
                 continue
             if not receiver.to_absorb:
                 out += self._go_on(fetching, now)
@@ -407,6 +405,10 @@ class BlobTransfers:
             return self._begin(now)
         offering.again_at = now + self._settings.patience * (1 << offering.fruitless)
         return [m.Offer(digest=offering.digest, size=size)]
+
+    def _could_not(self, what: str, digest: bytes, error: OSError, now: float) -> list[m.Message]:
+        """The disk of this side did not let us do ``what``."""
+        return self._give_up(digest, f"this side could not {what}: {error.strerror or error}", now, full=is_full(error))
 
     def _give_up(self, digest: bytes, reason: str, now: float, *, full: bool = False) -> list[m.Message]:
         self._fail(digest, reason, full=full)

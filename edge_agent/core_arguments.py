@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from broker.protocol import messages as m
+from broker.protocol.batches import batches
 from broker.protocol.failures import argument_failed
 from edge_agent.catalog import Catalog, Held
 from edge_agent.core_blobs import BlobWants
@@ -19,9 +20,6 @@ from edge_agent.jobs import File, Operand, Source, as_source
 
 __all__ = ["Arguments"]
 
-
-_ASKED = 4096
-"""How many values are asked for in one message: the broker looks at no more of them, and its header has a limit."""
 
 _SUPPLIES = 4
 """How often a value may be supplied as a blob that can't be had, before it counts as lost."""
@@ -325,8 +323,8 @@ class Arguments:
             need = self._needs[id]
             need.again_at = now + self._config.retry_seconds * (1 << min(need.asked, 4))
             need.asked += 1
-        for start in range(0, len(due), _ASKED):
-            self._desk.send(m.NeedValues(ids=due[start : start + _ASKED]))
+        for some in batches(due):
+            self._desk.send(m.NeedValues(ids=some))
 
     def next_timer(self) -> float | None:
         """When something is due to be asked for again."""
@@ -335,7 +333,7 @@ class Arguments:
 
 def _argument_failed(id: bytes, why: m.Failure) -> m.Failure:
     """The failure of a command whose argument ``id`` has ended without a value, with the details of what began it."""
-    named = argument_failed(id, why)
+    named = argument_failed(id, why)  # its own details first: where there are too many, the last are cut
     return m.Failure(code=named.code, message=named.message, details={**named.details, **why.details, **named.details})
 
 

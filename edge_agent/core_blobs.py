@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from broker.protocol import messages as m
+from broker.protocol.batches import batches
 from edge_agent.catalog import Catalog
 from edge_agent.core_desk import WARNING, AgentConfig, Desk, failure
 from edge_agent.core_quota import Quota
@@ -16,9 +17,6 @@ __all__ = ["BlobWants", "Receiver"]
 
 Receiver: TypeAlias = Callable[[bytes, "bytes | str | m.Failure"], None]
 """Called with a blob's digest and its bytes, or the path of its file, or why it cannot be had."""
-
-_ASKED = 4096
-"""How many blobs are asked for in one message: its header has a limit."""
 
 _FETCHES = 8
 """How many fetches of one blob may fail before it counts as not to be had."""
@@ -90,8 +88,8 @@ class BlobWants:
             wanted.asked += 1
             lacking.setdefault(wanted.apart, []).append(digest)
         for digests in lacking.values():
-            for start in range(0, len(digests), _ASKED):
-                self._desk.send(m.NeedBlobs(digests=digests[start : start + _ASKED]))
+            for some in batches(digests):
+                self._desk.send(m.NeedBlobs(digests=some))
 
     def next_timer(self) -> float | None:
         """When something is due to be asked for again."""

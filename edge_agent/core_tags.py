@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import msgspec
 
+from broker.protocol.batches import batches
 from broker.protocol.framing import HEADER_LIMIT
 from broker.protocol.messages import TagEntry, TagsChanged
 from edge_agent.catalog import Catalog, Held
@@ -20,9 +21,6 @@ would be refused, and everything behind it in the stream would wait for ever.
 
 _LARGEST = HEADER_LIMIT - 1024
 """The largest entry that can be announced at all."""
-
-_GONE = 4096
-"""How many ids that are gone there are in one announcement."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -49,7 +47,7 @@ class TagIndex:
 
     def dropped(self, ids: Iterable[bytes]) -> list[TagsChanged]:
         """These values are gone; none: none of them was tagged."""
-        return list(_without([id for id in ids if self._told.pop(id, None) is not None]))
+        return _without([id for id in ids if self._told.pop(id, None) is not None])
 
     def refresh(self) -> list[TagsChanged]:
         """Somebody else has changed the store; none: nothing that is tagged."""
@@ -76,6 +74,5 @@ class TagIndex:
         return parts
 
 
-def _without(gone: Sequence[bytes]) -> Iterator[TagsChanged]:
-    for start in range(0, len(gone), _GONE):
-        yield TagsChanged(gone=list(gone[start : start + _GONE]))
+def _without(gone: list[bytes]) -> list[TagsChanged]:
+    return [TagsChanged(gone=some) for some in batches(gone)]

@@ -473,7 +473,6 @@ def _failure_of(error: Exception, plan: bytes) -> Failure:
         details |= {name: value for name, value in vars(error).items() if isinstance(value, (str, int, float))}
         return Failure(code=type(error).__name__, message=str(error), details=details)
     if is_full(error):
-        said = f"the result could not be kept: {getattr(error, 'strerror', error)}"
-        return Failure(code="StoreFull", message=said, details=details)
+        return Failure(code="StoreFull", message=f"the result could not be kept: {error.strerror}", details=details)
     details["error"] = type(error).__name__
     return Failure(code="ExecutionFailed", message=str(error), details=details)
